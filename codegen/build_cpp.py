@@ -1,0 +1,88 @@
+"""Compiles a C++ translation unit to a shared library and loads it, through the on-disk cache."""
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+from .cache import DiskCache, digest
+
+log = logging.getLogger(__name__)
+
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fwrapv", "-fopenmp", "-fPIC",
+         "-shared", "-w")
+LIBRARIES = ("-lm",)
+
+
+class CompilerMissing(RuntimeError):
+    """No C++ compiler was found."""
+
+
+class CompilationFailed(RuntimeError):
+    """The C++ compiler refused a translation unit; the message has its first lines of output."""
+
+
+def find_compiler() -> str:
+    """Path of the C++ compiler: ``$CXX``'s first word, else g++, else clang++. Raises CompilerMissing."""
+    wanted = os.environ.get("CXX", "").split()
+    for name in (*wanted[:1], "g++", "clang++"):
+        path = shutil.which(name)
+        if path:
+            return path
+    raise CompilerMissing(
+        "no C++ compiler found (looked for $CXX, g++ and clang++ on PATH); install one, for example with "
+        "`apt-get install g++` or `conda install gxx`")
+
+
+@functools.lru_cache(maxsize=8)
+def _compiler_identity(compiler: str) -> str:
+    """What distinguishes this compiler and processor from others: part of every cache key."""
+    stat = os.stat(os.path.realpath(compiler))
+    return f"{os.path.realpath(compiler)}:{stat.st_size}:{stat.st_mtime_ns}:{_processor()}"
+
+
+@functools.lru_cache(maxsize=1)
+def _processor() -> str:
+    """Model and instruction sets of the processor, because of ``-march=native``."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        return digest(*[x for x in lines if x.startswith(("model name", "flags", "Features", "CPU part"))])
+    except OSError:
+        return platform.processor()
+
+
+def compile_library(source: str, cache: DiskCache, compiler: str | None = None) -> Path:
+    """Path of the shared library for ``source``; the compiler runs only if the cache hasn't got it.
+
+    Raises CompilerMissing or CompilationFailed.
+    """
+    compiler = compiler or find_compiler()
+    key = digest(source, " ".join((*FLAGS, *LIBRARIES)), _compiler_identity(compiler))
+
+    def build(path: Path) -> None:
+        text = path.with_suffix(".cpp")
+        text.write_text(source)
+        command = [compiler, *FLAGS, str(text), "-o", str(path), *LIBRARIES]
+        log.debug("running %s", " ".join(command))
+        try:
+            result = subprocess.run(command, capture_output=True, text=True)
+            if result.returncode:
+                first = "\n".join(result.stderr.splitlines()[:20])
+                raise CompilationFailed(f"{compiler} failed on a generated translation unit:\n{first}")
+        finally:
+            text.unlink(missing_ok=True)
+
+    return cache.get(key, ".so", build)
+
+
+def load_library(path: Path) -> ctypes.CDLL:
+    """The library with ``rooffuse_run``'s signature set."""
+    library = ctypes.CDLL(str(path))
+    library.rooffuse_run.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
+    library.rooffuse_run.restype = ctypes.c_int
+    return library

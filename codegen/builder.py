@@ -1,0 +1,146 @@
+"""Builds the body of one nest: hash-consed SSA statements, casts where types differ, exact constant short cuts."""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from sympy import Expr, Integer
+
+from .ir import Axis, Compute, Const, Index, Load, Nest, Reduce, Stmt, Store, compute_dtype, operands
+from .index import bounds, symbol
+
+Number = int | float | bool
+COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "isnan", "isinf", "not", "signbit"})
+
+
+class NestBuilder:
+    """Statements are appended once: asking for an equal one again returns the first one's name.
+
+    ``mask`` is the condition under which loads are made (inside of a padded or concatenated region), or None.
+    ``eager_rounding`` keeps the rounding that eager execution has between two low-precision operations.
+    """
+
+    def __init__(self, axes: Sequence[Axis], eager_rounding: bool = False) -> None:
+        self.axes = tuple(axes)
+        self.ranges = {a.symbol: a.size for a in axes}
+        self.reduction_symbols = frozenset(a.symbol for a in axes if a.reduction)
+        self.body: list[Stmt] = []
+        self.dtypes: dict[str, torch.dtype] = {}
+        self.constants: dict[str, Number] = {}
+        self.mask: str | None = None
+        self.eager_rounding = eager_rounding
+        self._known: dict[tuple, str] = {}
+
+    def _emit(self, kind: type, dtype: torch.dtype, *fields) -> str:
+        key = (kind, dtype, *((type(f), f) if isinstance(f, bool | float | int) else f for f in fields))
+        if key not in self._known:
+            name = f"v{len(self.dtypes)}"
+            self.body.append(kind(name, dtype, *fields))
+            self.dtypes[name] = dtype
+            self._known[key] = name
+        return self._known[key]
+
+    def const(self, value: Number, dtype: torch.dtype) -> str:
+        """``value`` as a constant of compute type ``dtype``."""
+        dtype = compute_dtype(dtype)
+        if dtype == torch.bool:
+            value = bool(value)
+        elif dtype.is_floating_point:
+            value = float(value)
+            if dtype == torch.float32 and math.isfinite(value):
+                value = torch.tensor(value, dtype=torch.float32).item()
+        else:
+            value = int(value)
+        if isinstance(value, float) and (math.isnan(value) or (value == 0 and math.copysign(1, value) < 0)):
+            name = f"v{len(self.dtypes)}"  # nan never equals itself and -0.0 equals 0.0: neither can be a key
+            self.body.append(Const(name, dtype, value))
+            self.dtypes[name] = dtype
+        else:
+            name = self._emit(Const, dtype, value)
+        self.constants[name] = value
+        return name
+
+    def index(self, expr: Expr, dtype: torch.dtype = torch.int64) -> str:
+        """The integer expression ``expr`` of axis symbols as a value."""
+        if expr.is_Integer:
+            return self.const(int(expr), dtype)
+        if dtype == torch.int32:
+            extent = bounds(expr, self.ranges)
+            if extent is not None and -(2**31) <= extent[0] and extent[1] < 2**31:
+                return self._emit(Index, torch.int32, expr)
+        return self.cast(self._emit(Index, torch.int64, expr), dtype)
+
+    def load(self, buffer: str, dtype: torch.dtype, index: Expr) -> str:
+        """``buffer[index]`` widened to its compute type, 0 where the current mask is false."""
+        return self._emit(Load, compute_dtype(dtype), buffer, index, self.mask, 0)
+
+    def cast(self, value: str, dtype: torch.dtype) -> str:
+        """``value`` converted to the compute type of ``dtype``."""
+        wanted = compute_dtype(dtype)
+        if self.dtypes[value] == wanted:
+            return value
+        if value in self.constants and not (
+                isinstance(self.constants[value], float) and not math.isfinite(self.constants[value])):
+            return self.const(self.constants[value], wanted)
+        if wanted == torch.bool:
+            return self.compute("ne", value, self.const(0, self.dtypes[value]))
+        return self._emit(Compute, wanted, "cast", (value,), None)
+
+    def rounded(self, value: str, dtype: torch.dtype) -> str:
+        """``value`` rounded to storage type ``dtype`` but kept in its compute type, if eager rounding is asked for."""
+        if not self.eager_rounding or compute_dtype(dtype) == dtype:
+            return value
+        return self._emit(Compute, self.dtypes[value], "round_to", (value,), dtype)
+
+    def compute(self, op: str, *args: str, dtype: torch.dtype | None = None) -> str:
+        """``op(args)``; the result has the type of the last argument unless it is a comparison or ``dtype`` is given."""
+        if dtype is None:
+            dtype = torch.bool if op in COMPARISONS else self.dtypes[args[-1]]
+        if op in ("mul", "div") and self.constants.get(args[1]) == 1:
+            return args[0]
+        if op == "mul" and self.constants.get(args[0]) == 1:
+            return args[1]
+        return self._emit(Compute, dtype, op, tuple(args), None)
+
+    def where(self, condition: str, a: str, b: str) -> str:
+        return self.compute("where", condition, a, b)
+
+    def both(self, a: str | None, b: str) -> str:
+        """The conjunction of two masks, either of which may be absent."""
+        return b if a is None else self.compute("and", a, b)
+
+    def reduce(self, op: str, value: str, dtype: torch.dtype) -> str:
+        """Reduce ``value`` over all reduction axes into compute type ``dtype``."""
+        return self._emit(Reduce, compute_dtype(dtype), op, value)
+
+    def store(self, buffer: str, index: Expr, value: str, mask: str | None = None) -> None:
+        self.body.append(Store(buffer, index, value, mask))
+
+    def scope_has_reduction_axis(self, coords: Sequence[Expr]) -> bool:
+        """Whether coordinates vary over a reduction axis (directly: indices from gathered values count as varying)."""
+        return any(s in self.reduction_symbols or s.name.startswith("v") for c in coords for s in c.free_symbols)
+
+    def finish(self) -> Nest:
+        """The nest, without statements that no store needs."""
+        needed: set[str] = set()
+        kept: list[Stmt] = []
+        for stmt in reversed(self.body):
+            if isinstance(stmt, Store) or stmt.name in needed:
+                needed.update(operands(stmt))
+                kept.append(stmt)
+        return Nest(self.axes, tuple(reversed(kept)))
+
+    def gathered(self, value: str, size: int, negative: bool) -> Expr:
+        """An SSA integer as an index into a dimension of ``size``; ``negative`` ones count from the end.
+
+        The value goes through "bounded", which reports an index outside of ``[0, size)`` where the target can.
+        """
+        value = self.cast(value, torch.int64)
+        if value in self.constants and -size <= self.constants[value] < size:
+            return Integer(int(self.constants[value]) % size)
+        extent = self.const(size, torch.int64)
+        if negative:
+            below = self.compute("lt", value, self.const(0, torch.int64))
+            value = self.where(below, self.compute("add", value, extent), value)
+        return symbol(self.compute("bounded", value, extent))

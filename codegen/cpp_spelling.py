@@ -1,0 +1,199 @@
+"""How C++ spells types, operations, loads and stores, and the prelude that every translation unit starts with."""
+from __future__ import annotations
+
+import torch
+
+from .ir import Compute, Const, Index, Load, Store
+from .printer import Printer, Spelling, float_literal
+
+STORAGE = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "rf_bf16", torch.float16: "rf_fp16",
+           torch.int8: "int8_t", torch.uint8: "uint8_t", torch.int16: "int16_t", torch.int32: "int32_t",
+           torch.int64: "int64_t", torch.bool: "uint8_t"}
+COMPUTE = {**STORAGE, torch.bool: "bool"}
+LIMITS = {torch.int8: 8, torch.int16: 16, torch.int32: 32, torch.int64: 64}
+
+# glibc offers vector versions of these (libmvec); declaring them lets `omp simd` loops call those without -ffast-math,
+# whose assumptions on NaN and infinity would be wrong.
+_UNARY_MATH = ("sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh exp exp2 expm1 log log2 log10 log1p erf "
+               "erfc").split()
+_BINARY_MATH = ("pow", "atan2")
+
+
+def _prototypes() -> str:
+    lines = []
+    for suffix, kind in (("f", "float"), ("", "double")):
+        for name in _UNARY_MATH:
+            lines += ["RF_SIMD", f'extern "C" {kind} {name}{suffix}({kind}) noexcept;']
+        for name in _BINARY_MATH:
+            lines += ["RF_SIMD", f'extern "C" {kind} {name}{suffix}({kind}, {kind}) noexcept;']
+        for name in ("lgamma",):
+            lines.append(f'extern "C" {kind} {name}{suffix}({kind}) noexcept;')
+        lines.append(f'extern "C" {kind} fmod{suffix}({kind}, {kind}) noexcept;')
+    return "\n".join(lines)
+
+
+PRELUDE = r"""#include <stdint.h>
+#include <stddef.h>
+#if defined(__x86_64__) && defined(__GLIBC__) && (__GLIBC__ > 2 || __GLIBC_MINOR__ >= 35)
+#define RF_SIMD _Pragma("omp declare simd notinbranch")
+#else
+#define RF_SIMD
+#endif
+""" + _prototypes() + r"""
+typedef uint16_t rf_bf16;
+typedef _Float16 rf_fp16;
+static int rf_status;  // becomes 1 when a gather's index is out of range
+static inline float rf_bits(uint32_t u) { float f; __builtin_memcpy(&f, &u, 4); return f; }
+static inline float rf_from_bf16(rf_bf16 x) { return rf_bits((uint32_t)x << 16); }
+static inline float rf_from_fp16(rf_fp16 x) { return (float)x; }
+static inline rf_bf16 rf_to_bf16(float x) {
+  uint32_t u; __builtin_memcpy(&u, &x, 4);
+  const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  return (rf_bf16)(x != x ? 0x7fc0u : rounded);
+}
+static inline rf_fp16 rf_to_fp16(float x) { return (rf_fp16)x; }
+template <typename T> static inline T rf_max(T a, T b) { return (a > b || a != a) ? a : b; }
+template <typename T> static inline T rf_min(T a, T b) { return (a < b || a != a) ? a : b; }
+template <typename T> static inline T rf_sign_copy(T a, T b) { return sizeof(T) == 4 ? __builtin_copysignf(a, b) : __builtin_copysign(a, b); }
+template <typename T> static inline T rf_truncdiv(T a, T b) { return b == 0 ? 0 : b == (T)-1 ? (T)(0 - a) : (T)(a / b); }
+template <typename T> static inline T rf_mod(T a, T b) { return b == 0 || b == (T)-1 ? 0 : (T)(a % b); }
+template <typename T> static inline T rf_remainder(T a, T b) {
+  const T r = rf_mod(a, b);
+  return (r != 0 && ((r < 0) != (b < 0))) ? (T)(r + b) : r;
+}
+template <typename T> static inline T rf_floordiv(T a, T b) {
+  const T q = rf_truncdiv(a, b);
+  return (rf_mod(a, b) != 0 && ((a < 0) != (b < 0))) ? (T)(q - 1) : q;
+}
+template <typename T> static inline T rf_ipow(T a, T b) {
+  if (b < 0) return a == 1 ? 1 : a == (T)-1 ? ((b & 1) ? (T)-1 : 1) : 0;
+  T result = 1;
+  for (; b; b >>= 1, a *= a) if (b & 1) result *= a;
+  return result;
+}
+template <typename T> static inline T rf_shl(T a, T b) { return b < 0 || b >= (T)(sizeof(T) * 8) ? 0 : (T)(a << b); }
+template <typename T> static inline T rf_shr(T a, T b) {
+  return b < 0 || b >= (T)(sizeof(T) * 8) ? (T)(a < 0 ? -1 : 0) : (T)(a >> b);
+}
+static inline int64_t rf_bounded(int64_t i, int64_t n) {
+  if (__builtin_expect((uint64_t)i >= (uint64_t)n, 0)) { rf_status = 1; return 0; }
+  return i;
+}
+#define RF_MIN(a, b) ((a) < (b) ? (a) : (b))
+"""
+
+
+def _math(name: str) -> Spelling:
+    def spell(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
+        suffix = "" if stmt.dtype == torch.float64 else "f"
+        return f"{name}{suffix}({', '.join(args)})"
+
+    return spell
+
+
+def _builtin(name: str) -> Spelling:
+    return _math(f"__builtin_{name}")
+
+
+def _by_kind(floating: Spelling, integer: str) -> Spelling:
+    def spell(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
+        if p.dtypes[args[0]].is_floating_point:
+            return floating(p, stmt, args) if callable(floating) else floating.format(*args)
+        return integer.format(*args)
+
+    return spell
+
+
+def _cast(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
+    source, wanted = p.dtypes[args[0]], stmt.dtype
+    if source.is_floating_point and not wanted.is_floating_point and wanted not in (torch.int64, torch.int32):
+        return f"({COMPUTE[wanted]})(int64_t){args[0]}"
+    return f"({COMPUTE[wanted]}){args[0]}"
+
+
+def _round_to(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
+    kind = "bf16" if stmt.rounding == torch.bfloat16 else "fp16"
+    return f"rf_from_{kind}(rf_to_{kind}({args[0]}))"
+
+
+def _rsqrt(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
+    return f"1 / __builtin_sqrt({args[0]})" if stmt.dtype == torch.float64 else f"1.0f / __builtin_sqrtf({args[0]})"
+
+
+def _sigmoid(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
+    if stmt.dtype == torch.float64:
+        return f"1 / (1 + exp(-{args[0]}))"
+    return f"1.0f / (1.0f + expf(-{args[0]}))"
+
+
+CPP_OPS: dict[str, Spelling] = {
+    **{name: _math(name) for name in _UNARY_MATH},
+    **{name: _builtin(name) for name in ("sqrt", "floor", "ceil", "trunc")},
+    "round": _builtin("rint"), "abs": _by_kind(_builtin("fabs"), "({0} < 0 ? -{0} : {0})"), "neg": "-{0}",
+    "lgamma": _math("lgamma"), "fmod": _by_kind(_math("fmod"), "rf_mod({0}, {1})"), "rsqrt": _rsqrt,
+    "sigmoid": _sigmoid, "cast": _cast, "round_to": _round_to, "isnan": "{0} != {0}",
+    "isinf": "__builtin_isinf({0}) != 0", "not": "!{0}", "invert": "~{0}",
+    "signbit": _by_kind("__builtin_signbit({0}) != 0", "{0} < 0"),
+    "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}",
+    "truncdiv": "rf_truncdiv({0}, {1})", "floordiv": "rf_floordiv({0}, {1})", "remainder": "rf_remainder({0}, {1})",
+    "pow": _by_kind(_math("pow"), "rf_ipow({0}, {1})"), "atan2": _math("atan2"), "min": "rf_min({0}, {1})",
+    "max": "rf_max({0}, {1})", "lt": "{0} < {1}", "le": "{0} <= {1}", "gt": "{0} > {1}", "ge": "{0} >= {1}",
+    "eq": "{0} == {1}", "ne": "{0} != {1}", "and": "{0} & {1}", "or": "{0} | {1}", "xor": "{0} ^ {1}",
+    "shl": "rf_shl({0}, {1})", "shr": "rf_shr({0}, {1})", "copysign": _builtin("copysign"),
+    "where": "{0} ? {1} : {2}", "bounded": "rf_bounded({0}, {1})",
+}
+
+
+def literal(value: int | float | bool, dtype: torch.dtype) -> str:
+    """A constant of compute type ``dtype``."""
+    if dtype == torch.bool:
+        return "true" if value else "false"
+    if not dtype.is_floating_point:
+        if dtype == torch.int64:
+            return "INT64_MIN" if value == -(2**63) else f"INT64_C({value})"
+        return f"({COMPUTE[dtype]}){value}"
+    suffix = "f" if dtype == torch.float32 else ""
+    return float_literal(float(value), f"__builtin_inf{suffix}()", f'__builtin_nan{suffix}("")') + (
+        suffix if abs(float(value)) < float("inf") else "")
+
+
+class CppStatements(Printer):
+    """Statements of C++; the loops are in ``cpp``."""
+
+    types = COMPUTE
+    ops = CPP_OPS
+
+    def spell_floordiv(self, a: str, n: str, positive: bool) -> str:
+        return f"({a} / {n})" if positive else f"rf_floordiv<int64_t>({a}, {n})"
+
+    def spell_mod(self, a: str, n: str, positive: bool) -> str:
+        return f"({a} % {n})" if positive else f"rf_remainder<int64_t>({a}, {n})"
+
+    def spell_clamp(self, a: str, low: str, high: str) -> str:
+        return f"rf_max<int64_t>({low}, rf_min<int64_t>({a}, {high}))"
+
+    def spell_const(self, stmt: Const) -> str:
+        return literal(stmt.value, stmt.dtype)
+
+    def spell_index_value(self, stmt: Index) -> str:
+        return f"({COMPUTE[stmt.dtype]})({self.spell_index(stmt.expr)})"
+
+    def spell_load(self, stmt: Load) -> str:
+        dtype = self.kernel.buffer(stmt.buffer).dtype
+        text = f"{stmt.buffer}[{self.spell_index(stmt.index)}]"
+        if dtype == torch.bfloat16:
+            text = f"rf_from_bf16({text})"
+        elif dtype == torch.float16:
+            text = f"rf_from_fp16({text})"
+        elif dtype == torch.bool:
+            text = f"({text} != 0)"
+        return text if stmt.mask is None else f"{stmt.mask} ? {text} : {literal(stmt.other, stmt.dtype)}"
+
+    def spell_store(self, stmt: Store) -> str:
+        dtype = self.kernel.buffer(stmt.buffer).dtype
+        value = {torch.bfloat16: "rf_to_bf16({})", torch.float16: "rf_to_fp16({})"}.get(dtype, "{}").format(stmt.value)
+        guard = f"if ({stmt.mask}) " if stmt.mask else ""
+        return f"{guard}{stmt.buffer}[{self.spell_index(stmt.index)}] = {value};"
+
+    def declare(self, name: str, dtype: torch.dtype, expression: str) -> str:
+        return f"const {COMPUTE[dtype]} {name} = {expression};"

@@ -1,0 +1,217 @@
+"""Index arithmetic on sympy expressions whose symbols have known ranges.
+
+An index is an integer expression over axis symbols (each in ``[0, size)``) and, for gathers, over symbols that name
+SSA values of the kernel. Views turn into floor divisions and remainders; the two functions here keep those out of the
+result whenever the ranges prove that they vanish.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import gcd, prod
+
+import sympy
+from sympy import Add, Expr, Integer, Mul, Symbol
+
+Ranges = Mapping[Symbol, int]  # exclusive upper bound of each axis symbol; a symbol that isn't in it is unbounded
+Bounds = tuple[int, int] | None
+
+
+class FloorDiv(sympy.Function):
+    """``floor(a / n)`` for a positive integer ``n``, rounding towards minus infinity."""
+
+    nargs = (2,)
+    is_integer = True
+
+    @classmethod
+    def eval(cls, a, n):
+        if n == 1:
+            return a
+        if a.is_Integer and n.is_Integer:
+            return Integer(int(a) // int(n))
+        return None
+
+
+class Mod(sympy.Function):
+    """``a - n * floor(a / n)`` for a positive integer ``n``."""
+
+    nargs = (2,)
+    is_integer = True
+
+    @classmethod
+    def eval(cls, a, n):
+        if n == 1:
+            return Integer(0)
+        if a.is_Integer and n.is_Integer:
+            return Integer(int(a) % int(n))
+        return None
+
+
+class Clamp(sympy.Function):
+    """``min(max(a, low), high)``: the index map of a replicating pad or a clamped gather."""
+
+    nargs = (3,)
+    is_integer = True
+
+
+def symbol(name: str) -> Symbol:
+    """The integer symbol called ``name``; equal names give equal symbols."""
+    return Symbol(name, integer=True)
+
+
+def bounds(expr: Expr, ranges: Ranges) -> Bounds:
+    """Inclusive ``(low, high)`` of ``expr``, or None where a symbol has no known range."""
+    if expr.is_Integer:
+        return int(expr), int(expr)
+    if isinstance(expr, Symbol):
+        size = ranges.get(expr)
+        return None if size is None else (0, size - 1)
+    if isinstance(expr, Add):
+        low = high = 0
+        for term in expr.args:
+            part = bounds(term, ranges)
+            if part is None:
+                return None
+            low, high = low + part[0], high + part[1]
+        return low, high
+    if isinstance(expr, Mul):
+        low = high = 1
+        for factor in expr.args:
+            part = bounds(factor, ranges)
+            if part is None:
+                return None
+            corners = [low * part[0], low * part[1], high * part[0], high * part[1]]
+            low, high = min(corners), max(corners)
+        return low, high
+    if isinstance(expr, FloorDiv):
+        part = bounds(expr.args[0], ranges)
+        n = int(expr.args[1])
+        return None if part is None else (part[0] // n, part[1] // n)
+    if isinstance(expr, Mod):
+        part, n = bounds(expr.args[0], ranges), int(expr.args[1])
+        return (part if part is not None and 0 <= part[0] and part[1] < n else (0, n - 1))
+    if isinstance(expr, Clamp):
+        return int(expr.args[1]), int(expr.args[2])
+    return None
+
+
+def _split(expr: Expr, n: int) -> tuple[Expr, Expr]:
+    """``expr = quotient * n + rest`` with every term that ``n`` divides moved into the quotient."""
+    quotient, rest = [], []
+    for term in Add.make_args(expr):
+        coefficient, factor = term.as_coeff_Mul()
+        if not coefficient.is_Integer:
+            rest.append(term)
+        elif factor is sympy.S.One:
+            quotient.append(Integer(int(coefficient) // n))
+            rest.append(Integer(int(coefficient) % n))
+        elif int(coefficient) % n == 0:
+            quotient.append(Integer(int(coefficient) // n) * factor)
+        else:
+            rest.append(term)
+    return Add(*quotient), Add(*rest)
+
+
+def _common_factor(expr: Expr, n: int) -> tuple[int, Expr, int]:
+    """``expr = g * scaled + constant`` with ``g`` dividing ``n`` and ``0 <= constant < g``."""
+    g, constant = n, 0
+    for term in Add.make_args(expr):
+        coefficient, factor = term.as_coeff_Mul()
+        if factor is sympy.S.One:
+            constant = int(coefficient)
+        else:
+            g = gcd(g, int(coefficient)) if coefficient.is_Integer else 1
+    if g == 1:
+        return 1, expr, 0
+    scaled = Add(*[
+        Integer(int(c) // g) * f for c, f in (t.as_coeff_Mul() for t in Add.make_args(expr)) if f is not sympy.S.One
+    ]) + constant // g
+    return g, scaled, constant % g
+
+
+def floordiv(expr: Expr, n: int, ranges: Ranges) -> Expr:
+    """``floor(expr / n)``, simplified by the ranges of its symbols. ``n`` is a positive integer."""
+    quotient, rest = _split(expr, n)
+    extent = bounds(rest, ranges)
+    if extent is not None and extent[0] // n == extent[1] // n:
+        return quotient + extent[0] // n
+    g, scaled, _ = _common_factor(rest, n)
+    if isinstance(scaled, FloorDiv):
+        return quotient + FloorDiv(scaled.args[0], scaled.args[1] * (n // g))
+    return quotient + FloorDiv(scaled, Integer(n // g))
+
+
+def mod(expr: Expr, n: int, ranges: Ranges) -> Expr:
+    """``expr mod n`` in ``[0, n)``, simplified by the ranges of its symbols. ``n`` is a positive integer."""
+    _, rest = _split(expr, n)
+    extent = bounds(rest, ranges)
+    if extent is not None and extent[0] // n == extent[1] // n:
+        return rest - n * (extent[0] // n)
+    g, scaled, constant = _common_factor(rest, n)
+    inner = Mod(scaled.args[0], Integer(n // g)) if (
+        isinstance(scaled, Mod) and int(scaled.args[1]) % (n // g) == 0) else Mod(scaled, Integer(n // g))
+    return g * inner + constant
+
+
+def rewrite(expr: Expr, replaced: Mapping[Symbol, Expr], ranges: Ranges) -> Expr:
+    """``expr`` with symbols replaced, divisions and remainders simplified again under the new ranges."""
+    if expr.is_Integer:
+        return expr
+    if isinstance(expr, Symbol):
+        return replaced.get(expr, expr)
+    if not expr.has(FloorDiv, Mod, Clamp):
+        return expr.xreplace(dict(replaced))
+    args = [rewrite(a, replaced, ranges) for a in expr.args]
+    if isinstance(expr, FloorDiv):
+        return floordiv(args[0], int(args[1]), ranges)
+    if isinstance(expr, Mod):
+        return mod(args[0], int(args[1]), ranges)
+    if isinstance(expr, Mul):
+        return sympy.expand_mul(Mul(*args))
+    return expr.func(*args)
+
+
+def ravel(coords: Sequence[Expr], shape: Sequence[int]) -> Expr:
+    """Row-major position of ``coords`` in a tensor of ``shape``."""
+    position: Expr = Integer(0)
+    for c, size in zip(coords, shape):
+        position = sympy.expand_mul(position * size) + c
+    return position
+
+
+def unravel(position: Expr, shape: Sequence[int], ranges: Ranges) -> tuple[Expr, ...]:
+    """Row-major coordinates in ``shape`` of the linear ``position``; size-one dimensions get 0."""
+    coords: list[Expr] = []
+    stride = prod(shape)
+    for dim, size in enumerate(shape):
+        stride = stride // size if size else 0
+        if size == 1:
+            coords.append(Integer(0))
+            continue
+        c = floordiv(position, stride, ranges)
+        coords.append(c if dim == _first_wide(shape) else mod(c, size, ranges))
+    return tuple(coords)
+
+
+def _first_wide(shape: Sequence[int]) -> int:
+    """The first dimension whose size isn't one: its coordinate needs no remainder."""
+    return next((d for d, s in enumerate(shape) if s != 1), -1)
+
+
+def affine(expr: Expr) -> tuple[dict[Symbol, int], int, list[Expr]]:
+    """``expr`` as ``sum(coefficient * symbol) + constant + sum(others)``, others being what isn't affine."""
+    coefficients: dict[Symbol, int] = {}
+    constant, others = 0, []
+    for term in Add.make_args(expr):
+        coefficient, factor = term.as_coeff_Mul()
+        if factor is sympy.S.One and coefficient.is_Integer:
+            constant += int(coefficient)
+        elif isinstance(factor, Symbol) and coefficient.is_Integer:
+            coefficients[factor] = coefficients.get(factor, 0) + int(coefficient)
+        else:
+            others.append(term)
+    return coefficients, constant, others
+
+
+def dot(coords: Iterable[Expr], strides: Iterable[int], offset: int = 0) -> Expr:
+    """Storage offset of ``coords`` in a strided tensor, in elements."""
+    return Add(*[sympy.expand_mul(c * s) for c, s in zip(coords, strides)], Integer(offset))

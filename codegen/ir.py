@@ -1,0 +1,241 @@
+"""The loop IR: what one launch computes, before any choice of tiles or language.
+
+    Kernel := name, buffers, nests            one launch; nests are independent of each other and may run in any order
+    Nest   := axes, body                      a loop nest; body is in SSA form, executed at every point of the axes
+    Axis   := symbol, size, reduction?        parallel axes first, then reduction axes, each in row-major order
+    Stmt   := Const  name = value
+            | Index  name = expr                           an integer expression of axis symbols
+            | Load   name = buffer[index] if mask else other
+            | Compute name = op(args)
+            | Reduce name = op over all reduction axes of value
+            | Store  buffer[index] = value                 (if mask)
+
+A value's *scope* is the set of axes that it varies over. Pointwise work and reductions are the same statements; only
+``Reduce`` leaves the scope of the reduction axes. An index may contain ``symbol(name)`` of an SSA value: a gather
+(Load) or a scatter (Store). Values have a *compute type*: bfloat16 and float16 are widened to float32 by the Load
+and rounded by the Store, so nothing in between rounds.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from sympy import Expr, Symbol
+
+WIDENED = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
+
+#: Every value operation and its number of arguments; a printer spells each of them.
+OPS: Mapping[str, int] = {
+    **dict.fromkeys(
+        "neg abs exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan asin acos atan sinh cosh tanh asinh acosh "
+        "atanh erf erfc lgamma floor ceil round trunc isnan isinf not invert sigmoid cast round_to signbit".split(), 1),
+    **dict.fromkeys(
+        "add sub mul div truncdiv floordiv fmod remainder pow atan2 min max lt le gt ge eq ne and or xor "
+        "shl shr copysign bounded".split(), 2),
+    "where": 3,
+}
+
+#: Reductions and the value each starts from (for floats; the printers know the integer limits).
+REDUCTIONS = ("sum", "prod", "max", "min", "any", "all", "argmax", "argmin")
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type in which values of storage type ``dtype`` are computed."""
+    return WIDENED.get(dtype, dtype)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One loop: ``symbol`` runs over ``[0, size)``."""
+
+    symbol: Symbol
+    size: int
+    reduction: bool = False
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A kernel argument: ``size`` elements of ``dtype`` starting at the pointer that the launch passes."""
+
+    name: str
+    dtype: torch.dtype
+    size: int
+
+
+@dataclass(frozen=True)
+class Const:
+    name: str
+    dtype: torch.dtype
+    value: int | float | bool
+
+
+@dataclass(frozen=True)
+class Index:
+    name: str
+    dtype: torch.dtype
+    expr: Expr
+
+
+@dataclass(frozen=True)
+class Load:
+    name: str
+    dtype: torch.dtype
+    buffer: str
+    index: Expr
+    mask: str | None = None
+    other: int | float | bool = 0
+
+
+@dataclass(frozen=True)
+class Compute:
+    name: str
+    dtype: torch.dtype
+    op: str
+    args: tuple[str, ...]
+    rounding: torch.dtype | None = None  # for "round_to": the narrower type whose rounding is imitated
+
+
+@dataclass(frozen=True)
+class Reduce:
+    name: str
+    dtype: torch.dtype
+    op: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Store:
+    buffer: str
+    index: Expr
+    value: str
+    mask: str | None = None
+
+
+Stmt = Const | Index | Load | Compute | Reduce | Store
+
+
+def operands(stmt: Stmt) -> tuple[str, ...]:
+    """Names of the SSA values that ``stmt`` reads, those inside of its index included."""
+    names: list[str] = []
+    if isinstance(stmt, Compute):
+        names.extend(stmt.args)
+    elif isinstance(stmt, Reduce | Store):
+        names.append(stmt.value)
+    if isinstance(stmt, Load | Store):
+        if stmt.mask is not None:
+            names.append(stmt.mask)
+        names.extend(sorted(s.name for s in stmt.index.free_symbols if s.name.startswith("v")))
+    return tuple(names)
+
+
+def index_of(stmt: Stmt) -> Expr | None:
+    """The index expression that ``stmt`` carries, if it has one."""
+    if isinstance(stmt, Load | Store):
+        return stmt.index
+    return stmt.expr if isinstance(stmt, Index) else None
+
+
+@dataclass(frozen=True)
+class Nest:
+    """A loop nest. Parallel axes come before reduction axes."""
+
+    axes: tuple[Axis, ...]
+    body: tuple[Stmt, ...]
+
+    @cached_property
+    def parallel(self) -> tuple[Axis, ...]:
+        return tuple(a for a in self.axes if not a.reduction)
+
+    @cached_property
+    def reduction(self) -> tuple[Axis, ...]:
+        return tuple(a for a in self.axes if a.reduction)
+
+    @cached_property
+    def ranges(self) -> dict[Symbol, int]:
+        return {a.symbol: a.size for a in self.axes}
+
+    @cached_property
+    def scopes(self) -> dict[str, frozenset[Symbol]]:
+        """The axes that each SSA value varies over."""
+        reduced = {a.symbol for a in self.reduction}
+        known: dict[str, frozenset[Symbol]] = {}
+        for stmt in self.body:
+            if isinstance(stmt, Store):
+                continue
+            scope: set[Symbol] = set()
+            for name in operands(stmt):
+                scope |= known[name]
+            index = index_of(stmt)
+            if index is not None:
+                scope |= {s for s in index.free_symbols if s in self.ranges}
+            known[stmt.name] = frozenset(scope - reduced if isinstance(stmt, Reduce) else scope)
+        return known
+
+    def store_scope(self, store: Store) -> frozenset[Symbol]:
+        """The axes over which ``store`` is executed with different index or value."""
+        scope = set(self.scopes[store.value]) | {s for s in store.index.free_symbols if s in self.ranges}
+        for name in operands(store):
+            scope |= self.scopes[name]
+        return frozenset(scope)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One launch. ``buffers`` are its pointer arguments in order; ``written`` names those that it stores to."""
+
+    name: str
+    buffers: tuple[Buffer, ...]
+    nests: tuple[Nest, ...]
+
+    @cached_property
+    def written(self) -> frozenset[str]:
+        return frozenset(s.buffer for n in self.nests for s in n.body if isinstance(s, Store))
+
+    @cached_property
+    def read(self) -> frozenset[str]:
+        return frozenset(s.buffer for n in self.nests for s in n.body if isinstance(s, Load))
+
+    def buffer(self, name: str) -> Buffer:
+        return next(b for b in self.buffers if b.name == name)
+
+    def statements(self) -> Iterator[Stmt]:
+        for nest in self.nests:
+            yield from nest.body
+
+    def __str__(self) -> str:
+        return format_kernel(self)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def format_statement(stmt: Stmt) -> str:
+    """One line of text, such as ``v3:float32 = add(v1, v2)``."""
+    mask = f" if {stmt.mask}" if isinstance(stmt, Load | Store) and stmt.mask else ""
+    if isinstance(stmt, Store):
+        return f"{stmt.buffer}[{stmt.index}] = {stmt.value}{mask}"
+    head = f"{stmt.name}:{_dtype_name(stmt.dtype)} = "
+    if isinstance(stmt, Const):
+        return head + repr(stmt.value)
+    if isinstance(stmt, Index):
+        return head + f"index({stmt.expr})"
+    if isinstance(stmt, Load):
+        return head + f"{stmt.buffer}[{stmt.index}]" + (f"{mask} else {stmt.other}" if mask else "")
+    if isinstance(stmt, Reduce):
+        return head + f"reduce_{stmt.op}({stmt.value})"
+    rounding = f", {_dtype_name(stmt.rounding)}" if stmt.rounding else ""
+    return head + f"{stmt.op}({', '.join(stmt.args)}{rounding})"
+
+
+def format_kernel(kernel: Kernel) -> str:
+    """The kernel as text, one statement a line: what the dumps and golden files hold."""
+    lines = [f"kernel {kernel.name}(" + ", ".join(
+        f"{b.name}: {_dtype_name(b.dtype)}[{b.size}]" for b in kernel.buffers) + ")"]
+    for nest in kernel.nests:
+        axes = ", ".join(f"{a.symbol}{'*' if a.reduction else ''}<{a.size}" for a in nest.axes)
+        lines.append(f"  nest {axes}:" if axes else "  nest:")
+        lines.extend(f"    {format_statement(s)}" for s in nest.body)
+    return "\n".join(lines)

@@ -1,0 +1,402 @@
+"""From a fusion group (an FX module) to one kernel of the loop IR.
+
+Values are *pulled*: an output element asks for the operand elements that it needs, index maps turn one coordinate
+into another, and what is asked for twice at the same coordinates is one SSA value. Reductions fix the axes: the nest
+runs over the elements of the reduced tensor, and an output joins the nest if its coordinates follow from those of the
+reduced tensor by maps that hit each element once. Outputs that follow from nothing get a nest of their own.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from sympy import Expr, Integer
+from torch.fx import GraphModule, Node
+
+from . import lower_pointwise, lower_reductions, lower_special, lower_views
+from .builder import NestBuilder
+from .errors import NotLowerable
+from .fxinfo import dtype_of, numel_of, op_name, shape_of, span_of, strides_of, value_of
+from .index import dot, ravel, symbol, unravel
+from .ir import Axis, Buffer, Kernel, Load, Nest, Store, compute_dtype
+from .lower_reductions import Reduction, is_reduction, reduction_of
+from .simplify import simplify_nest
+
+Coords = tuple[Expr, ...]
+
+STORAGE_TYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int8, torch.uint8,
+                           torch.int16, torch.int32, torch.int64, torch.bool})
+
+
+@dataclass(frozen=True)
+class LoweredGroup:
+    """A kernel and what its buffers are: ``inputs[k]`` is the placeholder position of the buffer, or
+    ``outputs[k]`` the position among the group's outputs. A mutated placeholder is in ``inputs`` and is stored to."""
+
+    kernel: Kernel
+    inputs: dict[str, int]
+    outputs: dict[str, int]
+
+
+def refusal(node: Node) -> str | None:
+    """Why ``node`` can't be part of a kernel, or None if it can (by itself, at least)."""
+    name = op_name(node)
+    known = (name in lower_pointwise.RULES or name in lower_special.RULES or name in lower_views.INDEX_MAPS
+             or is_reduction(node) or name == "copy_")
+    if not known:
+        return f"{node.target} has no lowering"
+    try:
+        for tensor in (node, *node.all_input_nodes):
+            if not isinstance(value_of(tensor), torch.Tensor):
+                if tensor is not node and lower_views.is_alias(node):
+                    continue
+                return f"{tensor.name} is no tensor"
+            if dtype_of(tensor) not in STORAGE_TYPES:
+                return f"{tensor.name} has type {dtype_of(tensor)}"
+            if numel_of(tensor) == 0:
+                return f"{tensor.name} is empty"
+            if value_of(tensor).layout != torch.strided:
+                return f"{tensor.name} isn't strided"
+        if is_reduction(node):
+            reduction_of(node)
+        if name == "round" and (len(node.args) > 1 or node.kwargs.get("decimals")):
+            return "rounding to decimals has no lowering"
+        if name in ("max", "min") and not is_reduction(node):
+            return f"{node.target} has no lowering"
+        if name == "div" and node.kwargs.get("rounding_mode") not in (None, "floor", "trunc"):
+            return f"rounding mode {node.kwargs['rounding_mode']!r} has no lowering"
+    except NotLowerable as reason:
+        return str(reason)
+    return None
+
+
+class NestLowering:
+    """Pulls values of graph nodes into the nest that ``builder`` builds."""
+
+    def __init__(self, builder: NestBuilder, buffers: dict[Node, str]) -> None:
+        self.builder = builder
+        self.buffers = buffers
+        self._values: dict[tuple[Node, Coords, str | None], str] = {}
+
+    def value(self, node: Node, coords: Coords) -> str:
+        """The SSA value of ``node``'s element at ``coords``."""
+        key = (node, coords, self.builder.mask)
+        if key not in self._values:
+            self._values[key] = self._pull(node, coords)
+        return self._values[key]
+
+    def _pull(self, node: Node, coords: Coords) -> str:
+        if node in self.buffers:
+            return self.builder.load(self.buffers[node], dtype_of(node), dot(coords, strides_of(node)))
+        name = op_name(node)
+        if is_reduction(node):
+            return self._reduction(reduction_of(node), coords)
+        if name in lower_views.INDEX_MAPS:
+            source, inner = lower_views.INDEX_MAPS[name](node, coords, self.builder.ranges)
+            return self.value(source, inner)
+        if name in lower_special.RULES:
+            return lower_special.RULES[name](self, node, coords)
+        if name in lower_pointwise.RULES:
+            return self._pointwise(node, coords)
+        raise NotLowerable(f"{node.name}: {node.target} has no lowering")
+
+    def masked(self, condition: str | bool, node: Node, coords: Coords) -> str:
+        """``value`` with loads made only where ``condition`` holds."""
+        if condition is True:
+            return self.value(node, coords)
+        assert isinstance(condition, str)
+        b, outer = self.builder, self.builder.mask
+        b.mask = b.both(outer, condition)
+        try:
+            return self.value(node, coords)
+        finally:
+            b.mask = outer
+
+    def gathered(self, indices: Node, coords: Coords, size: int, negative: bool) -> Expr:
+        return self.builder.gathered(self.value(indices, coords), size, negative)
+
+    def _operand(self, argument: object, node: Node, coords: Coords) -> str | None:
+        if isinstance(argument, Node):
+            return self.value(argument, lower_views.broadcast_coords(coords, shape_of(argument)))
+        if argument is None:
+            return None
+        if not isinstance(argument, bool | int | float):
+            raise NotLowerable(f"{node.name} has an operand {argument!r}")
+        kind = torch.bool if isinstance(argument, bool) else torch.int64 if isinstance(argument, int) else torch.float64
+        return self.builder.const(argument, kind)
+
+    def _pointwise(self, node: Node, coords: Coords) -> str:
+        rule, b = lower_pointwise.RULES[op_name(node)], self.builder
+        arguments, keywords = list(node.args), dict(node.kwargs)
+        for operand_name in ("min", "max", "value", "other"):
+            if operand_name in keywords and len(arguments) < rule.operands:
+                arguments += [None] * (self._position(node, operand_name) - len(arguments))
+                arguments.append(keywords.pop(operand_name))
+        operands = [self._operand(a, node, coords) for a in arguments[:rule.operands]]
+        wanted = {"result": compute_dtype(dtype_of(node)), "bool": torch.bool, "own": None}.get(rule.typing)
+        if rule.typing == "common":
+            wanted = compute_dtype(self._common_dtype(arguments[:rule.operands]))
+        if wanted is not None:
+            skip = self._condition_position(node, rule)
+            operands = [v if v is None else b.cast(v, torch.bool if k == skip else wanted)
+                        for k, v in enumerate(operands)]
+        keep = ("memory_format", "dtype", "layout", "device", "pin_memory", "non_blocking")
+        extra = () if op_name(node) in ("clone", "_to_copy", "copy") else arguments[rule.operands:]
+        if any(isinstance(x, Node) for x in (*extra, *keywords.values())):
+            raise NotLowerable(f"{node.name} has a parameter that is only known when it runs")
+        result = rule.emit(b, *operands, *extra, **{k: v for k, v in keywords.items() if k not in keep})
+        if op_name(node) == "copy":
+            result = self._operand(arguments[1], node, coords) or result
+        return b.rounded(b.cast(result, dtype_of(node)), dtype_of(node))
+
+    @staticmethod
+    def _condition_position(node: Node, rule: lower_pointwise.PointwiseRule) -> int | None:
+        if rule.first_bool:
+            return 0
+        return 1 if op_name(node) == "masked_fill" else None
+
+    @staticmethod
+    def _position(node: Node, name: str) -> int:
+        return next(k for k, a in enumerate(node.target._schema.arguments) if a.name == name)
+
+    @staticmethod
+    def _common_dtype(operands: Iterable[object]) -> torch.dtype:
+        values = [value_of(a) if isinstance(a, Node) else a for a in operands]
+        if len(values) == 1:
+            return values[0].dtype
+        return torch.result_type(*values)
+
+    def _reduction(self, reduction: Reduction, coords: Coords) -> str:
+        node, b = reduction.node, self.builder
+        if reduction.count > 1:
+            if b.mask is not None:
+                raise NotLowerable(f"{node.name} would be reduced under a mask")
+            if b.scope_has_reduction_axis(coords):
+                raise NotLowerable(f"{node.name} would be reduced inside of another reduction")
+            axes = [a for a in b.axes if a.reduction]
+            if prod(a.size for a in axes) != reduction.count:
+                raise NotLowerable(
+                    f"{node.name} reduces {reduction.count} elements where the kernel's rows have "
+                    f"{prod(a.size for a in axes)}")
+            sizes = tuple(a.size for a in axes)
+            wide = tuple(s for s in reduction.sizes if s != 1)
+            if wide == sizes:
+                symbols = iter([a.symbol for a in axes])
+                inner: Coords = tuple(next(symbols) if s != 1 else Integer(0) for s in reduction.sizes)
+            else:
+                position = ravel([a.symbol for a in axes], sizes)
+                inner = unravel(position, reduction.sizes, b.ranges)
+        else:
+            inner = tuple(Integer(0) for _ in reduction.dims)
+        value = self.value(reduction.source, self._source_coords(reduction, coords, inner))
+        return b.rounded(lower_reductions.emit(b, reduction, value), dtype_of(node))
+
+    @staticmethod
+    def _source_coords(reduction: Reduction, coords: Coords, inner: Coords) -> Coords:
+        along = dict(zip(reduction.dims, inner))
+        if reduction.keepdim:
+            return tuple(along.get(d, c) for d, c in enumerate(coords))
+        rest = iter(coords)
+        return tuple(along[d] if d in along else next(rest)
+                     for d in range(len(shape_of(reduction.source))))
+
+
+@dataclass
+class _OpenNest:
+    builder: NestBuilder
+    lowering: NestLowering
+    coords: dict[Node, Coords]
+
+    def placed(self, node: Node) -> Coords | None:
+        """Coordinates at which this nest visits each element of ``node`` exactly once, or None."""
+        coords = self.coords.get(node)
+        if coords is None:
+            return None
+        axes = self.builder.axes
+        symbols = {s for c in coords for s in c.free_symbols}
+        parallel = {a.symbol for a in axes if not a.reduction}
+        if symbols == parallel and numel_of(node) == prod(a.size for a in axes if not a.reduction):
+            return coords
+        everything = {a.symbol for a in axes}
+        return coords if symbols == everything and numel_of(node) == prod(a.size for a in axes) else None
+
+
+def _axes(shape: tuple[int, ...], reduced: tuple[int, ...]) -> tuple[tuple[Axis, ...], Coords]:
+    """Axes over a tensor of ``shape`` with the dimensions ``reduced`` as reduction axes, and its coordinates."""
+    axes, coords = [], []
+    for d, size in enumerate(shape):
+        if size == 1:
+            coords.append(Integer(0))
+            continue
+        axis = Axis(symbol(f"{'r' if d in reduced else 'p'}{d}"), size, d in reduced)
+        axes.append(axis)
+        coords.append(axis.symbol)
+    return tuple(sorted(axes, key=lambda a: a.reduction)), tuple(coords)
+
+
+def _spread(start: Node, coords: Coords, inside: set[Node], ranges: dict, axes: tuple[Axis, ...]) -> dict[Node, Coords]:
+    """Coordinates of every node of the group that follow one to one from those of ``start``."""
+    known = {start: coords}
+    work = [start]
+    reduction_symbols = tuple(a.symbol for a in axes if a.reduction)
+    reduced_sizes = tuple(a.size for a in axes if a.reduction)
+
+    def learn(node: Node, found: Coords | None) -> None:
+        if found is not None and node not in known and (node in inside):
+            known[node] = found
+            work.append(node)
+
+    while work:
+        node = work.pop()
+        here = known[node]
+        for user in node.users:
+            if user not in inside or not isinstance(value_of(user), torch.Tensor):
+                continue
+            if is_reduction(user) and user.args[0] is node:
+                reduction = reduction_of(user)
+                kept = tuple((Integer(0) if reduction.keepdim else None) if d in reduction.dims else c
+                             for d, c in enumerate(here))
+                learn(user, tuple(c for c in kept if c is not None))
+            elif op_name(user) in lower_pointwise.RULES or op_name(user) == "copy_":
+                if shape_of(user) == shape_of(node):
+                    learn(user, here)
+            elif op_name(user) in lower_views.INDEX_MAPS and user.args[0] is node:
+                learn(user, lower_views.forward_coords(user, here, ranges))
+        if node.op == "placeholder":
+            continue
+        if op_name(node) in lower_pointwise.RULES:
+            for source in node.all_input_nodes:
+                learn(source, lower_views.broadcast_coords(here, shape_of(source)))
+        elif is_reduction(node):
+            reduction = reduction_of(node)
+            if tuple(s for s in reduction.sizes if s != 1) == reduced_sizes and not any(
+                    s in reduction_symbols for c in here for s in c.free_symbols):
+                symbols = iter(reduction_symbols)
+                inner = tuple(next(symbols) if s != 1 else Integer(0) for s in reduction.sizes)
+                learn(reduction.source, NestLowering._source_coords(reduction, here, inner))
+        elif op_name(node) in lower_views.INDEX_MAPS and lower_views.is_alias(node):
+            source, inner = lower_views.INDEX_MAPS[op_name(node)](node, here, ranges)
+            if isinstance(source, Node) and numel_of(source) == numel_of(node):
+                learn(source, inner)
+    return known
+
+
+def _ancestors(node: Node, buffers: dict[Node, str]) -> list[Node]:
+    """Nodes that ``node`` needs, itself first, buffers left out, nearest first."""
+    seen, work = {node: None}, [node]
+    while work:
+        for source in work.pop(0).all_input_nodes:
+            if source not in seen and source not in buffers:
+                seen[source] = None
+                work.append(source)
+    return list(seen)
+
+
+def _reduced_elements(node: Node, buffers: dict[Node, str]) -> int:
+    """Elements that go into the widest reduction that ``node`` needs; 0 if it needs none."""
+    return max((numel_of(n.args[0]) for n in _ancestors(node, buffers)
+                if is_reduction(n) and reduction_of(n).count > 1), default=0)
+
+
+def _open_nest(target: Node, inside: set[Node], buffers: dict[Node, str], eager_rounding: bool) -> _OpenNest:
+    reductions = [n for n in _ancestors(target, buffers) if is_reduction(n) and reduction_of(n).count > 1]
+    if reductions:
+        hero = max(reductions, key=lambda n: numel_of(n.args[0]))
+        reduction = reduction_of(hero)
+        start = reduction.source
+        axes, coords = _axes(shape_of(start), reduction.dims)
+    else:
+        start = target
+        axes, coords = _axes(shape_of(start), ())
+    builder = NestBuilder(axes, eager_rounding)
+    known = _spread(start, coords, inside, builder.ranges, axes)
+    return _OpenNest(builder, NestLowering(builder, buffers), known)
+
+
+def lower_group(module: GraphModule, name: str = "fused", eager_rounding: bool = False) -> LoweredGroup:
+    """Lower a whole group to one kernel, or raise NotLowerable with the node and the reason.
+
+    ``module``'s placeholders are the input buffers, its outputs (and the destinations of its ``copy_`` nodes) what the
+    kernel stores. Every node carries ``meta["val"]`` with static sizes.
+    """
+    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+    buffers = {n: f"i{k}" for k, n in enumerate(placeholders)}
+    inside = set(module.graph.nodes)
+    outputs = [o for o in module.graph.output_node().all_input_nodes]
+    targets: list[tuple[Node, str]] = []
+    for k, node in enumerate(outputs):
+        if node not in buffers and op_name(node) != "copy_":
+            targets.append((node, f"o{k}"))
+    targets += [(n, "") for n in module.graph.nodes if op_name(n) == "copy_"]
+    targets.sort(key=lambda t: (-_reduced_elements(t[0], buffers), -numel_of(t[0])))
+    nests: list[_OpenNest] = []
+    for node, buffer in targets:
+        _place(node, buffer, nests, inside, buffers, eager_rounding)
+    finished = tuple(simplify_nest(n.builder.finish()) for n in nests)
+    return _assemble(name, finished, placeholders, buffers, outputs)
+
+
+def _place(node: Node, buffer: str, nests: list[_OpenNest], inside: set[Node], buffers: dict[Node, str],
+           eager_rounding: bool) -> None:
+    """Add the store of ``node`` to the first nest that visits its elements once, else to a nest of its own."""
+    source = node.args[1] if op_name(node) == "copy_" else node
+    for nest in (*nests, None):
+        opened = nest or _open_nest(source if numel_of(source) == numel_of(node) else node, inside, buffers,
+                                    eager_rounding)
+        coords = opened.placed(node)
+        if coords is None:
+            continue
+        try:
+            _store(opened, node, buffer, coords, buffers)
+        except NotLowerable:
+            if nest is None:
+                raise
+            continue
+        if nest is None:
+            nests.append(opened)
+        return
+    raise NotLowerable(f"{node.name}: no axes visit each of its elements once")
+
+
+def _store(nest: _OpenNest, node: Node, buffer: str, coords: Coords, buffers: dict[Node, str]) -> None:
+    b = nest.builder
+    if op_name(node) != "copy_":
+        b.store(buffer, dot(coords, strides_of(node)), nest.lowering.value(node, coords))
+        return
+    destination, source = node.args[0], node.args[1]
+    value = nest.lowering.value(source, lower_views.broadcast_coords(coords, shape_of(source)))
+    while destination not in buffers:
+        if not lower_views.is_alias(destination):
+            raise NotLowerable(f"{node.name} writes into {destination.name}, which isn't a view of an input")
+        destination, coords = lower_views.INDEX_MAPS[op_name(destination)](destination, coords, b.ranges)
+    b.store(buffers[destination], dot(coords, strides_of(destination)), b.cast(value, dtype_of(node)))
+
+
+def _assemble(name: str, nests: tuple[Nest, ...], placeholders: list[Node], buffers: dict[Node, str],
+              outputs: list[Node]) -> LoweredGroup:
+    used = {s.buffer for n in nests for s in n.body if isinstance(s, Load | Store)}
+    arguments, inputs, stored = [], {}, {}
+    for k, node in enumerate(placeholders):
+        if buffers[node] in used:
+            arguments.append(Buffer(buffers[node], dtype_of(node), span_of(node)))
+            inputs[buffers[node]] = k
+    for k, node in enumerate(outputs):
+        if f"o{k}" in used:
+            arguments.append(Buffer(f"o{k}", dtype_of(node), span_of(node)))
+            stored[f"o{k}"] = k
+    kernel = Kernel(name, tuple(arguments), nests)
+    _check_mutations(kernel)
+    return LoweredGroup(kernel, inputs, stored)
+
+
+def _check_mutations(kernel: Kernel) -> None:
+    """A kernel may overwrite an input only where the same point of the same nest has read it."""
+    for buffer in kernel.written & kernel.read:
+        writers = [(n, s) for n in kernel.nests for s in n.body if isinstance(s, Store) and s.buffer == buffer]
+        for nest in kernel.nests:
+            for stmt in nest.body:
+                if isinstance(stmt, Load) and stmt.buffer == buffer and any(
+                        n is not nest or s.index != stmt.index for n, s in writers):
+                    raise NotLowerable(f"{buffer} would be read at other places than it is written")

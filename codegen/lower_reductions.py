@@ -1,0 +1,84 @@
+"""Which ATen operators are reductions, over which dimensions, and what surrounds the sum or maximum."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch.fx import Node
+
+from .builder import NestBuilder
+from .errors import NotLowerable
+from .fxinfo import argument, dtype_of, op_name, reduced_dims, shape_of
+from .ir import compute_dtype
+
+#: operator -> IR reduction
+REDUCTION_OPS = {"sum": "sum", "mean": "sum", "prod": "prod", "amax": "max", "amin": "min", "max": "max", "min": "min",
+                 "any": "any", "all": "all", "argmax": "argmax", "argmin": "argmin"}
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """``op`` of ``source`` over ``dims``; ``kept`` of its output dimensions stand for the dimensions that remain."""
+
+    node: Node
+    source: Node
+    op: str
+    dims: tuple[int, ...]
+    keepdim: bool
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sizes of the reduced dimensions."""
+        shape = shape_of(self.source)
+        return tuple(shape[d] for d in self.dims)
+
+    @property
+    def count(self) -> int:
+        """Elements that go into one result."""
+        return prod(self.sizes)
+
+
+def is_reduction(node: Node) -> bool:
+    """Whether ``node`` is a reduction that lowers to ``Reduce``."""
+    name = op_name(node)
+    if name not in REDUCTION_OPS:
+        return False
+    if name in ("max", "min"):  # max.dim gives two results and max.other is elementwise
+        return node.target._overloadname == "default"
+    return True
+
+
+def reduction_of(node: Node) -> Reduction:
+    """The parts of a reduction node; raises NotLowerable for reductions of nothing."""
+    source = node.args[0]
+    rank = len(shape_of(source))
+    dims = reduced_dims(argument(node, 1, "dim"), rank)
+    keepdim = bool(argument(node, 2, "keepdim", False))
+    if op_name(node) in ("max", "min", "prod", "any", "all") and node.target._overloadname == "default":
+        dims, keepdim = tuple(range(rank)), False
+    result = Reduction(node, source, REDUCTION_OPS[op_name(node)], dims, keepdim)
+    if result.count == 0:
+        raise NotLowerable(f"{node.name} reduces no elements")
+    return result
+
+
+def emit(builder: NestBuilder, reduction: Reduction, value: str) -> str:
+    """Reduce ``value`` over the reduction axes of the nest and finish it as the operator says."""
+    node, name = reduction.node, op_name(reduction.node)
+    dtype = compute_dtype(dtype_of(node))
+    if name in ("any", "all"):
+        reduced = _reduce(builder, reduction, builder.cast(value, torch.bool), torch.bool)
+        return builder.cast(reduced, dtype)
+    if name in ("argmax", "argmin"):
+        return _reduce(builder, reduction, value, torch.int64)
+    reduced = _reduce(builder, reduction, builder.cast(value, dtype), dtype)
+    if name == "mean":
+        return builder.compute("div", reduced, builder.const(reduction.count, dtype))
+    return reduced
+
+
+def _reduce(builder: NestBuilder, reduction: Reduction, value: str, dtype: torch.dtype) -> str:
+    if reduction.count == 1:
+        return builder.const(0, dtype) if reduction.op in ("argmax", "argmin") else value
+    return builder.reduce(reduction.op, value, dtype)

@@ -1,0 +1,143 @@
+"""Axis clean-up of a nest: order by memory, split what divisions cut, merge what is contiguous."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from sympy import Expr, Integer, Symbol
+
+from .index import FloorDiv, Mod, affine, rewrite, symbol
+from .ir import Axis, Index, Load, Nest, Reduce, Stmt, Store, index_of
+
+
+def _with_index(stmt: Stmt, change: Callable[[Expr], Expr]) -> Stmt:
+    if isinstance(stmt, Load | Store):
+        return replace(stmt, index=change(stmt.index))
+    return replace(stmt, expr=change(stmt.expr)) if isinstance(stmt, Index) else stmt
+
+
+def _substitute(nest: Nest, axes: tuple[Axis, ...], replaced: dict[Symbol, Expr]) -> Nest:
+    ranges = {a.symbol: a.size for a in axes}
+    cache: dict[Expr, Expr] = {}
+
+    def change(expr: Expr) -> Expr:
+        if expr not in cache:
+            cache[expr] = rewrite(expr, replaced, ranges)
+        return cache[expr]
+
+    return Nest(axes, tuple(_with_index(s, change) for s in nest.body))
+
+
+def _expressions(nest: Nest) -> list[Expr]:
+    """The distinct index expressions of the nest, in order of appearance."""
+    found: dict[Expr, None] = {}
+    for stmt in nest.body:
+        expr = index_of(stmt)
+        if expr is not None:
+            found[expr] = None
+    return list(found)
+
+
+def _cut(nest: Nest) -> tuple[Axis, int] | None:
+    """An axis and a divisor of its size at which a division or remainder cuts it."""
+    sizes = nest.ranges
+    for expr in _expressions(nest):
+        for atom in sorted(expr.atoms(FloorDiv, Mod), key=str):
+            inner, n = atom.args
+            for axis in nest.axes:
+                coefficient = affine(inner)[0].get(axis.symbol, 0)
+                if coefficient <= 0 or coefficient >= n or int(n) % coefficient:
+                    continue
+                part = int(n) // coefficient
+                if sizes[axis.symbol] % part == 0 and sizes[axis.symbol] != part:
+                    return axis, part
+    return None
+
+
+def split_axes(nest: Nest) -> Nest:
+    """Split axes until no division cuts one: ``p // 4, p % 4 -> p_hi, p_lo`` with ``p = 4 p_hi + p_lo``."""
+    for _ in range(16):
+        cut = _cut(nest)
+        if cut is None:
+            return nest
+        axis, part = cut
+        high, low = symbol(f"{axis.symbol.name}h"), symbol(f"{axis.symbol.name}l")
+        axes: list[Axis] = []
+        for a in nest.axes:
+            if a == axis:
+                axes += [Axis(high, a.size // part, a.reduction), Axis(low, part, a.reduction)]
+            else:
+                axes.append(a)
+        nest = _substitute(nest, tuple(axes), {axis.symbol: high * part + low})
+    return nest
+
+
+def order_axes(nest: Nest) -> Nest:
+    """Parallel axes by falling stride of the widest store, reduction axes by falling stride of the widest load.
+
+    The order of reduction axes is kept where a reduction's result is a position in it (argmax, argmin).
+    """
+    positional = any(isinstance(s, Reduce) and s.op.startswith("arg") for s in nest.body)
+
+    def strides(statements: list[Expr]) -> dict[Symbol, int]:
+        result: dict[Symbol, int] = {}
+        for expr in statements:
+            for axis, coefficient in affine(expr)[0].items():
+                result.setdefault(axis, abs(coefficient))
+        return result
+
+    def widest(kind: type) -> list[Expr]:
+        found = [s.index for s in nest.body if isinstance(s, kind)]
+        return sorted(found, key=lambda e: -len(e.free_symbols))
+
+    stores, loads = strides(widest(Store)), strides(widest(Load))
+    both_parallel = {**loads, **stores}
+    parallel = sorted(nest.parallel, key=lambda a: -both_parallel.get(a.symbol, 0))
+    reduction = list(nest.reduction)
+    if not positional:
+        both = {**stores, **loads}
+        reduction.sort(key=lambda a: -both.get(a.symbol, 0))
+    return Nest((*parallel, *reduction), nest.body)
+
+
+def _mergeable(expressions: list[Expr], outer: Axis, inner: Axis) -> bool:
+    for expr in expressions:
+        coefficients, _, others = affine(expr)
+        if any(s in o.free_symbols for o in others for s in (outer.symbol, inner.symbol)):
+            return False
+        if coefficients.get(outer.symbol, 0) != coefficients.get(inner.symbol, 0) * inner.size:
+            return False
+    return True
+
+
+def merge_axes(nest: Nest) -> Nest:
+    """Merge neighbouring axes of one kind that every index walks as if they were one."""
+    k = 0
+    while k + 1 < len(nest.axes):
+        outer, inner = nest.axes[k], nest.axes[k + 1]
+        if outer.reduction == inner.reduction and _mergeable(_expressions(nest), outer, inner):
+            merged = Axis(inner.symbol, outer.size * inner.size, inner.reduction)
+            axes = (*nest.axes[:k], merged, *nest.axes[k + 2:])
+            nest = _substitute(nest, axes, {outer.symbol: Integer(0)})
+            k = max(k - 1, 0)
+        else:
+            k += 1
+    return nest
+
+
+def rename_axes(nest: Nest) -> Nest:
+    """Canonical names: ``p0, p1, …`` and ``r0, r1, …`` in order, so that equal nests print alike."""
+    replaced: dict[Symbol, Expr] = {}
+    axes = []
+    counts = {False: 0, True: 0}
+    for axis in nest.axes:
+        name = symbol(f"{'r' if axis.reduction else 'p'}{counts[axis.reduction]}")
+        counts[axis.reduction] += 1
+        replaced[axis.symbol] = name
+        axes.append(Axis(name, axis.size, axis.reduction))
+    return _substitute(nest, tuple(axes), replaced)
+
+
+def simplify_nest(nest: Nest) -> Nest:
+    """Split, order, merge and rename the axes of ``nest``; what it computes stays the same."""
+    return rename_axes(merge_axes(order_axes(split_axes(nest))))

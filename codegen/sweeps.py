@@ -1,0 +1,91 @@
+"""In what order a nest's statements run: work once a row, sweeps over the reduction axes, and what each sweep needs.
+
+A value's *level* is how many reductions lie below it: a softmax's maximum is read from level 0 and known at level 1,
+its sum read at level 1 and known at level 2, its quotient stored at level 2: three sweeps. A value that several sweeps
+need is computed again in each unless the printer holds it.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .ir import Load, Nest, Reduce, Stmt, Store, operands
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Statements that run together: once a row (``sweep`` False), or at every point of a row (``sweep`` True)."""
+
+    sweep: bool
+    body: tuple[Stmt, ...]
+
+    @property
+    def reduces(self) -> tuple[Reduce, ...]:
+        return tuple(s for s in self.body if isinstance(s, Reduce))
+
+
+def inner_values(nest: Nest) -> frozenset[str]:
+    """Names of the values that vary over a reduction axis."""
+    reduction = {a.symbol for a in nest.reduction}
+    return frozenset(n for n, scope in nest.scopes.items() if scope & reduction)
+
+
+def _is_inner_store(nest: Nest, store: Store) -> bool:
+    return bool(nest.store_scope(store) & {a.symbol for a in nest.reduction})
+
+
+def levels(nest: Nest) -> dict[str, int]:
+    """How many reductions lie below each value."""
+    result: dict[str, int] = {}
+    for stmt in nest.body:
+        if not isinstance(stmt, Store):
+            below = max((result[n] for n in operands(stmt)), default=0)
+            result[stmt.name] = below + 1 if isinstance(stmt, Reduce) else below
+    return result
+
+
+def _closure(nest: Nest, wanted: Iterable[Stmt], inner: frozenset[str]) -> tuple[Stmt, ...]:
+    """``wanted`` and the inner statements that they need, in the order of the body."""
+    roots = list(wanted)
+    needed = {n for s in roots for n in operands(s) if n in inner}
+    kept: list[Stmt] = []
+    for stmt in reversed(nest.body):
+        if any(stmt is r for r in roots):
+            kept.append(stmt)
+        elif not isinstance(stmt, Store | Reduce) and stmt.name in needed:
+            needed.update(n for n in operands(stmt) if n in inner)
+            kept.append(stmt)
+    return tuple(reversed(kept))
+
+
+def plan_phases(nest: Nest) -> tuple[Phase, ...]:
+    """Phases in order; without reduction axes there is one, that runs at every point."""
+    if not nest.reduction:
+        return (Phase(False, nest.body),)
+    inner, level = inner_values(nest), levels(nest)
+    depth = max((level[s.name] for s in nest.body if isinstance(s, Reduce)), default=0)
+    sweeps: list[list[Stmt]] = [[] for _ in range(depth + 1)]
+    for stmt in nest.body:
+        if isinstance(stmt, Reduce):
+            sweeps[level[stmt.value]].append(stmt)
+    loaded_last = {s.buffer: depth for s in nest.body if isinstance(s, Load)}
+    for stmt in nest.body:
+        if isinstance(stmt, Store) and _is_inner_store(nest, stmt):
+            at = max(level[n] for n in operands(stmt))
+            sweeps[max(at, loaded_last.get(stmt.buffer, 0))].append(stmt)
+    phases: list[Phase] = []
+    for k, wanted in enumerate(sweeps):
+        outer = tuple(s for s in nest.body if _outer_at(nest, s, k, level, inner))
+        if outer:
+            phases.append(Phase(False, outer))
+        if wanted:
+            phases.append(Phase(True, _closure(nest, wanted, inner)))
+    return tuple(phases)
+
+
+def _outer_at(nest: Nest, stmt: Stmt, k: int, level: dict[str, int], inner: frozenset[str]) -> bool:
+    if isinstance(stmt, Reduce):
+        return False
+    if isinstance(stmt, Store):
+        return not _is_inner_store(nest, stmt) and max(level[n] for n in operands(stmt)) == k
+    return stmt.name not in inner and level[stmt.name] == k

@@ -1,0 +1,302 @@
+"""Triton printer: one program a tile of rows, tiles of ``[XBLOCK, RBLOCK]`` elements (``[XBLOCK]`` when nothing is reduced).
+
+Parallel axes are flattened into ``x`` and reduction axes into ``r``. A row that fits in registers is *persistent*: it
+is loaded once and every sweep works on the same tile. A longer row is *looped*: each sweep reads it again.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from sympy import Symbol
+
+from .index import affine, bounds
+from .ir import Axis, Kernel, Load, Nest, Reduce, Stmt, Store
+from .sweeps import Phase, plan_phases
+from .triton_spelling import POINTERS, PRELUDE, TYPES, TritonStatements
+
+#: Longest row that is kept in registers, in elements.
+PERSISTENT_ROW = 16384
+MAX_WARPS = 16
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How one nest is cut: ``xblock`` rows by ``rblock`` row elements a program, ``rblock`` 0 without a reduction."""
+
+    xblock: int
+    rblock: int
+    persistent: bool
+    warps: int
+    programs: int
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that isn't below ``n``."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def _memory_along_rows(nest: Nest) -> bool:
+    """Whether neighbouring row elements are neighbours in memory for at least half of the inner accesses."""
+    row = nest.reduction[-1].symbol
+    along = across = 0
+    for stmt in nest.body:
+        if isinstance(stmt, Load | Store):
+            coefficient = affine(stmt.index)[0].get(row)
+            along += coefficient == 1
+            across += coefficient is not None and coefficient != 1
+    return along >= across
+
+
+def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
+    """Tile sizes from the work: enough programs to fill the device, 16 bytes a thread and access, rows in registers.
+
+    ``programs_wanted`` is the number of programs that fill the device (its streaming multiprocessors, times a few).
+    """
+    rows = prod(a.size for a in nest.parallel)
+    widths = [kernel.buffer(s.buffer).dtype.itemsize for s in nest.body if isinstance(s, Load | Store)]
+    vector = 16 // max(min(widths, default=4), 2)
+    if not nest.reduction:
+        block = 128 * vector
+        while block > 128 and rows // block < programs_wanted:
+            block //= 2
+        block = min(block, power_of_two(rows))
+        return Tile(block, 0, False, max(1, min(4, block // 32)), -(-rows // block))
+    row = prod(a.size for a in nest.reduction)
+    full = power_of_two(row)
+    if _memory_along_rows(nest):
+        if full <= PERSISTENT_ROW:
+            xblock = 1
+            while xblock * full < 1024 and rows // (2 * xblock) >= programs_wanted:
+                xblock *= 2
+            warps = max(1, min(MAX_WARPS, xblock * full // 512))
+            return Tile(xblock, full, True, warps, -(-rows // xblock))
+        return Tile(1, 4096, False, MAX_WARPS, rows)
+    xblock = min(power_of_two(rows), 64)
+    while xblock > 16 and rows // xblock < programs_wanted:
+        xblock //= 2
+    rblock = min(full, max(4096 // xblock, 16))
+    return Tile(xblock, rblock, rblock >= row, max(1, min(8, xblock * rblock // 512)), -(-rows // xblock))
+
+
+class NestPrinter(TritonStatements):
+    """Prints one nest for one program; ``number`` keeps the names of several nests in a kernel apart."""
+
+    def __init__(self, kernel: Kernel, nest: Nest, tile: Tile, number: int, indent: str) -> None:
+        super().__init__(kernel, nest)
+        self.tile, self.number, self.indent = tile, number, indent
+        self.suffix = f"_{number}" if len(kernel.nests) > 1 else ""
+        self.lines: list[str] = []
+        self.rows = prod(a.size for a in nest.parallel)
+        self.row = prod(a.size for a in nest.reduction)
+        self.mask_x = self.rows % tile.xblock != 0
+        self.mask_r = bool(nest.reduction) and self.row % tile.rblock != 0
+        self.wide = any(b.size >= 2**31 for b in kernel.buffers) or self._index_overflows()
+        self.reduction = frozenset(a.symbol for a in nest.reduction)
+
+    def _index_overflows(self) -> bool:
+        """Whether an index needs 64 bits."""
+        for stmt in self.nest.body:
+            if isinstance(stmt, Load | Store):
+                extent = bounds(stmt.index, self.nest.ranges)
+                if extent is not None and extent[1] >= 2**31:
+                    return True
+        return self.rows * max(self.row, 1) >= 2**31
+
+    def add(self, text: str, deeper: int = 0) -> None:
+        self.lines.append(self.indent + "    " * deeper + text)
+
+    def print(self, program: str) -> list[str]:
+        """Lines for the nest; ``program`` is the expression of its own program number."""
+        x, t = self.name("x"), self.tile
+        number = f"{program}.to(tl.int64)" if self.wide else program
+        lanes = f"tl.arange(0, {t.xblock})" + ("[:, None]" if self.nest.reduction else "")
+        self.add(f"{x} = {number} * {t.xblock} + {lanes}")
+        if self.mask_x:
+            self.add(f"{self.name('xmask')} = {x} < {self.rows}")
+        self._decode(x, self.nest.parallel, 0)
+        phases = plan_phases(self.nest)
+        if not self.nest.reduction:
+            for stmt in phases[0].body:
+                self.add(self.line(stmt))
+        elif t.persistent:
+            self._print_persistent()
+        else:
+            self._print_looped(phases)
+        return self.lines
+
+    def _decode(self, flat: str, axes: Sequence[Axis], deeper: int) -> None:
+        """Bind each axis symbol to its part of the flattened position."""
+        stride = prod(a.size for a in axes)
+        for k, axis in enumerate(axes):
+            stride //= axis.size
+            text = flat if stride == 1 else f"({flat} // {stride})"
+            self.add(f"{self.spell_symbol(axis.symbol)} = {text if k == 0 else f'{text} % {axis.size}'}", deeper)
+
+    def _open_row(self, start: str, deeper: int) -> None:
+        r = self.name("r")
+        self.add(f"{r} = {start}tl.arange(0, {self.tile.rblock})[None, :]", deeper)
+        if self.mask_r:
+            self.add(f"{self.name('rmask')} = {r} < {self.row}", deeper)
+        self._decode(r, self.nest.reduction, deeper)
+
+    def _print_persistent(self) -> None:
+        self._open_row("", 0)
+        for stmt in self.nest.body:
+            if isinstance(stmt, Reduce):
+                self._reduce_tile(stmt, self.name(stmt.value), 0)
+            else:
+                self.add(self.line(stmt))
+
+    def _print_looped(self, phases: Sequence[Phase]) -> None:
+        for phase in phases:
+            if not phase.sweep:
+                for stmt in phase.body:
+                    self.add(self.line(stmt))
+                continue
+            for reduce in phase.reduces:
+                self.add(f"{self.name('acc_' + reduce.name)} = tl.full([{self.tile.xblock}, {self.tile.rblock}], "
+                         f"{self._start(reduce)}, {self._accumulator(reduce)})")
+                if reduce.op.startswith("arg"):
+                    self.add(f"{self.name('at_' + reduce.name)} = tl.full([{self.tile.xblock}, {self.tile.rblock}], "
+                             "2147483647, tl.int32)")
+            start = self.name("start")
+            self.add(f"for {start} in range(0, {self.row}, {self.tile.rblock}):")
+            self._open_row(f"{start} + ", 1)
+            for stmt in phase.body:
+                if isinstance(stmt, Reduce):
+                    self._accumulate(stmt)
+                else:
+                    self.add(self.line(stmt), 1)
+            for reduce in phase.reduces:
+                self._reduce_tile(reduce, self.name("acc_" + reduce.name), 0, accumulated=True)
+
+    # -- reductions ---------------------------------------------------------------------------------------------
+
+    def _accumulator(self, reduce: Reduce) -> str:
+        if reduce.op in ("any", "all"):
+            return "tl.int32"
+        return TYPES[self.dtypes[reduce.value] if reduce.op.startswith("arg") else reduce.dtype]
+
+    def _start(self, reduce: Reduce) -> str:
+        if reduce.op in ("sum", "any"):
+            return "0"
+        if reduce.op in ("prod", "all"):
+            return "1"
+        largest, dtype = reduce.op in ("max", "argmax"), self.dtypes[reduce.value]
+        if dtype.is_floating_point:
+            return 'float("-inf")' if largest else 'float("inf")'
+        if dtype == torch.bool:
+            return "0" if largest else "1"
+        return str(torch.iinfo(dtype).min if largest else torch.iinfo(dtype).max)
+
+    def _combine(self, reduce: Reduce) -> str:
+        floating = self.dtypes[reduce.value].is_floating_point
+        return {"prod": "rf_mul", "any": "rf_imax", "all": "rf_imin", "max": "rf_max" if floating else "rf_imax",
+                "min": "rf_min" if floating else "rf_imin", "argmax": "rf_argmax", "argmin": "rf_argmin"}[reduce.op]
+
+    def _row_mask(self) -> list[str]:
+        return ([self.name("rmask")] if self.mask_r else []) + ([self.name("xmask")] if self.mask_x else [])
+
+    def _tile_value(self, reduce: Reduce, text: str) -> str:
+        """A value spread over the whole tile, with the neutral element where the tile reaches over the edge."""
+        if reduce.op in ("any", "all"):
+            text = f"{text}.to(tl.int32)"
+        full = f"tl.broadcast_to({text}, [{self.tile.xblock}, {self.tile.rblock}])"
+        masks = self._row_mask()
+        return f"tl.where({' & '.join(masks)}, {full}, {self._start(reduce)})" if masks else full
+
+    def _reduce_tile(self, reduce: Reduce, value: str, deeper: int, accumulated: bool = False) -> None:
+        name = self.name(reduce.name)
+        tile = value if accumulated else self._tile_value(reduce, value)
+        if reduce.op == "sum":
+            kind = TYPES[reduce.dtype]
+            self.add(f"{name} = tl.sum({tile}, 1)[:, None].to({kind})", deeper)
+        elif reduce.op.startswith("arg"):
+            at = self.name("at_" + reduce.name) if accumulated else (
+                f"tl.broadcast_to({self.name('r')}, [{self.tile.xblock}, {self.tile.rblock}]).to(tl.int32)")
+            if not accumulated and self.mask_r:
+                at = f"tl.where({self.name('rmask')}, {at}, 2147483647)"
+            self.add(f"_, {name} = tl.reduce(({tile}, {at}), 1, {self._combine(reduce)})", deeper)
+            self.add(f"{name} = {name}[:, None].to(tl.int64)", deeper)
+        else:
+            self.add(f"{name} = tl.reduce({tile}, 1, {self._combine(reduce)})[:, None]", deeper)
+            if reduce.op in ("any", "all"):
+                self.add(f"{name} = {name} != 0", deeper)
+
+    def _accumulate(self, reduce: Reduce) -> None:
+        acc, value = self.name("acc_" + reduce.name), self._tile_value(reduce, self.name(reduce.value))
+        if reduce.op == "sum":
+            self.add(f"{acc} += {value}", 1)
+        elif reduce.op.startswith("arg"):
+            at = self.name("at_" + reduce.name)
+            here = f"tl.broadcast_to({self.name('r')}, [{self.tile.xblock}, {self.tile.rblock}]).to(tl.int32)"
+            if self.mask_r:
+                here = f"tl.where({self.name('rmask')}, {here}, 2147483647)"
+            self.add(f"{acc}, {at} = {self._combine(reduce)}({acc}, {at}, {value}, {here})", 1)
+        else:
+            self.add(f"{acc} = {self._combine(reduce)}({acc}, {value})", 1)
+
+    # -- accesses -----------------------------------------------------------------------------------------------
+
+    def _access_scope(self, stmt: Load | Store) -> frozenset[Symbol]:
+        return self.nest.store_scope(stmt) if isinstance(stmt, Store) else self.nest.scopes[stmt.name]
+
+    def access_mask(self, stmt: Load | Store) -> list[str]:
+        scope = self._access_scope(stmt)
+        masks = []
+        if self.mask_x and (isinstance(stmt, Store) or scope - self.reduction):
+            masks.append(self.name("xmask"))
+        if self.mask_r and scope & self.reduction:
+            masks.append(self.name("rmask"))
+        if stmt.mask:
+            masks.append(self.name(stmt.mask))
+        return masks
+
+    def offset(self, stmt: Load | Store) -> str:
+        text = super().offset(stmt)
+        if isinstance(stmt, Load):
+            return text
+        scope = self._access_scope(stmt)
+        shape = [str(self.tile.xblock)]
+        if self.nest.reduction:
+            shape.append(str(self.tile.rblock) if scope & self.reduction else "1")
+        if not stmt.index.free_symbols:
+            return f"tl.full([{', '.join(shape)}], {text}, tl.int32)"
+        return f"tl.broadcast_to({text}, [{', '.join(shape)}])"
+
+
+@dataclass(frozen=True)
+class TritonSource:
+    """A generated module: ``text`` defines the function ``entry``; launch it with ``grid`` programs of ``warps`` warps."""
+
+    text: str
+    entry: str
+    signature: dict[str, str]
+    grid: int
+    warps: int
+    persistent: bool
+
+
+def print_kernel(kernel: Kernel, entry: str = "kernel", programs_wanted: int = 264) -> TritonSource:
+    """The Triton module for ``kernel``. Nests share the grid: each takes a range of program numbers."""
+    tiles = [choose_tile(kernel, nest, programs_wanted) for nest in kernel.nests]
+    lines = ["", "", "@triton.jit", f"def {entry}({', '.join(b.name for b in kernel.buffers)}):"]
+    several = len(kernel.nests) > 1
+    lines.append("    program = tl.program_id(0)")
+    first = 0
+    for k, (nest, tile) in enumerate(zip(kernel.nests, tiles)):
+        indent = "    "
+        program = "program"
+        if several:
+            last = k == len(tiles) - 1
+            head = "else:" if last else f"{'if' if k == 0 else 'elif'} program < {first + tile.programs}:"
+            lines.append(f"    {head}")
+            indent, program = "        ", f"(program - {first})"
+        lines += NestPrinter(kernel, nest, tile, k, indent).print(program)
+        first += tile.programs
+    signature = {b.name: POINTERS[b.dtype] for b in kernel.buffers}
+    return TritonSource(PRELUDE + "\n".join(lines) + "\n", entry, signature, first, max(t.warps for t in tiles),
+                        all(t.persistent or not n.reduction for t, n in zip(tiles, kernel.nests)))

@@ -1,0 +1,187 @@
+"""How Triton spells types, operations, loads and stores, and the helpers that every generated module starts with."""
+from __future__ import annotations
+
+import torch
+
+from .ir import Compute, Const, Index, Load, Store
+from .printer import Printer, Spelling, float_literal
+
+TYPES = {torch.float32: "tl.float32", torch.float64: "tl.float64", torch.bfloat16: "tl.bfloat16",
+         torch.float16: "tl.float16", torch.int8: "tl.int8", torch.uint8: "tl.uint8", torch.int16: "tl.int16",
+         torch.int32: "tl.int32", torch.int64: "tl.int64", torch.bool: "tl.int1"}
+#: Pointer types by storage type; truth values are stored as bytes.
+POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
+            torch.int8: "*i8", torch.uint8: "*u8", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64",
+            torch.bool: "*u8"}
+
+PRELUDE = '''import triton
+import triton.language as tl
+from triton.language.extra import libdevice
+
+
+@triton.jit
+def rf_max(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def rf_min(a, b):
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def rf_imax(a, b):
+    return tl.where(a > b, a, b)
+
+
+@triton.jit
+def rf_imin(a, b):
+    return tl.where(a < b, a, b)
+
+
+@triton.jit
+def rf_mul(a, b):
+    return a * b
+
+
+@triton.jit
+def rf_argmax(a, i, b, j):
+    first = (a > b) | ((a != a) & (b == b)) | (((a == b) | ((a != a) & (b != b))) & (i < j))
+    return tl.where(first, a, b), tl.where(first, i, j)
+
+
+@triton.jit
+def rf_argmin(a, i, b, j):
+    first = (a < b) | ((a != a) & (b == b)) | (((a == b) | ((a != a) & (b != b))) & (i < j))
+    return tl.where(first, a, b), tl.where(first, i, j)
+
+
+@triton.jit
+def rf_remainder(a, b):
+    r = a % b
+    return tl.where((r != 0) & ((r < 0) != (b < 0)), r + b, r)
+
+
+@triton.jit
+def rf_floordiv(a, b):
+    q = a // b
+    return tl.where(((a % b) != 0) & ((a < 0) != (b < 0)), q - 1, q)
+'''
+
+
+def _library(name: str) -> Spelling:
+    return lambda p, stmt, args: f"libdevice.{name}({', '.join(args)})"
+
+
+def _by_kind(floating: str, integer: str) -> Spelling:
+    return lambda p, stmt, args: (floating if p.dtypes[args[0]].is_floating_point else integer).format(*args)
+
+
+def _cast(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
+    if stmt.dtype == torch.uint8 and p.dtypes[args[0]].is_floating_point:
+        return f"{args[0]}.to(tl.int64).to(tl.uint8)"  # negative numbers wrap as they do in C++
+    return f"{args[0]}.to({TYPES[stmt.dtype]})"
+
+
+def _round_to(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
+    assert stmt.rounding is not None
+    return f"{args[0]}.to({TYPES[stmt.rounding]}).to({TYPES[stmt.dtype]})"
+
+
+def _sqrt(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
+    return f"tl.sqrt_rn({args[0]})" if stmt.dtype == torch.float32 else f"tl.sqrt({args[0]})"
+
+
+def _integer_power(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
+    if stmt.dtype.is_floating_point:
+        return f"libdevice.pow({args[0]}, {args[1]})"
+    return f"libdevice.pow({args[0]}.to(tl.float64), {args[1]}.to(tl.float64)).to({TYPES[stmt.dtype]})"
+
+
+TRITON_OPS: dict[str, Spelling] = {
+    **{name: _library(name) for name in (
+        "exp2 expm1 log2 log10 log1p tan asin acos atan sinh cosh tanh asinh acosh atanh erfc lgamma trunc atan2 "
+        "copysign").split()},
+    **{name: f"tl.{name}({{0}})" for name in "exp log sin cos erf floor ceil abs rsqrt sigmoid".split()},
+    "sqrt": _sqrt, "round": _library("nearbyint"), "neg": "-{0}", "pow": _integer_power, "cast": _cast,
+    "round_to": _round_to, "fmod": _by_kind("libdevice.fmod({0}, {1})", "{0} % {1}"), "isnan": "{0} != {0}",
+    "isinf": 'tl.abs({0}) == float("inf")', "not": "{0} == 0", "invert": "~{0}",
+    "signbit": _by_kind("libdevice.signbit({0}) != 0", "{0} < 0"), "add": "{0} + {1}", "sub": "{0} - {1}",
+    "mul": "{0} * {1}", "div": "{0} / {1}", "truncdiv": "{0} // {1}", "floordiv": "rf_floordiv({0}, {1})",
+    "remainder": "rf_remainder({0}, {1})", "min": _by_kind("rf_min({0}, {1})", "rf_imin({0}, {1})"),
+    "max": _by_kind("rf_max({0}, {1})", "rf_imax({0}, {1})"), "lt": "{0} < {1}", "le": "{0} <= {1}",
+    "gt": "{0} > {1}", "ge": "{0} >= {1}", "eq": "{0} == {1}", "ne": "{0} != {1}", "and": "{0} & {1}",
+    "or": "{0} | {1}", "xor": "{0} ^ {1}", "shl": "{0} << {1}", "shr": "{0} >> {1}",
+    "where": "tl.where({0}, {1}, {2})",
+    # An index out of range reads element 0 instead of somebody's memory.
+    "bounded": "tl.where(({0} >= 0) & ({0} < {1}), {0}, 0)",
+}
+
+
+class TritonStatements(Printer):
+    """Statements of Triton; the tiles are in ``triton_kernel``. ``shape_of`` gives the tile shape of a scope."""
+
+    types = TYPES
+    ops = TRITON_OPS
+    suffix = ""
+
+    def spell_symbol(self, symbol) -> str:
+        return symbol.name + self.suffix
+
+    def spell_floordiv(self, a: str, n: str, positive: bool) -> str:
+        return f"({a} // {n})" if positive else f"rf_floordiv({a}, {n})"
+
+    def spell_mod(self, a: str, n: str, positive: bool) -> str:
+        return f"({a} % {n})" if positive else f"rf_remainder({a}, {n})"
+
+    def spell_clamp(self, a: str, low: str, high: str) -> str:
+        return f"rf_imax({low}, rf_imin({a}, {high}))"
+
+    def spell_const(self, stmt: Const) -> str:
+        if stmt.dtype == torch.bool:
+            return f"tl.full([], {1 if stmt.value else 0}, tl.int1)"
+        value = float_literal(stmt.value, 'float("inf")', 'float("nan")') if isinstance(stmt.value, float) else str(
+            stmt.value)
+        return f"tl.full([], {value}, {TYPES[stmt.dtype]})"
+
+    def spell_index_value(self, stmt: Index) -> str:
+        return f"({self.spell_index(stmt.expr)}).to({TYPES[stmt.dtype]})"
+
+    def offset(self, stmt: Load | Store) -> str:
+        """The element offset of an access."""
+        return self.spell_index(stmt.index)
+
+    def access_mask(self, stmt: Load | Store) -> list[str]:
+        """Conditions under which the access is inside of the tensors."""
+        raise NotImplementedError
+
+    def spell_load(self, stmt: Load) -> str:
+        dtype = self.kernel.buffer(stmt.buffer).dtype
+        masks = self.access_mask(stmt)
+        guard = f", mask={' & '.join(masks)}, other=0" if masks else ""
+        text = f"tl.load({stmt.buffer} + {self.offset(stmt)}{guard})"
+        if dtype == torch.bool:
+            return f"{text} != 0"
+        return text if dtype == stmt.dtype else f"{text}.to({TYPES[stmt.dtype]})"
+
+    def spell_store(self, stmt: Store) -> str:
+        dtype = self.kernel.buffer(stmt.buffer).dtype
+        kind = "tl.uint8" if dtype == torch.bool else TYPES[dtype]
+        masks = self.access_mask(stmt)
+        guard = f", mask={' & '.join(masks)}" if masks else ""
+        return f"tl.store({stmt.buffer} + {self.offset(stmt)}, {self.name(stmt.value)}.to({kind}){guard})"
+
+    def name(self, value: str) -> str:
+        return value + self.suffix
+
+    def spell_compute(self, stmt: Compute) -> str:
+        renamed = tuple(self.name(a) for a in stmt.args)
+        spelling = self.ops[stmt.op]
+        if callable(spelling):
+            for plain, new in zip(stmt.args, renamed):
+                self.dtypes.setdefault(new, self.dtypes[plain])
+            return spelling(self, stmt, renamed)
+        return spelling.format(*renamed)
+
+    def declare(self, name: str, dtype: torch.dtype, expression: str) -> str:
+        return f"{self.name(name)} = {expression}"

@@ -1,0 +1,109 @@
+"""The rules of the loop IR, checked: names are bound once and before use, types agree, indices stay inside."""
+from __future__ import annotations
+
+import torch
+
+from .errors import InvalidKernel
+from .index import bounds
+from .ir import (
+    OPS,
+    REDUCTIONS,
+    Compute,
+    Const,
+    Index,
+    Kernel,
+    Load,
+    Nest,
+    Reduce,
+    Stmt,
+    Store,
+    compute_dtype,
+    format_statement,
+    index_of,
+    operands,
+)
+
+
+def verify(kernel: Kernel) -> Kernel:
+    """Return ``kernel`` unchanged, or raise InvalidKernel naming the statement and the rule that it breaks."""
+    names = [b.name for b in kernel.buffers]
+    if len(set(names)) != len(names):
+        raise InvalidKernel(f"{kernel.name}: two buffers share a name")
+    unused = set(names) - kernel.read - kernel.written
+    if unused:
+        raise InvalidKernel(f"{kernel.name}: buffer {min(unused)} is neither read nor written")
+    for nest in kernel.nests:
+        _verify_nest(kernel, nest)
+    return kernel
+
+
+def _verify_nest(kernel: Kernel, nest: Nest) -> None:
+    kinds = [a.reduction for a in nest.axes]
+    if kinds != sorted(kinds):
+        raise InvalidKernel(f"{kernel.name}: a reduction axis comes before a parallel one")
+    if len(nest.ranges) != len(nest.axes) or any(a.size < 1 for a in nest.axes):
+        raise InvalidKernel(f"{kernel.name}: axes must have distinct symbols and sizes of at least one")
+    known: dict[str, torch.dtype] = {}
+    for stmt in nest.body:
+        problem = _problem(kernel, nest, known, stmt)
+        if problem:
+            raise InvalidKernel(f"{kernel.name}: `{format_statement(stmt)}`: {problem}")
+        if not isinstance(stmt, Store):
+            known[stmt.name] = stmt.dtype
+    if not any(isinstance(s, Store) for s in nest.body):
+        raise InvalidKernel(f"{kernel.name}: a nest stores nothing")
+    nest_symbols = {a.symbol for a in nest.reduction}
+    for stmt in nest.body:
+        if isinstance(stmt, Reduce) and not nest_symbols:
+            raise InvalidKernel(f"{kernel.name}: `{format_statement(stmt)}`: the nest has no reduction axis")
+
+
+def _problem(kernel: Kernel, nest: Nest, known: dict[str, torch.dtype], stmt: Stmt) -> str | None:
+    for name in operands(stmt):
+        if name not in known:
+            return f"{name} is used before it is bound"
+    if not isinstance(stmt, Store):
+        if stmt.name in known:
+            return f"{stmt.name} is bound twice"
+        if compute_dtype(stmt.dtype) != stmt.dtype:
+            return f"{stmt.dtype} is a storage type, not a compute type"
+    index = index_of(stmt)
+    if index is not None:
+        strangers = [s for s in index.free_symbols if s not in nest.ranges and s.name not in known]
+        if strangers:
+            return f"index symbol {min(map(str, strangers))} is neither an axis nor a value"
+    if isinstance(stmt, Load | Store):
+        return _access_problem(kernel, nest, known, stmt)
+    return _value_problem(known, stmt)
+
+
+def _access_problem(kernel: Kernel, nest: Nest, known: dict[str, torch.dtype], stmt: Load | Store) -> str | None:
+    if all(b.name != stmt.buffer for b in kernel.buffers):
+        return f"{stmt.buffer} is no buffer of this kernel"
+    buffer = kernel.buffer(stmt.buffer)
+    extent = bounds(stmt.index, nest.ranges)
+    if extent is not None and stmt.mask is None and (extent[0] < 0 or extent[1] >= buffer.size):
+        return f"index runs over {extent[0]}..{extent[1]}, outside of {buffer.size} elements"
+    if stmt.mask is not None and known[stmt.mask] != torch.bool:
+        return f"mask {stmt.mask} isn't a truth value"
+    if isinstance(stmt, Load) and stmt.dtype != compute_dtype(buffer.dtype):
+        return f"a load of {buffer.dtype} gives {compute_dtype(buffer.dtype)}"
+    if isinstance(stmt, Store) and known[stmt.value] != compute_dtype(buffer.dtype):
+        return f"a {known[stmt.value]} is stored to {buffer.dtype}"
+    return None
+
+
+def _value_problem(known: dict[str, torch.dtype], stmt: Const | Index | Compute | Reduce | Stmt) -> str | None:
+    if isinstance(stmt, Reduce) and stmt.op not in REDUCTIONS:
+        return f"{stmt.op} is no reduction"
+    if isinstance(stmt, Compute):
+        if stmt.op not in OPS:
+            return f"{stmt.op} is no operation"
+        if len(stmt.args) != OPS[stmt.op]:
+            return f"{stmt.op} takes {OPS[stmt.op]} arguments"
+        values = stmt.args[1:] if stmt.op == "where" else stmt.args
+        if stmt.op not in ("cast", "round_to") and len({known[v] for v in values}) > 1:
+            return "operands have different types"
+        if stmt.op == "where" and known[stmt.args[0]] != torch.bool:
+            return "the condition isn't a truth value"
+    return None

@@ -1,0 +1,1 @@
+"""rooffuse: a torch.compile backend that fuses by a roofline cost model."""

@@ -1,0 +1,40 @@
+"""Named rewrites of ATen graphs, and memory planning.
+
+A pass takes a ``torch.fx.GraphModule`` over functional ATen operators, as AOTAutograd makes it, and returns one.
+``PIPELINE`` lists the passes in order; ``run_passes`` copies the graph once and runs them.
+"""
+
+from rooffuse.passes.graph import hazard_edges
+from rooffuse.passes.memory_plan import (
+    BufferLife,
+    MemoryPlan,
+    MemoryPlanError,
+    check_plan,
+    peak_live_bytes,
+    plan_memory,
+)
+from rooffuse.passes.op_sets import GATHERS, LIBRARY, POINTWISE, PRIMITIVES, REDUCTIONS, VIEWS, aot_decompositions
+from rooffuse.passes.pipeline import PIPELINE, Pass, run_passes
+from rooffuse.passes.verify import GraphError, verify
+
+__all__ = [
+    "GATHERS",
+    "LIBRARY",
+    "PIPELINE",
+    "POINTWISE",
+    "PRIMITIVES",
+    "REDUCTIONS",
+    "VIEWS",
+    "BufferLife",
+    "GraphError",
+    "MemoryPlan",
+    "MemoryPlanError",
+    "Pass",
+    "aot_decompositions",
+    "check_plan",
+    "hazard_edges",
+    "peak_live_bytes",
+    "plan_memory",
+    "run_passes",
+    "verify",
+]

@@ -1,0 +1,74 @@
+"""Which ATen operators stay as they are, and the table that AOTAutograd decomposes by.
+
+Names are operator packets (``aten.add`` stands for all its overloads).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rooffuse.passes.graph import aten, packet_name
+from rooffuse.passes.rules import RULES
+from torch._decomp import core_aten_decompositions, get_decompositions
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(f"aten.{name}" for name in text.split())
+
+
+POINTWISE = _names(
+    """add sub mul div remainder fmod pow neg abs exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan
+    asin acos atan sinh cosh tanh asinh acosh atanh atan2 erf erfc sigmoid relu silu gelu hardtanh leaky_relu elu
+    softplus hardswish hardsigmoid mish floor ceil round trunc sign sgn reciprocal isnan isinf eq ne lt le gt ge
+    logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor
+    bitwise_left_shift bitwise_right_shift minimum maximum clamp clamp_min clamp_max where masked_fill
+    _to_copy clone copy fill full full_like zeros zeros_like ones ones_like empty empty_like arange
+    scalar_tensor lift_fresh_copy"""
+)
+REDUCTIONS = _names("sum mean amax amin prod any all argmax argmin max min")
+VIEWS = _names(
+    """view reshape _unsafe_view permute transpose t expand slice select unsqueeze squeeze unbind split
+    split_with_sizes chunk flip alias detach as_strided diagonal repeat cat stack constant_pad_nd"""
+)
+GATHERS = _names("embedding index _unsafe_index index_select gather select_scatter slice_scatter")
+
+# The operators that a kernel generator takes one by one; no pass breaks them down further.
+PRIMITIVES = POINTWISE | REDUCTIONS | VIEWS | GATHERS
+
+# Calls that are better left to the framework's own kernels, or that a later pattern wants to recognise whole.
+LIBRARY = _names(
+    """mm bmm addmm baddbmm addbmm addmv addr mv dot convolution convolution_backward
+    scaled_dot_product_attention _scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention
+    _scaled_dot_product_cudnn_attention _scaled_dot_product_flash_attention_for_cpu
+    _scaled_dot_product_fused_attention_overrideable
+    embedding_dense_backward _embedding_bag _embedding_bag_forward_only index_put _unsafe_index_put index_copy
+    index_add index_fill scatter scatter_add scatter_reduce masked_scatter cumsum cumprod sort topk
+    upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_bicubic2d
+    upsample_linear1d upsample_trilinear3d grid_sampler_2d bernoulli rand randn rand_like randn_like randperm
+    randint uniform normal exponential"""
+)
+
+
+def aot_decompositions(*, training: bool = False) -> dict[Any, Callable[..., Any]]:
+    """The decomposition table to hand to AOTAutograd.
+
+    It is the core ATen table less what this package keeps whole: primitives, library calls, and the compound
+    operators of ``RULES``, which the decompose pass expands later, once per distinct call where AOTAutograd would
+    trace every call anew.
+
+    Args:
+        training: also expand the forward normalisations and softmaxes while tracing. The partitioner may recompute
+            only operators on its list of pointwise and reduction operators; a normalisation that stays whole is
+            not on it, so its output is saved for the backward pass, while an expanded one is recomputed from the
+            input and the row statistics. Backward operators stay whole either way: the partitioner has no choice
+            to make about them.
+    """
+    keep = PRIMITIVES | LIBRARY | {packet_name(op) for op in RULES}
+    table = {op: function for op, function in core_aten_decompositions().items() if packet_name(op) not in keep}
+    if training:
+        table.update(get_decompositions(_EXPAND_FOR_PARTITIONER))
+    return table
+
+
+_EXPAND_FOR_PARTITIONER = (aten.native_layer_norm.default, aten.native_group_norm.default, aten._fused_rms_norm.default)

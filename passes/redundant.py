@@ -1,0 +1,152 @@
+"""Removal of casts, copies and views that change nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from rooffuse.passes.graph import (
+    Forwarding,
+    argument,
+    aten,
+    is_concrete,
+    packet_name,
+    same_layout,
+    same_sizes,
+    same_strides,
+    size_key,
+    tensor_meta,
+    viewed_arg,
+)
+from torch.fx import GraphModule, Node
+
+log = logging.getLogger(__name__)
+
+_COPIES = frozenset({"aten.clone", "aten._to_copy", "aten.lift_fresh_copy"})
+_RESHAPES = frozenset({aten.view.default, aten._unsafe_view.default, aten.reshape.default})
+_PERMUTES = frozenset({aten.permute.default, aten.transpose.int, aten.t.default})
+
+
+def redundant(gm: GraphModule) -> GraphModule:
+    """Remove casts, copies and views that change nothing, and merge chains of reshapes, permutes and casts.
+
+    Requires: ``meta["val"]`` with true strides. Ensures: every value that the caller receives keeps its sizes,
+    dtype and strides; a copy stays where without it a result would share storage with an input or another result,
+    or where the graph mutates either side.
+    """
+    forwarding = Forwarding(gm.graph)
+    removed = 0
+    for node in list(gm.graph.nodes):
+        if node.op != "call_function" or tensor_meta(node) is None:
+            continue
+        for rule in _MERGES:
+            rule(node)
+        source = _same_value(node)
+        if source is not None and forwarding.replace(node, source):
+            removed += 1
+    log.debug("redundant: removed %d nodes", removed)
+    return gm
+
+
+def _same_value(node: Node) -> Node | None:
+    """An earlier node that holds exactly what ``node`` holds, if one is known."""
+    value = tensor_meta(node)
+    if value is None:
+        return None
+    if packet_name(node.target) in _COPIES:
+        source = node.args[0]
+        origin = tensor_meta(source)
+        return source if origin is not None and same_layout(origin, value) else None
+    if node.target is aten.slice_scatter.default:
+        written = argument(node, "src")
+        whole, part = tensor_meta(node.args[0]), tensor_meta(written)
+        covers = whole is not None and part is not None and same_layout(whole, part)
+        return written if covers and same_layout(part, value) and argument(node, "step") == 1 else None
+    return _same_view(node, value)
+
+
+def _same_view(node: Node, value: torch.Tensor) -> Node | None:
+    """The first node up the chain of views with the same sizes, strides and offset into the storage."""
+    found = None
+    source = viewed_arg(node)
+    while source is not None and packet_name(node.target) != "aten.as_strided":
+        origin = tensor_meta(source)
+        if origin is None:
+            break
+        if same_layout(origin, value) and size_key(origin.storage_offset()) == size_key(value.storage_offset()):
+            found = source
+        node, source = source, viewed_arg(source)
+    return found
+
+
+# ---- chains: each rule lets a node read the source of its source, its value being the same --------------------------
+
+
+def _merge_reshapes(node: Node) -> None:
+    """view(view(x, a), b) -> view(x, b)"""
+    source = node.args[0] if node.target in _RESHAPES else None
+    if not isinstance(source, Node) or source.target not in _RESHAPES:
+        return
+    origin = tensor_meta(source.args[0])
+    if origin is not None and is_concrete(origin.shape) and origin.is_contiguous():
+        node.update_arg(0, source.args[0])
+        node.target = aten.view.default
+
+
+def _merge_permutes(node: Node) -> None:
+    """permute(permute(x, p), q) -> permute(x, [p[i] for i in q])"""
+    source = node.args[0] if node.target in _PERMUTES else None
+    if not isinstance(source, Node) or source.target not in _PERMUTES:
+        return
+    inner = _permutation(source)
+    node.args = (source.args[0], [inner[dim] for dim in _permutation(node)])
+    node.kwargs = {}
+    node.target = aten.permute.default
+
+
+def _permutation(node: Node) -> list[int]:
+    rank = node.meta["val"].dim()
+    if node.target is aten.permute.default:
+        return [dim % rank for dim in argument(node, "dims")]
+    order = list(range(rank))
+    if rank > 1:
+        first, second = (0, 1) if node.target is aten.t.default else (argument(node, "dim0"), argument(node, "dim1"))
+        order[first % rank], order[second % rank] = order[second % rank], order[first % rank]
+    return order
+
+
+# Every value of the first type is one of the second.
+_EXACT_IN = {
+    torch.bfloat16: {torch.float32, torch.float64},
+    torch.float16: {torch.float32, torch.float64},
+    torch.float32: {torch.float64},
+    torch.int8: {torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64},
+    torch.uint8: {torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64},
+    torch.int16: {torch.int32, torch.int64, torch.float32, torch.float64},
+    torch.int32: {torch.int64, torch.float64},
+    torch.bool: {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float32, torch.float64},
+}
+
+
+def _merge_casts(node: Node) -> None:
+    """cast(cast(x, wide), narrow) -> cast(x, narrow), where ``wide`` holds every value of x's type"""
+    source = node.args[0] if node.target is aten._to_copy.default else None
+    if not isinstance(source, Node) or source.target is not aten._to_copy.default:
+        return
+    origin, middle, value = tensor_meta(source.args[0]), tensor_meta(source), tensor_meta(node)
+    if origin is None or middle is None or value is None:
+        return
+    exact = middle.dtype == origin.dtype or middle.dtype in _EXACT_IN.get(origin.dtype, ())
+    if not exact or set(node.kwargs) - {"dtype"} or origin.device != value.device:
+        return
+    if same_sizes(origin.shape, value.shape) and same_strides(origin, value) and _is_dense(origin):
+        node.update_arg(0, source.args[0])
+
+
+def _is_dense(value: torch.Tensor) -> bool:
+    """Whether a copy that preserves the memory format keeps the strides."""
+    return is_concrete(value.shape) and torch._prims_common.is_non_overlapping_and_dense(value)
+
+
+_MERGES: tuple[Callable[[Node], None], ...] = (_merge_reshapes, _merge_permutes, _merge_casts)

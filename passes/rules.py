@@ -1,0 +1,81 @@
+"""The table of decompositions: which operator is expanded by which rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from rooffuse.passes import rules_misc as misc
+from rooffuse.passes import rules_norm as norm
+from rooffuse.passes.rule_base import Rule
+from torch._decomp import get_decompositions
+
+aten = torch.ops.aten
+
+_OWN: dict[Any, Rule] = {
+    aten._softmax.default: norm.softmax,
+    aten._log_softmax.default: norm.log_softmax,
+    aten._softmax_backward_data.default: norm.softmax_backward,
+    aten._log_softmax_backward_data.default: norm.log_softmax_backward,
+    aten.logsumexp.default: norm.logsumexp,
+    aten.native_layer_norm.default: norm.layer_norm,
+    aten.native_layer_norm_backward.default: norm.layer_norm_backward,
+    aten._fused_rms_norm.default: norm.rms_norm,
+    aten._fused_rms_norm_backward.default: norm.rms_norm_backward,
+    aten.native_group_norm.default: norm.group_norm,
+    aten.native_group_norm_backward.default: norm.group_norm_backward,
+    aten._native_batch_norm_legit_no_training.default: norm.batch_norm_inference,
+    aten._native_batch_norm_legit_functional.default: norm.batch_norm_training,
+    aten._native_batch_norm_legit.no_stats: norm.batch_norm_no_stats,
+    aten.native_batch_norm_backward.default: norm.batch_norm_backward,
+    aten.var_mean.correction: misc.var_mean,
+    aten.var.correction: misc.var,
+    aten.std.correction: misc.std,
+    aten.std_mean.correction: misc.std_mean,
+    aten.linalg_vector_norm.default: misc.vector_norm,
+    aten.native_dropout.default: misc.dropout,
+    aten.native_dropout_backward.default: misc.dropout_backward,
+    aten.rsub.Scalar: misc.reverse_sub_scalar,
+    aten.rsub.Tensor: misc.reverse_sub,
+    aten.square.default: misc.square,
+    aten.addcmul.default: misc.addcmul,
+    aten.addcdiv.default: misc.addcdiv,
+    aten.gelu_backward.default: misc.gelu_backward,
+    aten.silu_backward.default: misc.silu_backward,
+    aten.sigmoid_backward.default: misc.sigmoid_backward,
+    aten.tanh_backward.default: misc.tanh_backward,
+    aten.threshold_backward.default: misc.threshold_backward,
+    aten.lerp.Scalar: misc.lerp_scalar,
+    aten.lerp.Tensor: misc.lerp_tensor,
+    aten.logit.default: misc.logit,
+    aten.nll_loss_backward.default: misc.nll_loss_backward,
+    aten.nll_loss2d_backward.default: misc.nll_loss_backward,
+}
+
+# Taken as the framework defines them, but expanded here rather than while AOTAutograd traces: once per distinct call.
+_FRAMEWORK = (
+    aten.hardswish_backward.default,
+    aten.hardsigmoid_backward.default,
+    aten.hardtanh_backward.default,
+    aten.leaky_relu_backward.default,
+    aten.elu_backward.default,
+    aten.softplus_backward.default,
+    aten.mish_backward.default,
+    aten.mse_loss.default,
+    aten.mse_loss_backward.default,
+    aten.smooth_l1_loss.default,
+    aten.smooth_l1_loss_backward.default,
+    aten.huber_loss.default,
+    aten.huber_loss_backward.default,
+    aten.binary_cross_entropy.default,
+    aten.binary_cross_entropy_backward.default,
+    aten.nll_loss_forward.default,
+    aten.nll_loss2d_forward.default,
+    aten.log_sigmoid_forward.default,
+    aten.log_sigmoid_backward.default,
+    aten.logit_backward.default,
+    aten.glu.default,
+    aten.glu_backward.default,
+)
+
+RULES: dict[Any, Rule] = {**get_decompositions(_FRAMEWORK), **_OWN}
