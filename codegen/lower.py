@@ -13,7 +13,7 @@ from math import prod
 
 import torch
 from sympy import Expr, Integer
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, Node
 
 from . import lower_pointwise, lower_reductions, lower_special, lower_views
 from .builder import NestBuilder
@@ -315,21 +315,21 @@ def _open_nest(target: Node, inside: set[Node], buffers: dict[Node, str], eager_
     return _OpenNest(builder, NestLowering(builder, buffers), known)
 
 
-def lower_group(module: GraphModule, name: str = "fused", eager_rounding: bool = False) -> LoweredGroup:
+def lower_group(graph: Graph, name: str = "fused", eager_rounding: bool = False) -> LoweredGroup:
     """Lower a whole group to one kernel, or raise NotLowerable with the node and the reason.
 
-    ``module``'s placeholders are the input buffers, its outputs (and the destinations of its ``copy_`` nodes) what the
+    ``graph``'s placeholders are the input buffers, its outputs (and the destinations of its ``copy_`` nodes) what the
     kernel stores. Every node carries ``meta["val"]`` with static sizes.
     """
-    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     buffers = {n: f"i{k}" for k, n in enumerate(placeholders)}
-    inside = set(module.graph.nodes)
-    outputs = [o for o in module.graph.output_node().all_input_nodes]
+    inside = set(graph.nodes)
+    outputs = [o for o in graph.output_node().all_input_nodes]
     targets: list[tuple[Node, str]] = []
     for k, node in enumerate(outputs):
         if node not in buffers and op_name(node) != "copy_":
             targets.append((node, f"o{k}"))
-    targets += [(n, "") for n in module.graph.nodes if op_name(n) == "copy_"]
+    targets += [(n, "") for n in graph.nodes if op_name(n) == "copy_"]
     targets.sort(key=lambda t: (-_reduced_elements(t[0], buffers), -numel_of(t[0])))
     nests: list[_OpenNest] = []
     for node, buffer in targets:

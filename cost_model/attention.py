@@ -158,7 +158,8 @@ def efficient_backward(call: Call) -> Cost:
 @register("higher_order::flex_attention", kind="attention", unit="tensor", params=_QKV)
 def flex_attention(call: Call) -> Cost:
     """No block is taken as skipped: the block mask's values are data."""
-    return call.moves(attention_flops(*(call[name] for name in _QKV), False))
+    query, key, value = (call[name] for name in _QKV)
+    return call.moves(attention_flops(query, key, value, False))
 
 
 @register(
@@ -169,4 +170,5 @@ def flex_attention(call: Call) -> Cost:
 )
 def flex_attention_backward(call: Call) -> Cost:
     """As `flex_attention`, with the five products of the backward pass."""
-    return call.moves(attention_backward_flops(*(call[name] for name in _QKV), False))
+    query, key, value = (call[name] for name in _QKV)
+    return call.moves(attention_backward_flops(query, key, value, False))

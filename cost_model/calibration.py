@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ _log = logging.getLogger(__name__)
 # Bumped when the meaning of a stored figure changes; older files are then ignored.
 _FORMAT = 1
 _DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Below the resolution of the clock; a fixed cost of zero would make every merge look free.
+_LEAST_LAUNCH_S = 1e-7
 
 Progress = Callable[[str], None]
 
@@ -64,16 +67,21 @@ def save(device: Device, folder: Path) -> Path:
     """Store a calibrated device; other processes see the old file or the new one, never half of it."""
     path = _path(device, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_text(
+    incomplete = path.with_suffix(f".{os.getpid()}.tmp")
+    incomplete.write_text(
         json.dumps({"format": _FORMAT, "device": device.to_dict()}, indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
-    partial.replace(path)
+    incomplete.replace(path)
     return path
 
 
-def _seconds(work: Callable[[], Any], torch_device: str, budget_s: float) -> float:
-    """Median seconds of ``work`` over repeats within ``budget_s``, at least three, after a warm-up."""
+def _seconds(
+    work: Callable[[], Any],
+    torch_device: str,
+    budget_s: float,
+    summarise: Callable[[list[float]], float] = statistics.median,
+) -> float:
+    """Seconds of ``work``, by default the median of repeats within ``budget_s``, at least three, after a warm-up."""
     cuda = torch.device(torch_device).type == "cuda"
     work()
     if cuda:
@@ -92,13 +100,13 @@ def _seconds(work: Callable[[], Any], torch_device: str, budget_s: float) -> flo
             start = time.perf_counter()
             work()
             samples.append(time.perf_counter() - start)
-    return statistics.median(samples)
+    return summarise(samples)
 
 
 def _bandwidth(torch_device: str, budget_s: float) -> float:
     """B/s of the better of copy and triad (``a = b + s·c``, STREAM by McCalpin) on arrays far above any cache."""
     cuda = torch.device(torch_device).type == "cuda"
-    count = (512 if cuda else 64) * 1024**2 // 4
+    count = (512 if cuda else 256) * 1024**2 // 4
     a, b, c = (torch.ones(count, dtype=torch.float32, device=torch_device) for _ in range(3))
     copy = 2 * a.nbytes / _seconds(lambda: a.copy_(b), torch_device, budget_s / 2)
     triad = 3 * a.nbytes / _seconds(lambda: torch.add(b, c, alpha=2.0, out=a), torch_device, budget_s / 2)
@@ -120,7 +128,7 @@ def _matmul_peaks(torch_device: str, budget_s: float, progress: Progress) -> dic
             torch.backends.cuda.matmul.allow_tf32 = tf32
             x = torch.randn(size, size, device=torch_device).to(dtype)
             y, out = x.clone(), torch.empty_like(x)
-            took = _seconds(lambda x=x, y=y, out=out: torch.mm(x, y, out=out), torch_device, budget_s / len(cases))
+            took = _seconds(partial(torch.mm, x, y, out=out), torch_device, budget_s / len(cases))
         except (RuntimeError, NotImplementedError) as error:
             _log.info("no %s matmul on %s: %s", key, torch_device, error)
             continue
@@ -140,14 +148,15 @@ def _launch(torch_device: str) -> dict[str, float]:
             x.add_(1.0)
 
     if torch.device(torch_device).type != "cuda":
-        # An operator on one element pays dispatch alone; one just above torch's grain adds an OpenMP region.
-        large = torch.zeros(4 * 32768)
-        serial = _seconds(lambda: [large[:32768].add_(1.0) for _ in range(50)], "cpu", 0.2) / 50
-        parallel = _seconds(lambda: [large.add_(1.0) for _ in range(50)], "cpu", 0.2) / 50
-        ideal = 4 * serial / max(1, torch.get_num_threads())
+        # One grain (32768 elements in ATen) runs on the calling thread; a grain for every thread opens an OpenMP region
+        # that does the same work per thread. Best times: a fixed cost is what remains without interference.
+        grain, threads = 32768, torch.get_num_threads()
+        one, every = torch.zeros(grain), torch.zeros(grain * threads)
+        serial = _seconds(lambda: [one.add_(1.0) for _ in range(20)], "cpu", 0.3, min) / 20
+        parallel = _seconds(lambda: [every.add_(1.0) for _ in range(20)], "cpu", 0.3, min) / 20
         return {
-            "dispatch_s": _seconds(work, "cpu", 0.2) / repeats,
-            "launch_s": min(max(parallel - ideal, 5e-7), 1e-4),
+            "dispatch_s": _seconds(work, "cpu", 0.2, min) / repeats,
+            "launch_s": max(parallel - serial, _LEAST_LAUNCH_S),
         }
     work()
     torch.cuda.synchronize()
@@ -182,12 +191,16 @@ def calibrate(
     """
     base = detect(torch_device)
     measured = measure(torch_device, progress or (lambda step: None))
-    peaks = {**base.peaks, **measured["peaks"]}
+    rates = dict(measured["peaks"])
+    if "fp64_tc" in base.peaks and "fp64" in rates:
+        # The measurement is a matmul, which runs on the matrix units where they take fp64.
+        rates["fp64_tc"] = rates.pop("fp64")
+    peaks = {**base.peaks, **rates}
     stamp = f"measured with torch {torch.__version__}, {torch.get_num_threads()} threads"
     sources = {
         **base.sources,
         **dict.fromkeys(("bandwidth", "launch_s", "dispatch_s"), stamp),
-        "peaks": f"{', '.join(sorted(measured['peaks']))}: {stamp}; others: {base.sources.get('peaks', 'unknown')}",
+        "peaks": f"{', '.join(sorted(rates))}: {stamp}; others: {base.sources.get('peaks', 'unknown')}",
     }
     device = replace(
         base,

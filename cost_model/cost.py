@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -42,10 +41,7 @@ def _evaluate(value: Size, sizes: Mapping[Any, Any]) -> Size:
     if isinstance(value, int):
         return value
     result = value.subs(dict(sizes))
-    if result.is_number:
-        # Logarithms (sorts, transforms) leave a real number; a cost is counted in whole operations.
-        return math.ceil(result)
-    return result
+    return int(result) if result.is_Integer else result
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ _BY_NAME: Mapping[str, Device] = {device.name: device for device in DEVICES}
 _FP32_PER_CYCLE = {"avx512": 64, "avx2": 32, "other": 8}
 _ASSUMED_HZ = 2.5e9
 _ASSUMED_BYTES_PER_CORE = 12e9
+# A virtual machine shows the whole cache of its host, of which a few cores cannot count on more than their share.
+_MOST_CACHE_PER_CORE = 8 * 1024**2
 
 
 class UnknownDevice(ValueError):
@@ -81,7 +83,7 @@ def describe_cpu(info: Mapping[str, str], cores: int, cache_bytes: int | None, m
         kind="cpu",
         peaks={"fp64": fp32 / 2, "fp32": fp32, "bf16": bf16, "fp16": fp32, "int8": int8},
         bandwidth=bandwidth,
-        l2_bytes=cache_bytes or 32 * 1024**2,
+        l2_bytes=min(cache_bytes or 32 * 1024**2, _MOST_CACHE_PER_CORE * cores),
         l2_bandwidth=4 * bandwidth,
         sms=cores,
         smem_bytes=32 * 1024,
@@ -92,7 +94,7 @@ def describe_cpu(info: Mapping[str, str], cores: int, cache_bytes: int | None, m
         sources={
             "peaks": estimate,
             "bandwidth": "estimate: 12 GB/s a core; not measured",
-            "l2_bytes": "last-level cache, from sysfs" if cache_bytes else "estimate: 32 MB; not measured",
+            "l2_bytes": f"{'last-level cache from sysfs' if cache_bytes else 'estimate: 32 MiB'}, at most 8 MiB a core",
             "l2_bandwidth": "estimate: 4 times the memory bandwidth; not measured",
             "launch_s": "estimate: OpenMP fork and join, 2 to 5 us; not measured",
             "dispatch_s": "estimate; not measured",

@@ -56,7 +56,8 @@ def get_device(name: str, folder: str | os.PathLike[str] | None = None) -> Devic
     if name.endswith(".toml"):
         return _read_toml(Path(name).expanduser())
     spellings = {spelling_key(known): known for known in device_names()} | ALIASES
-    close = [spellings[key] for key in difflib.get_close_matches(spelling_key(name), sorted(spellings), n=3, cutoff=0.5)]
+    matches = difflib.get_close_matches(spelling_key(name), sorted(spellings), n=3, cutoff=0.5)
+    close = [spellings[key] for key in matches]
     hint = f"did you mean {', '.join(dict.fromkeys(close))}? " if close else ""
     raise UnknownDevice(
         f"unknown device {name!r}; {hint}Known devices: {_listing()}. A path to a .toml file with the fields of "

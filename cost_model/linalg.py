@@ -10,8 +10,7 @@ from .spec import log2
 def _thirds(call: Call, thirds: int) -> Cost:
     """``thirds``/3·n³ for every square matrix in the batch (Golub and Van Loan, Matrix Computations)."""
     matrix = call.inputs[0]
-    cube = thirds * matrix.numel * matrix.shape[-1]
-    return call.moves(cube // 3 if isinstance(cube, int) else cube / 3)
+    return call.moves(thirds * matrix.numel * matrix.shape[-1] // 3)
 
 
 def _file(thirds: int, names: str) -> None:
@@ -27,10 +26,10 @@ _file(
     "linalg_lu_factor linalg_lu_factor_ex linalg_lu _lu_with_info _linalg_det _linalg_slogdet linalg_ldl_factor_ex",
 )
 _file(3, "triangular_solve linalg_solve_triangular cholesky_inverse")
-_file(4, "linalg_qr geqrf")
-_file(6, "linalg_inv_ex inverse linalg_inv _linalg_solve_ex linalg_lu_solve cholesky_solve _cholesky_solve_helper")
+_file(4, "linalg_qr geqrf linalg_householder_product ormqr linalg_lstsq")
+_file(6, "linalg_inv_ex inverse linalg_inv _linalg_solve_ex linalg_lu_solve linalg_ldl_solve cholesky_solve _cholesky_solve_helper")
 _file(28, "_linalg_eigh linalg_eigh")
-_file(63, "_linalg_svd linalg_svd linalg_eig _linalg_eigvals")
+_file(63, "_linalg_svd linalg_svd linalg_pinv linalg_eig _linalg_eigvals")
 
 
 @register(*aten("linalg_matrix_exp matrix_exp"), kind="matmul")
@@ -48,9 +47,7 @@ def fft(call: Call) -> Cost:
     full = call.outputs[0] if call.name == "aten::_fft_c2r" else source
     levels: Size = sum(log2(full.shape[dim]) for dim in dims)
     flops = 5 * full.numel * levels
-    if real:
-        flops = flops // 2 if isinstance(flops, int) else flops / 2
-    return call.moves(flops)
+    return call.moves(flops // 2 if real else flops)
 
 
 @register(*aten("_thnn_fused_lstm_cell _thnn_fused_gru_cell"), kind="pointwise")

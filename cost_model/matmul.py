@@ -115,6 +115,12 @@ def cdist_backward(call: Call) -> Cost:
     return call.moves(4 * call["cdist"].numel * call["x1"].shape[-1])
 
 
+@register("aten::_pdist_backward", kind="reduction")
+def pdist_backward(call: Call) -> Cost:
+    """Gradient of `pdist`: four operations a term."""
+    return call.moves(4 * call["pdist"].numel * call["self"].shape[-1])
+
+
 @register("aten::_pdist_forward", "aten::pdist", kind="reduction")
 def pdist(call: Call) -> Cost:
     """Distances between all N·(N-1)/2 pairs of rows of ``self (N, M)``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -191,6 +192,7 @@ def _resolve(target: Any) -> Any:
     return target
 
 
+@functools.cache
 def _signature_of(target: Any) -> _Signature:
     schema = getattr(target, "_schema", None)
     if schema is None:

@@ -89,13 +89,13 @@ def smaller(left: Size, right: Size) -> Size:
     return sympy.Min(left, right)
 
 
-def log2(value: Size) -> Any:
-    """log2 of a size, at least 1 for numbers, so that a sort of one element is not free."""
+def log2(value: Size) -> Size:
+    """log2 of a size, rounded up, and at least 1."""
     if isinstance(value, int):
-        return max(1, math.ceil(math.log2(value))) if value > 1 else 1
+        return max(1, (value - 1).bit_length())
     import sympy
 
-    return sympy.log(value, 2)
+    return sympy.Max(1, sympy.ceiling(sympy.log(value, 2)))
 
 
 def spec_of(tensor: Any) -> TensorSpec:

@@ -11,6 +11,7 @@ from rooffuse.passes.graph import (
     argument,
     aten,
     is_concrete,
+    is_impure,
     packet_name,
     same_layout,
     same_sizes,
@@ -38,7 +39,7 @@ def redundant(gm: GraphModule) -> GraphModule:
     forwarding = Forwarding(gm.graph)
     removed = 0
     for node in list(gm.graph.nodes):
-        if node.op != "call_function" or tensor_meta(node) is None:
+        if node.op != "call_function" or tensor_meta(node) is None or is_impure(node):
             continue
         for rule in _MERGES:
             rule(node)

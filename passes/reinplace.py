@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from rooffuse.passes.graph import (
     argument,
-    argument_key,
     aten,
     same_sizes,
+    schema_of,
     storage_roots,
     tensor_meta,
     viewed_arg,
@@ -158,12 +158,8 @@ def _is_place(node: Any, place: Node) -> bool:
     source, expected = viewed_arg(node), viewed_arg(place)
     if source is None or expected is None or not _is_place(source, expected):
         return False
-    rest = [argument_key(item, _identity) for item in (node.args[1:], place.args[1:])]
-    return rest[0] == rest[1] and node.kwargs == place.kwargs
-
-
-def _identity(node: Node) -> Node:
-    return node
+    names = [parameter.name for parameter in schema_of(node).arguments][1:]
+    return all(argument(node, name) == argument(place, name) for name in names)
 
 
 def _foreign_reads(chain: list[Node], target: Node, uses: _Uses) -> str | None:

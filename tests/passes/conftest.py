@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from rooffuse.passes import aot_decompositions, run_passes
+from rooffuse.passes.pipeline import PIPELINE, Pass
 from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
-
-from rooffuse.passes import aot_decompositions, run_passes
-from rooffuse.passes.pipeline import PIPELINE, Pass
 
 
 def trace(function: Callable[..., Any], *inputs: torch.Tensor) -> GraphModule:
@@ -82,9 +82,8 @@ def assert_same_results(
 class Capture:
     """A ``torch.compile`` backend that runs the pipeline's result and keeps the graphs it saw."""
 
-    def __init__(self, passes: Sequence[Pass] = PIPELINE, *, training: bool = False) -> None:
+    def __init__(self, passes: Sequence[Pass] = PIPELINE) -> None:
         self.passes = passes
-        self.training = training
         self.before: list[GraphModule] = []
         self.after: list[GraphModule] = []
 
@@ -93,12 +92,12 @@ class Capture:
             result = run_passes(graph, self.passes)
             self.before.append(graph)
             self.after.append(result)
-            return result.forward
+            return make_boxed_func(result.forward)
 
         backend = aot_autograd(
             fw_compiler=compiler,
             inference_compiler=compiler,
-            decompositions=aot_decompositions(training=self.training),
+            decompositions=aot_decompositions(),
             keep_inference_input_mutations=True,
         )
         return backend(gm, inputs)

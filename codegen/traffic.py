@@ -1,0 +1,56 @@
+"""Bytes that a kernel moves between memory and chip, counted on its loop IR."""
+from __future__ import annotations
+
+from math import prod
+
+import sympy
+
+from .ir import Kernel, Load, Nest, Store
+from .sweeps import plan_phases
+
+
+def _footprint(kernel: Kernel, nest: Nest, stmt: Load | Store) -> int:
+    """Different elements that one access touches over the whole nest, at most the buffer."""
+    varying: set[sympy.Symbol] = set()
+    for s in stmt.index.free_symbols:
+        varying |= {s} if s in nest.ranges else set(nest.scopes[s.name])
+    return min(prod(nest.ranges[s] for s in varying), kernel.buffer(stmt.buffer).size)
+
+
+def row_bytes(kernel: Kernel, nest: Nest) -> int:
+    """Bytes of one row of everything that varies along the reduction axes: what a second sweep looks at again."""
+    row = {a.symbol for a in nest.reduction}
+    seen = {(s.buffer, s.index) for s in nest.body if isinstance(s, Load) and s.index.free_symbols & row}
+    return sum(prod(nest.ranges[s] for s in index.free_symbols & row) * kernel.buffer(b).dtype.itemsize
+               for b, index in seen)
+
+
+def sweeps(nest: Nest) -> int:
+    """How often a row is gone through."""
+    return sum(p.sweep for p in plan_phases(nest))
+
+
+def kernel_traffic(kernel: Kernel, on_chip_bytes: int) -> tuple[int, int]:
+    """``(bytes read, bytes written)``. A later sweep over a row counts again unless a row's bytes stay on chip, that
+    is, are at most ``on_chip_bytes``."""
+    read = written = 0
+    for nest in kernel.nests:
+        held = row_bytes(kernel, nest) <= on_chip_bytes
+        phases = plan_phases(nest)
+        groups = [[s for p in phases for s in p.body]] if held else [list(p.body) for p in phases]
+        for body in groups:
+            touched: dict[str, dict[sympy.Expr, int]] = {}
+            for stmt in body:
+                if isinstance(stmt, Load):
+                    touched.setdefault(stmt.buffer, {})[stmt.index] = _footprint(kernel, nest, stmt)
+            for name, accesses in touched.items():
+                buffer = kernel.buffer(name)
+                read += min(sum(accesses.values()), buffer.size) * buffer.dtype.itemsize
+        stores: dict[str, dict[sympy.Expr, int]] = {}
+        for stmt in nest.body:
+            if isinstance(stmt, Store):
+                stores.setdefault(stmt.buffer, {})[stmt.index] = _footprint(kernel, nest, stmt)
+        for name, accesses in stores.items():
+            buffer = kernel.buffer(name)
+            written += min(sum(accesses.values()), buffer.size) * buffer.dtype.itemsize
+    return read, written

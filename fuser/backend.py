@@ -1,0 +1,54 @@
+"""The torch.compile backend: ``torch.compile(model, backend="rooffuse")``."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from rooffuse.passes import aot_decompositions
+from torch.fx import GraphModule
+
+from .compile import Compiled, compile_graph, has_symbolic_sizes
+from .options import Options, make_options
+from .specialise import SpecialisingFunction
+from .targets import local_target
+
+log = logging.getLogger(__name__)
+
+
+def _compiler(options: Options, kind: str) -> Callable[[GraphModule, Sequence[Any]], Callable[..., Any]]:
+    """A compiler for AOTAutograd. ``kind`` is "inference", "forward" or "backward"."""
+
+    def compile_one(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        if has_symbolic_sizes(gm):
+            return SpecialisingFunction(gm, options, kind)
+        # What autograd hands to a backward may have other strides than the traced tangents.
+        count = sum(n.op == "placeholder" for n in gm.graph.nodes)
+        check = frozenset(range(count)) if kind == "backward" else frozenset()
+        return boxed(compile_graph(gm, local_target(example_inputs), options, check, kind))
+
+    return compile_one
+
+
+def boxed(compiled: Compiled) -> Callable[[list[Any]], tuple[Any, ...]]:
+    """The run function itself: called with one list that it empties."""
+    return compiled.executable.function
+
+
+def rooffuse_backend(gm: GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None,
+                     options: Mapping[str, Any] | None = None) -> Callable[..., Any]:
+    """Compile a Dynamo graph, for inference or training.
+
+    ``mode`` and ``options`` are those of ``torch.compile``; see ``rooffuse.Options``. Raises OptionError for unknown
+    ones.
+    """
+    chosen = make_options(mode, options)
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
+
+    compiler = aot_autograd(
+        fw_compiler=_compiler(chosen, "forward"), bw_compiler=_compiler(chosen, "backward"),
+        inference_compiler=_compiler(chosen, "inference"), decompositions=aot_decompositions(),
+        partition_fn=min_cut_rematerialization_partition, keep_inference_input_mutations=True)
+    return compiler(gm, example_inputs)

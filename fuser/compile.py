@@ -1,0 +1,257 @@
+"""The pipeline: passes, grouping, memory plan, kernels, run function."""
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rooffuse.codegen.build_cpp import CompilationFailed, CompilerMissing, compile_library, load_library
+from rooffuse.codegen.cache import DiskCache
+from rooffuse.codegen.cpp import print_function, print_unit
+from rooffuse.codegen.ir import Kernel
+from rooffuse.codegen.triton_kernel import TritonSource, print_kernel
+from rooffuse.passes import PIPELINE, run_passes
+from torch.fx import GraphModule, Node
+
+from .dump import Dump
+from .grouping import Grouping, group_graph, memoised_lowering
+from .options import Options
+from .partition import FusedModule, fused_module
+from .pricing import GroupPricer
+from .program import KernelStep, Program, make_program
+from .runtime import Built, Executable, assemble
+from .targets import Target
+from .units import Units
+
+log = logging.getLogger(__name__)
+
+
+class FallbackError(RuntimeError):
+    """With ``strict``: a part of the graph would have run as FX nodes; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A graph up to, not including, compiled kernels."""
+
+    graph: GraphModule
+    grouping: Grouping
+    fused: FusedModule
+    program: Program
+    target: Target
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """Nodes that run as FX nodes, and why."""
+
+    nodes: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What runs for one graph: call it with a list of inputs, which it empties."""
+
+    plan: Plan
+    executable: Executable
+    fallbacks: tuple[Fallback, ...]
+
+    def __call__(self, args: list[Any]) -> tuple[Any, ...]:
+        return self.executable(args)
+
+
+def plan_graph(gm: GraphModule, target: Target, options: Options, dump: Dump | None = None) -> Plan:
+    """Everything that needs neither a compiler nor the device."""
+    clock = time.perf_counter()
+    graph = run_passes(gm, PIPELINE, lint=options.verify or dump is not None,
+                       observe=dump.graph if dump is not None else None)
+    passes_s, clock = time.perf_counter() - clock, time.perf_counter()
+    pricer = GroupPricer(Units(graph.graph), target.device)
+    grouping = group_graph(graph, pricer, memoised_lowering(options.eager_casts))
+    grouping_s, clock = time.perf_counter() - clock, time.perf_counter()
+    fused = fused_module(graph, grouping)
+    program = make_program(fused, options.verify)
+    log.debug("%d nodes: passes %.0f ms, grouping %.0f ms, memory plan %.0f ms", len(graph.graph.nodes),
+              1e3 * passes_s, 1e3 * grouping_s, 1e3 * (time.perf_counter() - clock))
+    plan = Plan(graph, grouping, fused, program, target)
+    if dump is not None:
+        dump.plan(plan)
+    return plan
+
+
+def kernel_steps(program: Program) -> list[KernelStep]:
+    return [s for s in program.steps if isinstance(s, KernelStep)]
+
+
+def kernel_of(step: KernelStep) -> Kernel:
+    assert step.group.lowered is not None
+    return step.group.lowered.kernel
+
+
+def distinct_kernels(steps: Sequence[KernelStep]) -> tuple[list[Kernel], list[int]]:
+    """Kernels without repetitions, and for each step the number of its kernel. Equal groups are equal kernels."""
+    numbers: dict[Any, int] = {}
+    kernels: list[Kernel] = []
+    chosen: list[int] = []
+    for step in steps:
+        assert step.group.extracted is not None
+        key = step.group.extracted.key
+        if key not in numbers:
+            numbers[key] = len(kernels)
+            kernels.append(kernel_of(step))
+        chosen.append(numbers[key])
+    return kernels, chosen
+
+
+def pointer_slots(steps: Sequence[KernelStep]) -> dict[Node, int]:
+    """A place in the pointer table for every buffer that a kernel gets."""
+    slots: dict[Node, int] = {}
+    for step in steps:
+        for node in step.arguments:
+            slots.setdefault(node, len(slots))
+    return slots
+
+
+def cpp_source(steps: Sequence[KernelStep]) -> str:
+    """The translation unit of a program's kernels, each once."""
+    kernels, chosen = distinct_kernels(steps)
+    slots = pointer_slots(steps)
+    return print_unit(kernels, [(n, tuple(slots[a] for a in s.arguments)) for n, s in zip(chosen, steps)])
+
+
+def triton_source(step: KernelStep, target: Target) -> TritonSource:
+    return print_kernel(kernel_of(step), programs_wanted=2 * target.device.sms)
+
+
+def step_source(step: KernelStep, target: Target) -> str:
+    """The code of one kernel, for people."""
+    if target.language == "cpp":
+        return print_function(kernel_of(step), step.name)
+    return triton_source(step, target).text
+
+
+def _build_cpp(steps: list[KernelStep], cache: DiskCache) -> tuple[Built, list[Fallback]]:
+    failed: list[Fallback] = []
+    try:
+        library = load_library(compile_library(cpp_source(steps), cache))
+    except CompilationFailed:
+        sound, failed = _separate(steps, cache)
+        if not sound:
+            return Built(None, {}, {}, pointer_slots(steps)), failed
+        steps = sound
+        library = load_library(compile_library(cpp_source(steps), cache))
+    numbers = {s.name: k for k, s in enumerate(steps)}
+    return Built(library.rooffuse_run, numbers, {}, pointer_slots(steps)), failed
+
+
+def _separate(steps: list[KernelStep], cache: DiskCache) -> tuple[list[KernelStep], list[Fallback]]:
+    """Compile kernels one by one to find those that the compiler refuses."""
+    sound: list[KernelStep] = []
+    failed: list[Fallback] = []
+    verdicts: dict[int, str | None] = {}
+    for number, step in zip(distinct_kernels(steps)[1], steps):
+        if number not in verdicts:
+            try:
+                compile_library(cpp_source([step]), cache)
+                verdicts[number] = None
+            except CompilationFailed as error:
+                verdicts[number] = str(error).splitlines()[0]
+        reason = verdicts[number]
+        if reason is None:
+            sound.append(step)
+        else:
+            failed.append(Fallback(tuple(n.name for n in step.group.nodes), reason))
+    return sound, failed
+
+
+def _build_triton(steps: list[KernelStep], target: Target, cache: DiskCache) -> tuple[Built, list[Fallback]]:
+    from rooffuse.codegen.build_triton import load_launcher
+
+    launches: dict[str, Callable[..., Any]] = {}
+    failed: list[Fallback] = []
+    known: dict[int, Callable[..., Any] | str] = {}
+    for number, step in zip(distinct_kernels(steps)[1], steps):
+        if number not in known:
+            try:
+                known[number] = load_launcher(triton_source(step, target), cache, target.torch_device,
+                                              target.interpreted)
+            except Exception as error:  # Triton's compiler raises many kinds; each means that this kernel can't be had
+                log.warning("Triton refused %s: %s", step.name, error)
+                known[number] = f"Triton refused the kernel: {type(error).__name__}: {str(error).splitlines()[0]}"
+        launch = known[number]
+        if isinstance(launch, str):
+            failed.append(Fallback(tuple(n.name for n in step.group.nodes), launch))
+        else:
+            launches[step.name] = launch
+    return Built(None, {}, launches, {}), failed
+
+
+_warned = False
+
+
+def _warn_once(message: str) -> None:
+    global _warned  # one warning a process is the point
+    if not _warned:
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+        _warned = True
+
+
+def build(plan: Plan, options: Options) -> tuple[Built, list[Fallback]]:
+    """Compile the kernels of a plan; what can't be compiled is in the list of fallbacks.
+
+    Raises FallbackError with ``strict`` if there is any.
+    """
+    steps = kernel_steps(plan.program)
+    failed: list[Fallback] = []
+    built = Built(None, {}, {}, {})
+    cache = DiskCache(options.cache_folder)
+    if steps:
+        try:
+            if plan.target.language == "cpp":
+                built, failed = _build_cpp(steps, cache)
+            else:
+                built, failed = _build_triton(steps, plan.target, cache)
+        except CompilerMissing as error:
+            failed = [Fallback(tuple(n.name for n in s.group.nodes), str(error)) for s in steps]
+            if not options.strict:
+                _warn_once(f"rooffuse runs without fused kernels: {error}")
+    for fallback in failed:
+        log.warning("%s run as FX nodes: %s", ", ".join(fallback.nodes[:4]), fallback.reason)
+    if failed and options.strict:
+        raise FallbackError(f"{', '.join(failed[0].nodes)} can't be compiled: {failed[0].reason} "
+                            "(strict is on; without it they run as FX nodes)")
+    return built, failed
+
+
+def compile_graph(gm: GraphModule, target: Target, options: Options, check_inputs: frozenset[int] = frozenset(),
+                  name: str = "graph") -> Compiled:
+    """Compile one ATen graph with static shapes for ``target``."""
+    dump = Dump.open(options.dump, name) if options.dump else None
+    plan = plan_graph(gm, target, options, dump)
+    start = time.perf_counter()
+    built, failed = build(plan, options)
+    executable = assemble(plan.program, built, target.torch_device, check_inputs)
+    log.debug("kernels %.0f ms", 1e3 * (time.perf_counter() - start))
+    if dump is not None:
+        dump.run_function(executable.source)
+    return Compiled(plan, executable, tuple(failed))
+
+
+def placeholder_values(gm: GraphModule) -> list[Any]:
+    return [n.meta.get("val") for n in gm.graph.nodes if n.op == "placeholder"]
+
+
+def has_symbolic_sizes(gm: GraphModule) -> bool:
+    """Whether any node's value depends on a symbol."""
+    def symbolic(value: Any) -> bool:
+        if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+            return True
+        return isinstance(value, torch.Tensor) and any(isinstance(s, torch.SymInt)
+                                                       for s in (*value.shape, *value.stride()))
+
+    return any(symbolic(n.meta.get("val")) for n in gm.graph.nodes)

@@ -1,0 +1,95 @@
+"""Cuts a group out of the graph as a graph of its own, and gives groups of equal structure equal keys."""
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rooffuse.codegen.fxinfo import op_name
+from rooffuse.codegen.lower_views import SPLITTERS
+from torch.fx import Graph, Node
+
+from .units import Units, is_constant
+
+
+@dataclass(frozen=True)
+class GroupGraph:
+    """A group as a graph: its placeholders stand for ``inputs``, its results for ``outputs`` of the whole graph."""
+
+    graph: Graph
+    inputs: tuple[Node, ...]
+    outputs: tuple[Node, ...]
+    key: Hashable
+
+
+def extract(units: Units, members: Collection[Node], outputs: Sequence[Node]) -> GroupGraph:
+    """Copy ``members`` with the views and constants between them into a graph with one placeholder per outside buffer.
+
+    ``outputs`` are the members that somebody outside reads; copies into an input return nothing.
+    """
+    inside = set(members)
+    graph = Graph()
+    copies: dict[Node, Node] = {}
+    inputs: list[Node] = []
+    body: list[Node] = []
+
+    def visit(node: Node) -> None:
+        if node in copies or node in seen:
+            return
+        seen.add(node)
+        if node in inside or node in units.inline or op_name(node) in SPLITTERS and node not in units.fusible and \
+                node.args[0] is not None and _splits_inside(node, units):
+            for source in node.all_input_nodes:
+                visit(source)
+            body.append(node)
+        else:
+            inputs.append(node)
+
+    seen: set[Node] = set()
+    for node in sorted(inside, key=units.position.__getitem__):
+        visit(node)
+    inputs.sort(key=units.position.__getitem__)
+    for k, node in enumerate(inputs):
+        copies[node] = graph.placeholder(f"arg{k}")
+        copies[node].meta = {"val": node.meta["val"]}
+    for node in sorted(body, key=units.position.__getitem__):
+        copies[node] = graph.node_copy(node, lambda n: copies[n])
+        copies[node].meta = node.meta
+    graph.output(tuple(copies[n] for n in outputs))
+    return GroupGraph(graph, tuple(inputs), tuple(outputs), structure_key(graph))
+
+
+def _splits_inside(node: Node, units: Units) -> bool:
+    """Whether a split is read only through its parts, as a view."""
+    return all(u in units.inline for u in node.users)
+
+
+def structure_key(graph: Graph) -> Hashable:
+    """Equal for graphs that compute the same on inputs of the same shapes, strides and types."""
+    numbers: dict[Node, int] = {}
+
+    def spell(value: Any) -> Hashable:
+        if isinstance(value, Node):
+            return ("node", numbers[value])
+        if isinstance(value, list | tuple):
+            return tuple(spell(v) for v in value)
+        if isinstance(value, dict):
+            return tuple((k, spell(v)) for k, v in value.items())
+        if isinstance(value, slice):
+            return ("slice", value.start, value.stop, value.step)
+        return (type(value).__name__, repr(value)) if isinstance(value, float | bool) else str(value)
+
+    rows = []
+    for k, node in enumerate(graph.nodes):
+        numbers[node] = k
+        value = node.meta.get("val")
+        kind = (tuple(value.shape), tuple(value.stride()), str(value.dtype)) if isinstance(value, torch.Tensor) else None
+        rows.append((node.op, str(node.target) if node.op == "call_function" else "", spell(node.args),
+                     spell(node.kwargs), kind))
+    return tuple(rows)
+
+
+def constants_only(members: Collection[Node]) -> bool:
+    """Whether a group only makes constants."""
+    return all(is_constant(n) for n in members)

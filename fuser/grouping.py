@@ -1,0 +1,324 @@
+"""Chooses fusion groups by seconds saved.
+
+Every unit starts alone. Merging groups ``a`` and ``b`` is worth ``T(a) + T(b) - T(a ∪ b)``, where ``T`` is the time of
+a kernel that moves the group's unique bytes; producer into consumer and side by side compete in that one currency.
+The best merge comes first. It is refused, with a reason, if the contracted graph would get a cycle or the merged
+group would not lower to one kernel.
+"""
+from __future__ import annotations
+
+import heapq
+import logging
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import networkx as nx
+from rooffuse.codegen.errors import NotLowerable
+from rooffuse.codegen.fxinfo import op_name
+from rooffuse.codegen.lower import LoweredGroup, lower_group
+from rooffuse.codegen.lower_reductions import is_reduction
+from rooffuse.codegen.verify import verify
+from rooffuse.passes import hazard_edges
+from rooffuse.passes.graph import is_impure
+from torch.fx import GraphModule, Node
+
+from .extract import GroupGraph, extract
+from .pricing import GroupPricer
+from .units import Units, is_constant
+
+log = logging.getLogger(__name__)
+
+#: Members of one group; past this a kernel compiles slowly and runs out of registers.
+MAX_MEMBERS = 96
+#: Pointer arguments of one kernel.
+MAX_BUFFERS = 48
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A merge that would have saved ``seconds`` and was not made."""
+
+    first: str
+    second: str
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """One launch: a fused kernel's nodes, or a single library call (``lowered`` is None)."""
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[Node, ...]
+    extracted: GroupGraph | None = None
+    lowered: LoweredGroup | None = None
+    reason: str = ""
+
+    @property
+    def fused(self) -> bool:
+        return self.lowered is not None
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Groups in an order in which they can run, and the merges that were refused."""
+
+    groups: tuple[Group, ...]
+    refusals: tuple[Refusal, ...]
+    units: Units
+
+
+Lower = Callable[[GroupGraph], LoweredGroup]
+
+
+def memoised_lowering(eager_rounding: bool) -> Lower:
+    """Lowering that does equal structures once, refusals included."""
+    known: dict[Hashable, LoweredGroup | NotLowerable] = {}
+
+    def lower(group: GroupGraph) -> LoweredGroup:
+        if group.key not in known:
+            try:
+                lowered = lower_group(group.graph, eager_rounding=eager_rounding)
+                verify(lowered.kernel)
+                known[group.key] = lowered
+            except NotLowerable as reason:
+                known[group.key] = reason
+        result = known[group.key]
+        if isinstance(result, NotLowerable):
+            raise NotLowerable(str(result))
+        return result
+
+    return lower
+
+
+@dataclass
+class _State:
+    """The contracted graph while merges are made: node ``k`` of ``graph`` is a group."""
+
+    members: dict[int, frozenset[Node]]
+    owner: dict[Node, int]
+    graph: nx.DiGraph
+    first: dict[int, int] = field(default_factory=dict)
+    last: dict[int, int] = field(default_factory=dict)
+
+
+class Grouper:
+    """Makes groups for one graph on one device."""
+
+    def __init__(self, gm: GraphModule, pricer: GroupPricer, lower: Lower) -> None:
+        self.units, self.pricer, self.lower = pricer.units, pricer, lower
+        self.refusals: dict[tuple[str, str], Refusal] = {}
+        self.times: dict[int, float] = {}
+        self.apart: dict[Node, set[Node]] = {}
+        self.state = self._initial(gm)
+        self._next = len(self.state.members)
+
+    # -- the contracted graph -----------------------------------------------------------------------------------
+
+    def _initial(self, gm: GraphModule) -> _State:
+        units = self.units
+        alone = [n for n in units.units if not (n in units.inline and is_constant(n) and not self._needed_outside(n))]
+        members = {k: frozenset([n]) for k, n in enumerate(alone)}
+        owner = {n: k for k, n in enumerate(alone)}
+        graph = nx.DiGraph()
+        graph.add_nodes_from(members)
+        state = _State(members, owner, graph)
+        for k, node in enumerate(alone):
+            state.first[k] = state.last[k] = units.position[node]
+            for read in units.reads(node):
+                source = units.unit_of(read.source)
+                if source is not None and source in owner:
+                    graph.add_edge(owner[source], k)
+            for argument in node.all_input_nodes:
+                source = units.unit_of(units.source(argument))
+                if source is not None and source is not node and source in owner:
+                    graph.add_edge(owner[source], k)
+        for before, after in hazard_edges(gm):
+            if before in owner and after in owner and before is not after:
+                graph.add_edge(owner[before], owner[after])
+                if op_name(before).endswith("_"):
+                    self.apart.setdefault(before, set()).add(after)
+                    self.apart.setdefault(after, set()).add(before)
+        ordered = [n for n in alone if n not in units.fusible and is_impure(n)]
+        for a, b in zip(ordered, ordered[1:]):
+            graph.add_edge(owner[a], owner[b])
+        return state
+
+    def _needed_outside(self, constant: Node) -> bool:
+        """Whether a library call or the caller wants the constant as a tensor."""
+        return any(u not in self.units.fusible for u in self.units.users(constant))
+
+    def outputs(self, members: Collection[Node]) -> tuple[Node, ...]:
+        """Members that somebody outside of the group reads from memory."""
+        found = []
+        for node in members:
+            if op_name(node) == "copy_":
+                continue
+            if any(self._reads_from_memory(user, members) for user in self.units.users(node)):
+                found.append(node)
+        return tuple(sorted(found, key=self.units.position.__getitem__))
+
+    def _reads_from_memory(self, user: Node, members: Collection[Node]) -> bool:
+        return user not in members
+
+    def _path_between(self, a: int, b: int) -> bool:
+        """Whether ``b`` is reached from ``a`` through a third group. Groups that begin after ``b`` ends are skipped:
+        every path moves forward in the original order at least once more before it could come back."""
+        graph, last = self.state.graph, self.state.last[b]
+        seen = {a, b}
+        work = [s for s in graph.successors(a) if s != b]
+        while work:
+            k = work.pop()
+            if k in seen:
+                continue
+            seen.add(k)
+            if self.state.first[k] > last:
+                continue
+            for s in graph.successors(k):
+                if s == b:
+                    return True
+                if s not in seen:
+                    work.append(s)
+        return False
+
+    # -- prices -------------------------------------------------------------------------------------------------
+
+    def _time(self, k: int) -> float:
+        if k not in self.times:
+            members = self.state.members[k]
+            self.times[k] = self.pricer.time(self.pricer.cost(members, self.outputs(members))).seconds
+        return self.times[k]
+
+    def _saving(self, a: int, b: int) -> float:
+        union = self.state.members[a] | self.state.members[b]
+        together = self.pricer.time(self.pricer.cost(union, self.outputs(union))).seconds
+        return self._time(a) + self._time(b) - together
+
+    def _candidates(self, k: int) -> Iterable[int]:
+        """Groups that may merge with ``k``: its producers, its consumers, and neighbours that read the same buffer."""
+        state = self.state
+        found = dict.fromkeys([*state.graph.predecessors(k), *state.graph.successors(k)])
+        for node in state.members[k]:
+            for read in self.units.reads(node):
+                if read.source in state.members[k] or is_constant(read.source):
+                    continue
+                readers = [u for u in self.units.users(read.source) if u in self.units.fusible and u in state.owner]
+                groups = sorted({state.owner[u] for u in readers}, key=lambda g: state.first[g])
+                if k in groups:
+                    at = groups.index(k)
+                    found.update(dict.fromkeys(groups[max(at - 2, 0):at + 3]))
+        found.pop(k, None)
+        return [g for g in found if self._fusible(g)]
+
+    def _fusible(self, k: int) -> bool:
+        return all(n in self.units.fusible for n in self.state.members[k])
+
+    # -- merging ------------------------------------------------------------------------------------------------
+
+    def _why_not(self, a: int, b: int) -> str | None:
+        """The reason against merging ``a`` and ``b``, or None."""
+        state = self.state
+        union = state.members[a] | state.members[b]
+        if len(union) > MAX_MEMBERS:
+            return f"the kernel would have more than {MAX_MEMBERS} operators"
+        if self.apart and any(y in state.members[b] for x in state.members[a] for y in self.apart.get(x, ())):
+            return "one reads what the other has overwritten"
+        if self._path_between(a, b) or self._path_between(b, a):
+            return "another kernel has to run between them"
+        outputs = self.outputs(union)
+        sources = {r.source for n in union for r in self.units.reads(n) if r.source not in union}
+        if len(outputs) + len(sources) > MAX_BUFFERS:
+            return f"the kernel would have more than {MAX_BUFFERS} arguments"
+        if any(is_reduction(n) or op_name(n) == "copy_" for n in union):
+            try:
+                self.lower(extract(self.units, union, outputs))
+            except NotLowerable as reason:
+                return str(reason)
+        return None
+
+    def _merge(self, a: int, b: int) -> int:
+        state, k = self.state, self._next
+        self._next += 1
+        state.members[k] = state.members.pop(a) | state.members.pop(b)
+        state.first[k] = min(state.first.pop(a), state.first.pop(b))
+        state.last[k] = max(state.last.pop(a), state.last.pop(b))
+        before = (set(state.graph.predecessors(a)) | set(state.graph.predecessors(b))) - {a, b}
+        after = (set(state.graph.successors(a)) | set(state.graph.successors(b))) - {a, b}
+        state.graph.remove_nodes_from((a, b))
+        state.graph.add_node(k)
+        state.graph.add_edges_from((p, k) for p in before)
+        state.graph.add_edges_from((k, s) for s in after)
+        for node in state.members[k]:
+            state.owner[node] = k
+        return k
+
+    def merge_all(self) -> None:
+        """Best merge first until none saves time."""
+        heap: list[tuple[float, int, int, int]] = []
+        pushed = 0
+
+        def push(a: int, b: int) -> None:
+            nonlocal pushed
+            a, b = min(a, b), max(a, b)
+            saving = self._saving(a, b)
+            if saving > 0:
+                pushed += 1
+                heapq.heappush(heap, (-saving, a, b, pushed))
+
+        for k in list(self.state.members):
+            if self._fusible(k):
+                for other in self._candidates(k):
+                    if other > k:
+                        push(k, other)
+        while heap:
+            saving, a, b, _ = heapq.heappop(heap)
+            if a not in self.state.members or b not in self.state.members:
+                continue
+            reason = self._why_not(a, b)
+            if reason is not None:
+                self._refuse(a, b, -saving, reason)
+                continue
+            k = self._merge(a, b)
+            for other in self._candidates(k):
+                push(k, other)
+
+    def _refuse(self, a: int, b: int, seconds: float, reason: str) -> None:
+        names = [min(self.state.members[k], key=self.units.position.__getitem__).name for k in (a, b)]
+        key = (names[0], names[1])
+        if key not in self.refusals or self.refusals[key].seconds < seconds:
+            self.refusals[key] = Refusal(*key, seconds, reason)
+
+    # -- the result ---------------------------------------------------------------------------------------------
+
+    def finish(self) -> Grouping:
+        """Lower every group and put them in running order; a group that won't lower is taken apart."""
+        state = self.state
+        order = list(nx.lexicographical_topological_sort(state.graph, key=lambda k: state.first[k]))
+        groups: list[Group] = []
+        for k in order:
+            members = sorted(state.members[k], key=self.units.position.__getitem__)
+            if not self._fusible(k):
+                groups.append(Group(tuple(members), tuple(members), reason=self.units.reasons.get(members[0], "")))
+            else:
+                groups.extend(self._lowered(members))
+        refusals = sorted(self.refusals.values(), key=lambda r: (-r.seconds, r.first, r.second))
+        return Grouping(tuple(groups), tuple(refusals), self.units)
+
+    def _lowered(self, members: Sequence[Node]) -> list[Group]:
+        outputs = self.outputs(frozenset(members))
+        extracted = extract(self.units, members, outputs)
+        try:
+            return [Group(tuple(members), outputs, extracted, self.lower(extracted))]
+        except NotLowerable as reason:
+            if len(members) == 1:
+                log.info("%s runs as a library call: %s", members[0].name, reason)
+                return [Group(tuple(members), tuple(members), reason=str(reason))]
+            log.info("a group of %d nodes is taken apart: %s", len(members), reason)
+            return [group for node in members for group in self._lowered([node])]
+
+
+def group_graph(gm: GraphModule, pricer: GroupPricer, lower: Lower) -> Grouping:
+    """Fusion groups of ``gm`` in running order."""
+    grouper = Grouper(gm, pricer, lower)
+    grouper.merge_all()
+    return grouper.finish()

@@ -1,0 +1,71 @@
+"""What nodes and groups cost: registry prices for single nodes, unique bytes for groups."""
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from math import prod
+
+import torch
+from rooffuse.codegen.fxinfo import op_name
+from rooffuse.cost_model import Cost, Device, Estimate, Price, estimate, price
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from .units import Units, is_constant
+
+_GATHERS = frozenset({"embedding", "index_select", "gather", "index", "_unsafe_index"})
+
+
+def node_price(node: Node) -> Price:
+    """The registry's price of one call, from the fake values of its arguments and result."""
+
+    def value(n: Node):
+        return n.meta.get("val")
+
+    return price(node.target, map_arg(node.args, value), map_arg(node.kwargs, value), value(node))
+
+
+def distinct_bytes(node: Node) -> int:
+    """Bytes of the different elements of a tensor: expanded dimensions count once."""
+    value = node.meta["val"]
+    return prod(n for n, s in zip(value.shape, value.stride()) if s != 0) * value.dtype.itemsize
+
+
+class GroupPricer:
+    """Prices sets of fusible units on one device, by the bytes that the merged kernel moves."""
+
+    def __init__(self, units: Units, device: Device) -> None:
+        self.units, self.device = units, device
+        self._flops: dict[Node, tuple[int, torch.dtype]] = {}
+
+    def _node_flops(self, node: Node) -> tuple[int, torch.dtype]:
+        if node not in self._flops:
+            priced = node_price(node)
+            self._flops[node] = (int(priced.cost.flops), priced.dtype)
+        return self._flops[node]
+
+    def cost(self, members: Collection[Node], outputs: Iterable[Node]) -> Cost:
+        """Each outside buffer once (as much of it as is looked at), each output once, FLOPs of all members."""
+        touched: dict[Node, dict[Node, int]] = {}
+        flops = 0
+        written = 0
+        for node in members:
+            flops += self._node_flops(node)[0]
+            for read in self.units.reads(node):
+                if read.source in members or is_constant(read.source):
+                    continue
+                size = distinct_bytes(read.argument)
+                if op_name(node) in _GATHERS and read.argument is node.args[0]:
+                    value = node.meta["val"]
+                    size = min(size, value.numel() * value.dtype.itemsize)
+                parts = touched.setdefault(read.source, {})
+                parts[read.argument] = max(parts.get(read.argument, 0), size)
+            if op_name(node) == "copy_":
+                written += distinct_bytes(node.args[0])
+        bytes_read = sum(min(sum(parts.values()), max(distinct_bytes(source), max(parts.values())))
+                         for source, parts in touched.items())
+        written += sum(distinct_bytes(o) for o in outputs)
+        return Cost(flops, bytes_read, written)
+
+    def time(self, cost: Cost) -> Estimate:
+        """Seconds of a kernel of this cost."""
+        return estimate(cost, self.device, torch.float32, "vector")

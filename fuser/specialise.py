@@ -1,0 +1,96 @@
+"""Graphs with symbolic sizes: one compiled program for each combination of sizes that is met."""
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
+
+from .compile import Compiled, compile_graph
+from .options import Options
+from .targets import local_target
+
+log = logging.getLogger(__name__)
+
+#: Programs kept for one graph; further sizes run the FX graph, and a warning says so.
+MAX_SPECIALISATIONS = 16
+
+_SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
+
+
+def concrete_graph(gm: GraphModule, args: list[Any]) -> GraphModule:
+    """``gm`` with the sizes of ``args`` in place of symbols; its placeholders stay, numbers among them unused."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    graph = Graph()
+    values: dict[Node, Any] = {}
+    copies: dict[Node, Any] = {}
+    inputs = iter(args)
+
+    def mapped(value: Any) -> Any:
+        return map_arg(value, lambda n: copies[n])
+
+    for node in gm.graph.nodes:
+        if node.op == "placeholder":
+            value = next(inputs)
+            if isinstance(value, torch.Tensor):
+                value = mode.from_tensor(value.detach(), static_shapes=True)
+            copy = graph.node_copy(node)
+            copy.meta = {**node.meta, "val": value}
+            values[node], copies[node] = value, copy if isinstance(value, torch.Tensor) else value
+        elif node.op == "output":
+            graph.output(map_arg(node.args[0], lambda n: copies[n])).meta = dict(node.meta)
+        elif node.op == "get_attr":
+            copies[node] = graph.node_copy(node)
+            values[node] = getattr(gm, str(node.target))
+            copies[node].meta = dict(node.meta)
+        else:
+            arguments, keywords = map_arg((node.args, node.kwargs), lambda n: values[n])
+            with mode:
+                value = node.target(*arguments, **keywords)
+            values[node] = value
+            if _is_number(value):
+                copies[node] = value
+                continue
+            copies[node] = graph.create_node(node.op, node.target, mapped(node.args), mapped(node.kwargs), node.name)
+            copies[node].meta = {**node.meta, "val": value}
+    return GraphModule(gm, graph)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, int | float | bool)
+
+
+class SpecialisingFunction:
+    """Compiles for the sizes of each call, once a combination."""
+
+    _boxed_call = True
+
+    def __init__(self, gm: GraphModule, options: Options, kind: str) -> None:
+        self.gm, self.options, self.kind = gm, options, kind
+        self._compiled: dict[tuple[Any, ...], Compiled] = {}
+        self._lock = threading.Lock()
+        self._told = False
+
+    def __call__(self, args: list[Any]) -> Any:
+        key = tuple(tuple(a.shape) + tuple(a.stride()) if isinstance(a, torch.Tensor) else a for a in args)
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            with self._lock:
+                compiled = self._compiled.get(key)
+                if compiled is None and len(self._compiled) < MAX_SPECIALISATIONS:
+                    graph = concrete_graph(self.gm, list(args))
+                    compiled = compile_graph(graph, local_target(args), self.options, name=self.kind)
+                    self._compiled[key] = compiled
+        if compiled is not None:
+            return compiled(args)
+        if not self._told:
+            self._told = True
+            log.warning("more than %d combinations of sizes met: further ones run as FX nodes", MAX_SPECIALISATIONS)
+        inputs = list(args)
+        args.clear()
+        with torch.no_grad():
+            return self.gm(*inputs)

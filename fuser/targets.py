@@ -1,0 +1,46 @@
+"""What a graph is compiled for: a language, a device to price for, and where its tensors live."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rooffuse.cost_model import Device, local_device
+
+#: Bytes of a row that a C++ kernel may sweep again without going to memory: within the second-level cache.
+CPU_ROW_BYTES = 1 << 19
+#: Bytes of a row that a Triton program keeps in registers.
+GPU_ROW_BYTES = 1 << 17
+
+
+@dataclass(frozen=True)
+class Target:
+    """``language`` is "cpp" or "triton"; ``device`` is priced for; tensors are on ``torch_device``.
+
+    With ``interpreted`` Triton kernels run in Triton's interpreter on CPU tensors.
+    """
+
+    language: str
+    device: Device
+    torch_device: torch.device
+    interpreted: bool = False
+
+    @property
+    def on_chip_bytes(self) -> int:
+        return CPU_ROW_BYTES if self.language == "cpp" else GPU_ROW_BYTES
+
+
+def target_for(device: Device) -> Target:
+    """A target to plan for; nothing of it needs to exist on this machine."""
+    if device.kind == "cpu":
+        return Target("cpp", device, torch.device("cpu"))
+    return Target("triton", device, torch.device("cuda"))
+
+
+def local_target(values: Iterable[Any]) -> Target:
+    """The target for graphs on these tensors' device: CUDA if any is there, else the CPU."""
+    for value in values:
+        if isinstance(value, torch.Tensor) and value.device.type == "cuda":
+            return Target("triton", local_device("cuda"), value.device)
+    return Target("cpp", local_device("cpu"), torch.device("cpu"))
