@@ -31,6 +31,7 @@ class NestBuilder:
         self.mask: str | None = None
         self.eager_rounding = eager_rounding
         self._known: dict[tuple, str] = {}
+        self._positions: dict[str, Expr] = {}  # values that are index expressions with known bounds
 
     def _emit(self, kind: type, dtype: torch.dtype, *fields) -> str:
         key = (kind, dtype, *((type(f), f) if isinstance(f, bool | float | int) else f for f in fields))
@@ -65,11 +66,11 @@ class NestBuilder:
         """The integer expression ``expr`` of axis symbols as a value."""
         if expr.is_Integer:
             return self.const(int(expr), dtype)
-        if dtype == torch.int32:
-            extent = bounds(expr, self.ranges)
-            if extent is not None and -(2**31) <= extent[0] and extent[1] < 2**31:
-                return self._emit(Index, torch.int32, expr)
-        return self.cast(self._emit(Index, torch.int64, expr), dtype)
+        extent = bounds(expr, self.ranges)
+        narrow = extent is not None and -(2**31) <= extent[0] and extent[1] < 2**31
+        value = self._emit(Index, torch.int32 if narrow and dtype == torch.int32 else torch.int64, expr)
+        self._positions[value] = expr
+        return self.cast(value, dtype)
 
     def load(self, buffer: str, dtype: torch.dtype, index: Expr) -> str:
         """``buffer[index]`` widened to its compute type, 0 where the current mask is false."""
@@ -136,11 +137,14 @@ class NestBuilder:
 
         The value goes through "bounded", which reports an index outside of ``[0, size)`` where the target can.
         """
+        extent = bounds(self._positions[value], self.ranges) if value in self._positions else None
+        if extent is not None and 0 <= extent[0] and extent[1] < size:
+            return self._positions[value]
         value = self.cast(value, torch.int64)
         if value in self.constants and -size <= self.constants[value] < size:
             return Integer(int(self.constants[value]) % size)
-        extent = self.const(size, torch.int64)
+        end = self.const(size, torch.int64)
         if negative:
             below = self.compute("lt", value, self.const(0, torch.int64))
-            value = self.where(below, self.compute("add", value, extent), value)
-        return symbol(self.compute("bounded", value, extent))
+            value = self.where(below, self.compute("add", value, end), value)
+        return symbol(self.compute("bounded", value, end))

@@ -126,7 +126,9 @@ def operands(stmt: Stmt) -> tuple[str, ...]:
     if isinstance(stmt, Load | Store):
         if stmt.mask is not None:
             names.append(stmt.mask)
-        names.extend(sorted(s.name for s in stmt.index.free_symbols if s.name.startswith("v")))
+    index = index_of(stmt)
+    if index is not None:
+        names.extend(sorted(s.name for s in index.free_symbols if s.name.startswith("v")))
     return tuple(names)
 
 

@@ -2,7 +2,7 @@
 
 >>> import torch
 >>> x = torch.empty(4096, 4096, dtype=torch.float16, device="meta")
->>> p = price(torch.ops.aten.mm.default, (x, x), {}, x @ x)
+>>> p = price(torch.ops.aten.mm.default, (x, x.clone()), {}, x @ x)
 >>> p.cost.flops, p.cost.bytes, p.kind
 (137438953472, 100663296, 'matmul')
 >>> estimate(p.cost, get_device("h100"), p.dtype, p.unit).bound

@@ -27,7 +27,11 @@ _file(
 )
 _file(3, "triangular_solve linalg_solve_triangular cholesky_inverse")
 _file(4, "linalg_qr geqrf linalg_householder_product ormqr linalg_lstsq")
-_file(6, "linalg_inv_ex inverse linalg_inv _linalg_solve_ex linalg_lu_solve linalg_ldl_solve cholesky_solve _cholesky_solve_helper")
+_file(
+    6,
+    """linalg_inv_ex inverse linalg_inv _linalg_solve_ex linalg_lu_solve linalg_ldl_solve cholesky_solve
+    _cholesky_solve_helper""",
+)
 _file(28, "_linalg_eigh linalg_eigh")
 _file(63, "_linalg_svd linalg_svd linalg_pinv linalg_eig _linalg_eigvals")
 

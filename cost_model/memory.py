@@ -12,13 +12,15 @@ _VIEWS = aten(
     matrix_H swapaxes swapdims movedim moveaxis adjoint squeeze unsqueeze slice select narrow diagonal as_strided
     unbind split split_with_sizes unsafe_split unsafe_split_with_sizes unsafe_chunk chunk tensor_split hsplit vsplit
     dsplit alias detach detach_ view_as view_as_real view_as_complex unfold flatten unflatten ravel lift lift_fresh
-    _conj _neg_view conj resolve_conj resolve_neg _fw_primal _make_dual _unpack_dual atleast_1d atleast_2d
+    _conj _neg_view conj resolve_conj resolve_neg real imag positive
+    _fw_primal _make_dual _unpack_dual atleast_1d atleast_2d
     atleast_3d broadcast_tensors reshape_as data set_ resize_ resize_as_ set_data sym_size sym_numel sym_stride
     sym_storage_offset sym_is_contiguous sym_constrain_range sym_constrain_range_for_size _assert_scalar
     _assert_async _assert_tensor_metadata _functional_assert_scalar _functional_assert_async
     _functional_sym_constrain_range _functional_sym_constrain_range_for_size size stride numel dim storage_offset
     is_same_size record_stream _has_same_storage_numel _version _indices _values indices values crow_indices
-    col_indices ccol_indices row_indices _mkldnn_transpose _mkldnn_reshape result_type _print _make_dep_token _linalg_check_errors
+    col_indices ccol_indices row_indices _mkldnn_transpose _mkldnn_reshape result_type _print
+    _make_dep_token _linalg_check_errors
     """
 )
 
@@ -66,6 +68,9 @@ _SAMPLERS = aten(
 
 @register(
     *_VIEWS,
+    "profiler::_record_function_enter_new",
+    "profiler::_record_function_enter",
+    "profiler::_record_function_exit",
     "prims::view_of",
     "prims::broadcast_in_dim",
     "prims::transpose",

@@ -24,10 +24,10 @@ FLOPS_PER_ELEMENT: dict[str, int] = {
         clamp_max clamp_min conj_physical _conj_physical copysign cos cosh deg2rad digamma div divide eq erf erfc
         erfinv exp exp2 expm1 fix floor fmax fmin ge greater greater_equal gt heaviside isfinite isinf isnan isneginf
         isposinf le leaky_relu less less_equal lgamma log log10 log1p log2 logical_and logical_not logical_or
-        logical_xor lt masked_fill maximum minimum mul multiply ne neg negative not_equal pow positive rad2deg
+        logical_xor lt masked_fill maximum minimum mul multiply ne neg negative not_equal pow rad2deg
         reciprocal relu round rsqrt rsub sgn sign signbit sin sinh special_airy_ai sqrt square sub subtract tan tanh
         threshold threshold_backward trunc true_divide where __and__ __or__ __xor__ __lshift__ __rshift__
-        __iand__ __ior__ __ixor__ complex real imag isreal nextafter equal float_power _masked_scale
+        __iand__ __ior__ __ixor__ complex isreal nextafter equal float_power _masked_scale
         masked_scatter_backward _add_relu""",
     ),
     # two: a pair of comparisons, a product and a sum, a division and its rounding

@@ -160,7 +160,7 @@ def _separate(steps: list[KernelStep], cache: DiskCache) -> tuple[list[KernelSte
                 compile_library(cpp_source([step]), cache)
                 verdicts[number] = None
             except CompilationFailed as error:
-                verdicts[number] = str(error).splitlines()[0]
+                verdicts[number] = ' '.join(str(error).split('\n')[:3])
         reason = verdicts[number]
         if reason is None:
             sound.append(step)

@@ -6,6 +6,7 @@ from math import prod
 
 import torch
 from rooffuse.codegen.fxinfo import op_name
+from rooffuse.codegen.lower_reductions import is_reduction
 from rooffuse.cost_model import Cost, Device, Estimate, Price, estimate, price
 from torch.fx import Node
 from torch.fx.node import map_arg
@@ -43,13 +44,31 @@ class GroupPricer:
             self._flops[node] = (int(priced.cost.flops), priced.dtype)
         return self._flops[node]
 
+    def _evaluations(self, members: Collection[Node]) -> dict[Node, int]:
+        """How many times the merged kernel evaluates each member's expression.
+
+        A value that a consumer broadcasts over leading dimensions is evaluated anew for each of their positions; one
+        that is broadcast along rows only is evaluated once a row.
+        """
+        counts: dict[Node, int] = {}
+        for node in sorted(members, key=self.units.position.__getitem__, reverse=True):
+            value = node.meta["val"]
+            count = value.numel()
+            if count > 1 and value.shape[-1] != 1:
+                for user in self.units.users(node):
+                    if user in counts and not is_reduction(user):
+                        count = max(count, counts[user])
+            counts[node] = count
+        return counts
+
     def cost(self, members: Collection[Node], outputs: Iterable[Node]) -> Cost:
         """Each outside buffer once (as much of it as is looked at), each output once, FLOPs of all members."""
         touched: dict[Node, dict[Node, int]] = {}
         flops = 0
         written = 0
+        evaluations = self._evaluations(members)
         for node in members:
-            flops += self._node_flops(node)[0]
+            flops += self._node_flops(node)[0] * evaluations[node] // max(node.meta["val"].numel(), 1)
             for read in self.units.reads(node):
                 if read.source in members or is_constant(read.source):
                     continue

@@ -61,13 +61,15 @@ def constant_fold(gm: GraphModule) -> GraphModule:
     stored: dict[Node, torch.Tensor] = {}
     folded = 0
     for node in list(gm.graph.nodes):
-        value = tensor_meta(node)
-        if value is None or value.layout != torch.strided or is_impure(node) or forwarding.is_mutated(node):
+        if forwarding.is_mutated(node):
             continue
         if node.op == "get_attr":
             constant = _attribute(gm, node)
             if constant is not None and _stored_bytes(constant) <= STORED_LIMIT_BYTES:
                 stored[node] = constant
+            continue
+        value = tensor_meta(node)
+        if value is None or value.layout != torch.strided or is_impure(node):
             continue
         if node.op != "call_function" or not is_concrete(value.shape):
             continue
@@ -163,7 +165,7 @@ def _store(
         return 0
     if value.device.type != "cpu" or _stored_bytes(value) > STORED_LIMIT_BYTES or not forwarding.is_private(node):
         return 0
-    if any(_stored_bytes(source.meta["val"]) > STORED_LIMIT_BYTES for source in sources):
+    if any(_stored_bytes(source.meta["val"]) > STORED_LIMIT_BYTES for source in sources if source in uniform):
         return 0
 
     def operand(source: Node) -> torch.Tensor:

@@ -277,10 +277,12 @@ class Forwarding:
         source_root = self.roots[source]
         if node in self._returned_roots:
             self._returned_roots.add(source_root)
-        if source_root is not node:
-            for other, root in self.roots.items():
-                if root is node:
-                    self.roots[other] = source_root
+        pending = [node] if source_root is not self.roots[node] else []
+        while pending:
+            for user in pending.pop().users:
+                if self.roots.get(user) is node:
+                    self.roots[user] = source_root
+                    pending.append(user)
         node.replace_all_uses_with(source)
         node.graph.erase_node(node)
         del self.roots[node]

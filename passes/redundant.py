@@ -42,7 +42,7 @@ def redundant(gm: GraphModule) -> GraphModule:
         if node.op != "call_function" or tensor_meta(node) is None or is_impure(node):
             continue
         for rule in _MERGES:
-            rule(node)
+            rule(node, forwarding)
         source = _same_value(node)
         if source is not None and forwarding.replace(node, source):
             removed += 1
@@ -84,7 +84,7 @@ def _same_view(node: Node, value: torch.Tensor) -> Node | None:
 # ---- chains: each rule lets a node read the source of its source, its value being the same --------------------------
 
 
-def _merge_reshapes(node: Node) -> None:
+def _merge_reshapes(node: Node, forwarding: Forwarding) -> None:
     """view(view(x, a), b) -> view(x, b)"""
     source = node.args[0] if node.target in _RESHAPES else None
     if not isinstance(source, Node) or source.target not in _RESHAPES:
@@ -95,7 +95,7 @@ def _merge_reshapes(node: Node) -> None:
         node.target = aten.view.default
 
 
-def _merge_permutes(node: Node) -> None:
+def _merge_permutes(node: Node, forwarding: Forwarding) -> None:
     """permute(permute(x, p), q) -> permute(x, [p[i] for i in q])"""
     source = node.args[0] if node.target in _PERMUTES else None
     if not isinstance(source, Node) or source.target not in _PERMUTES:
@@ -130,11 +130,13 @@ _EXACT_IN = {
 }
 
 
-def _merge_casts(node: Node) -> None:
+def _merge_casts(node: Node, forwarding: Forwarding) -> None:
     """cast(cast(x, wide), narrow) -> cast(x, narrow), where ``wide`` holds every value of x's type"""
     source = node.args[0] if node.target is aten._to_copy.default else None
     if not isinstance(source, Node) or source.target is not aten._to_copy.default:
         return
+    if forwarding.is_mutated(source.args[0]):
+        return  # the first cast may have read another value than the second would
     origin, middle, value = tensor_meta(source.args[0]), tensor_meta(source), tensor_meta(node)
     if origin is None or middle is None or value is None:
         return
@@ -146,8 +148,15 @@ def _merge_casts(node: Node) -> None:
 
 
 def _is_dense(value: torch.Tensor) -> bool:
-    """Whether a copy that preserves the memory format keeps the strides."""
-    return is_concrete(value.shape) and torch._prims_common.is_non_overlapping_and_dense(value)
+    """Whether the elements fill their memory without gaps or overlaps, so that a copy keeps the strides."""
+    if not is_concrete(value.shape) or not is_concrete(value.stride()):
+        return False
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(value.stride(), value.shape) if size != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
 
 
-_MERGES: tuple[Callable[[Node], None], ...] = (_merge_reshapes, _merge_permutes, _merge_casts)
+_MERGES: tuple[Callable[[Node, Forwarding], None], ...] = (_merge_reshapes, _merge_permutes, _merge_casts)

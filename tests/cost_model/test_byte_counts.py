@@ -82,6 +82,7 @@ VIEWS = [
     (aten.unsqueeze.default, (0,)),
     (aten.as_strided.default, ([8], [1])),
     (aten.t.default, ()),
+    (aten.positive.default, ()),
 ]
 
 

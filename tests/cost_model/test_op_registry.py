@@ -1,10 +1,12 @@
 """Registration, naming, and what happens to operators that nobody registered."""
 
+import doctest
 import os
 import subprocess
 import sys
 
 import pytest
+import rooffuse.cost_model
 import torch
 from rooffuse.cost_model import FAMILIES, KINDS, OPS, Cost, OpRegistry, TensorSpec, kind_of, price
 
@@ -153,6 +155,10 @@ def test_same_output_for_every_hash_seed():
         for seed in ("0", "1")
     }
     assert len(outputs) == 1
+
+
+def test_the_example_in_the_docstring_runs():
+    assert doctest.testmod(rooffuse.cost_model).failed == 0
 
 
 def test_import_adds_little_to_torch():

@@ -22,7 +22,8 @@ def trace(function: Callable[..., Any], *inputs: torch.Tensor) -> GraphModule:
     """The ATen graph of ``function``, operators as called, with fake values in ``meta["val"]``."""
     mode = FakeTensorMode()
     fakes = [mode.from_tensor(tensor) for tensor in inputs]
-    return make_fx(function)(*fakes)
+    with mode:
+        return make_fx(function)(*fakes)
 
 
 def single_call(op: Any, *args: Any, **kwargs: Any) -> GraphModule:
