@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rooffuse.passes.graph import argument_key, is_random, packet_name, size_key
+from rooffuse.passes.graph import argument_key, argument_nodes, is_random, packet_name, size_key
 from rooffuse.passes.op_sets import LIBRARY, PRIMITIVES, aot_decompositions
 from rooffuse.passes.rule_base import Refusal, Rule, conform
 from rooffuse.passes.rules import RULES
@@ -220,12 +220,10 @@ def _is_foreign(call: Node) -> bool:
 
 
 def _inline(graph: Graph, node: Node, template: Graph) -> None:
-    sources: list[Node] = []
-    torch.fx.map_arg((node.args, node.kwargs), lambda source: sources.append(source) or source)
     inherited = {name: value for name, value in node.meta.items() if name not in ("val", "tensor_meta")}
     inherited.setdefault("original_aten", node.target)
     copies: dict[Node, Node] = {}
-    operands = iter(sources)
+    operands = iter(argument_nodes((node.args, node.kwargs)))
     results: tuple[Node | None, ...] = ()
     with graph.inserting_before(node):
         for inner in template.nodes:

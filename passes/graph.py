@@ -122,8 +122,18 @@ def output_node(graph: Graph) -> Node:
 
 def returned_nodes(graph: Graph) -> tuple[Node, ...]:
     """The nodes that the graph returns, in order, repeats included."""
+    return argument_nodes(output_node(graph).args)
+
+
+def argument_nodes(value: Any) -> tuple[Node, ...]:
+    """The nodes in a nested argument, in order, repeats included."""
     found: list[Node] = []
-    torch.fx.map_arg(output_node(graph).args, lambda node: found.append(node) or node)
+
+    def note(node: Node) -> Node:
+        found.append(node)
+        return node
+
+    torch.fx.map_arg(value, note)
     return tuple(found)
 
 

@@ -153,7 +153,7 @@ class _Timeline:
         if size == 0:
             return 0
         touched = self._touched(block)
-        placed = set()
+        placed: set[tuple[int, int, int, int]] = set()
         for span in touched:
             placed.update(self._spans.get(span, ()))
         live = sorted(

@@ -16,7 +16,7 @@ from rooffuse.passes.decompose import decompose
 from rooffuse.passes.redundant import redundant
 from rooffuse.passes.reinplace import reinplace
 from rooffuse.passes.verify import stale_reads, verify
-from torch.fx import Graph, GraphModule
+from torch.fx import Graph, GraphModule, Node
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,8 @@ PIPELINE: tuple[Pass, ...] = tuple(
 def copy_graph(gm: GraphModule) -> GraphModule:
     """A module with its own graph: nodes and their ``meta`` dicts are new, tensors and fake values are shared."""
     graph = Graph()
-    output = graph.graph_copy(gm.graph, val_map := {})
+    val_map: dict[Node, Node] = {}
+    output = graph.graph_copy(gm.graph, val_map)
     copied = graph.output(output)
     source = next(node for node in reversed(gm.graph.nodes) if node.op == "output")
     copied.meta = copy.copy(source.meta)
@@ -90,6 +91,7 @@ def run_passes(
         before = len(result.graph.nodes)
         start = time.perf_counter()
         result = step.run(result)
+        result.recompile()
         elapsed = time.perf_counter() - start
         if lint:
             result.graph.lint()
@@ -98,7 +100,6 @@ def run_passes(
         log.debug("%s: %d -> %d nodes, %.2f ms", step.name, before, len(result.graph.nodes), elapsed * 1e3)
         if observe is not None:
             observe(step.name, result)
-    result.recompile()
     return result
 
 

@@ -79,7 +79,9 @@ def reinplace(gm: GraphModule) -> GraphModule:
     is unsafe the copy stays, and the reason is logged at debug level.
     """
     copies = gm.graph.find_nodes(op="call_function", target=aten.copy_.default)
-    uses = _Uses.of(gm.graph) if copies else None
+    if not copies:
+        return gm
+    uses = _Uses.of(gm.graph)
     for copy in copies:
         reason = _reinplace_one(gm.graph, copy, uses)
         if reason is not None:

@@ -194,6 +194,14 @@ def test_observe_sees_every_pass_and_each_says_what_it_does():
     assert all("Requires:" in step.doc and "Ensures:" in step.doc for step in PIPELINE)
 
 
+def test_every_stage_runs():
+    gm = trace(lambda x: torch.softmax(x.float() * 1, -1) * 2, x := torch.randn(4, 6))
+    results = []
+    run_passes(gm, observe=lambda _, graph: results.append(graph(x)))
+    for result in results:
+        torch.testing.assert_close(result, gm(x))
+
+
 def test_a_second_run_changes_nothing():
     gm = trace(lambda x: torch.softmax(x.float() * 1, -1).view(24).view(2, 12), torch.randn(4, 6))
     once = run_passes(gm)
