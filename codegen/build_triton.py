@@ -1,12 +1,14 @@
 """Compiles generated Triton modules: for a device without having one, for the local one, or for the interpreter."""
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import torch
 
 from .cache import DiskCache, digest
 from .triton_kernel import TritonSource
@@ -16,7 +18,10 @@ def load_module(source: TritonSource, cache: DiskCache) -> ModuleType:
     """Write the module into the cache and import it (Triton reads a function's source from its file)."""
     key = digest("triton", source.text)
     path = cache.get(key, ".py", lambda p: Path(p).write_text(source.text) and None)
-    name = f"rooffuse_triton_{key[:24]}"
+    return _import(path, f"rooffuse_triton_{key[:24]}")
+
+
+def _import(path: Path, name: str) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -39,6 +44,40 @@ def compile_for(source: TritonSource, cache: DiskCache, capability: int, warp_si
     return triton.compile(ast, target=GPUTarget(backend, capability, warp_size), options={"num_warps": source.warps})
 
 
-def fingerprint(source: TritonSource) -> str:
-    """Short name of the generated text, for logs."""
-    return hashlib.sha256(source.text.encode()).hexdigest()[:12]
+def load_launcher(source: TritonSource, cache: DiskCache, device: torch.device,
+                  interpreted: bool = False) -> Callable[..., None]:
+    """A callable that takes the kernel's tensors in the order of its buffers and launches it on the current stream.
+
+    Compiles for ``device`` (through Triton's own cache on disk), or runs in Triton's interpreter on CPU tensors.
+    """
+    if interpreted:
+        return _interpreted_launcher(source, cache)
+    major, minor = torch.cuda.get_device_capability(device)
+    kernel = compile_for(source, cache, 10 * major + minor)[(source.grid, 1, 1)]
+    aligned = 16
+
+    def launch(*tensors: torch.Tensor) -> None:
+        pointers = [t.data_ptr() for t in tensors]
+        if any(p % aligned for p in pointers):
+            raise ValueError(f"{source.entry}: an argument isn't aligned to {aligned} bytes, which its kernel relies on")
+        kernel(*pointers)
+
+    return launch
+
+
+def _interpreted_launcher(source: TritonSource, cache: DiskCache) -> Callable[..., None]:
+    from .triton_interpreted import interpreting
+
+    text = source.text.replace("from triton.language.extra import libdevice",
+                               "from rooffuse.codegen import triton_interpreted as libdevice")
+    path = cache.get(digest("triton interpreter", text), ".py", lambda p: Path(p).write_text(text) and None)
+    with interpreting():
+        function = getattr(_import(path, f"rooffuse_interpreted_{path.stem[:24]}"), source.entry)
+
+    def launch(*tensors: torch.Tensor) -> None:
+        flat = [torch.as_strided(t, (t.untyped_storage().nbytes() // t.element_size() - t.storage_offset(),), (1,),
+                                 t.storage_offset()) for t in tensors]
+        with interpreting():
+            function[(source.grid,)](*[f.view(torch.uint8) if f.dtype == torch.bool else f for f in flat])
+
+    return launch
