@@ -1,6 +1,7 @@
 """Compiles generated Triton modules: for a device without having one, for the local one, or for the interpreter."""
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -17,8 +18,12 @@ from .triton_kernel import TritonSource
 def load_module(source: TritonSource, cache: DiskCache) -> ModuleType:
     """Write the module into the cache and import it (Triton reads a function's source from its file)."""
     key = digest("triton", source.text)
-    path = cache.get(key, ".py", lambda p: Path(p).write_text(source.text) and None)
+    path = cache.get(key, ".py", functools.partial(_write, source.text))
     return _import(path, f"rooffuse_triton_{key[:24]}")
+
+
+def _write(text: str, path: Path) -> None:
+    path.write_text(text)
 
 
 def _import(path: Path, name: str) -> ModuleType:
@@ -32,7 +37,8 @@ def _import(path: Path, name: str) -> ModuleType:
     return module
 
 
-def compile_for(source: TritonSource, cache: DiskCache, capability: int, warp_size: int = 32, backend: str = "cuda") -> Any:
+def compile_for(source: TritonSource, cache: DiskCache, capability: int | str, warp_size: int = 32,
+                backend: str = "cuda") -> Any:
     """Triton's compiled kernel for a target such as ``90`` (sm_90); needs no device. With ``backend="hip"`` the
     capability is an architecture name such as ``"gfx942"``."""
     import triton
@@ -59,7 +65,7 @@ def load_launcher(source: TritonSource, cache: DiskCache, device: torch.device,
     def launch(*tensors: torch.Tensor) -> None:
         pointers = [t.data_ptr() for t in tensors]
         if any(p % aligned for p in pointers):
-            raise ValueError(f"{source.entry}: an argument isn't aligned to {aligned} bytes, which its kernel relies on")
+            raise ValueError(f"{source.entry}: an argument isn't aligned to {aligned} bytes, as its kernel needs it")
         kernel(*pointers)
 
     return launch
@@ -70,7 +76,7 @@ def _interpreted_launcher(source: TritonSource, cache: DiskCache) -> Callable[..
 
     text = source.text.replace("from triton.language.extra import libdevice",
                                "from rooffuse.codegen import triton_interpreted as libdevice")
-    path = cache.get(digest("triton interpreter", text), ".py", lambda p: Path(p).write_text(text) and None)
+    path = cache.get(digest("triton interpreter", text), ".py", functools.partial(_write, text))
     with interpreting():
         function = getattr(_import(path, f"rooffuse_interpreted_{path.stem[:24]}"), source.entry)
 

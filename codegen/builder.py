@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from sympy import Expr, Integer
 
-from .ir import Axis, Compute, Const, Index, Load, Nest, Reduce, Stmt, Store, compute_dtype, operands
 from .index import bounds, symbol
+from .ir import Axis, Compute, Const, Index, Load, Nest, Reduce, Stmt, Store, compute_dtype, operands
 
 Number = int | float | bool
 COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "isnan", "isinf", "not", "signbit"})
@@ -67,7 +67,7 @@ class NestBuilder:
         if expr.is_Integer:
             return self.const(int(expr), dtype)
         extent = bounds(expr, self.ranges)
-        narrow = extent is not None and -(2**31) <= extent[0] and extent[1] < 2**31
+        narrow = extent is not None and extent[0] >= -(2**31) and extent[1] < 2**31
         value = self._emit(Index, torch.int32 if narrow and dtype == torch.int32 else torch.int64, expr)
         self._positions[value] = expr
         return self.cast(value, dtype)
@@ -95,7 +95,7 @@ class NestBuilder:
         return self._emit(Compute, self.dtypes[value], "round_to", (value,), dtype)
 
     def compute(self, op: str, *args: str, dtype: torch.dtype | None = None) -> str:
-        """``op(args)``; the result has the type of the last argument unless it is a comparison or ``dtype`` is given."""
+        """``op(args)``, of the last argument's type unless it is a comparison or ``dtype`` is given."""
         if dtype is None:
             dtype = torch.bool if op in COMPARISONS else self.dtypes[args[-1]]
         if op in ("mul", "div") and self.constants.get(args[1]) == 1:
@@ -138,7 +138,7 @@ class NestBuilder:
         The value goes through "bounded", which reports an index outside of ``[0, size)`` where the target can.
         """
         extent = bounds(self._positions[value], self.ranges) if value in self._positions else None
-        if extent is not None and 0 <= extent[0] and extent[1] < size:
+        if extent is not None and extent[0] >= 0 and extent[1] < size:
             return self._positions[value]
         value = self.cast(value, torch.int64)
         if value in self.constants and -size <= self.constants[value] < size:

@@ -32,8 +32,10 @@ SHARES = 64
 #: Bytes of thread-local memory for a row of values that several sweeps need.
 HELD_BYTES = 1 << 16
 
-_HEAVY = frozenset("exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf "
-                   "erfc lgamma pow sigmoid atan2".split())
+_HEAVY = frozenset((
+    "exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf "
+    "erfc lgamma pow sigmoid atan2"
+).split())
 
 
 class NestPrinter(CppStatements):
@@ -58,8 +60,8 @@ class NestPrinter(CppStatements):
         """The parallel axis to vectorise over instead of the last reduction axis, if memory runs along it."""
         if not self.nest.reduction or not self.nest.parallel:
             return None
-        row, votes = self.nest.reduction[-1], {}
-        along_row = 0
+        row, along_row = self.nest.reduction[-1], 0
+        votes: dict[Axis, int] = {}
         for stmt in self.nest.body:
             if isinstance(stmt, Load | Store):
                 coefficients = affine(stmt.index)[0]

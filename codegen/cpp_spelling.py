@@ -14,8 +14,10 @@ LIMITS = {torch.int8: 8, torch.int16: 16, torch.int32: 32, torch.int64: 64}
 
 # glibc offers vector versions of these (libmvec); declaring them lets `omp simd` loops call those without -ffast-math,
 # whose assumptions on NaN and infinity would be wrong.
-_UNARY_MATH = ("sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh exp exp2 expm1 log log2 log10 log1p erf "
-               "erfc").split()
+_UNARY_MATH = (
+    "sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh exp exp2 expm1 log log2 log10 log1p erf "
+    "erfc"
+).split()
 _BINARY_MATH = ("pow", "atan2")
 
 
@@ -54,8 +56,9 @@ static inline rf_bf16 rf_to_bf16(float x) {
 static inline rf_fp16 rf_to_fp16(float x) { return (rf_fp16)x; }
 template <typename T> static inline T rf_max(T a, T b) { return (a > b || a != a) ? a : b; }
 template <typename T> static inline T rf_min(T a, T b) { return (a < b || a != a) ? a : b; }
-template <typename T> static inline T rf_sign_copy(T a, T b) { return sizeof(T) == 4 ? __builtin_copysignf(a, b) : __builtin_copysign(a, b); }
-template <typename T> static inline T rf_truncdiv(T a, T b) { return b == 0 ? 0 : b == (T)-1 ? (T)(0 - a) : (T)(a / b); }
+template <typename T> static inline T rf_truncdiv(T a, T b) {
+  return b == 0 ? 0 : b == (T)-1 ? (T)(0 - a) : (T)(a / b);
+}
 template <typename T> static inline T rf_mod(T a, T b) { return b == 0 || b == (T)-1 ? 0 : (T)(a % b); }
 template <typename T> static inline T rf_remainder(T a, T b) {
   const T r = rf_mod(a, b);

@@ -1,9 +1,9 @@
 """What the kernel generator raises."""
 
 
-class NotLowerable(Exception):  # noqa: N818 - it is an answer ("no, because"), and its text is shown in reports
+class NotLowerable(Exception):
     """A group can't become one kernel; the message says which node and why."""
 
 
-class InvalidKernel(Exception):  # noqa: N818
+class InvalidKernel(Exception):
     """A kernel breaks a rule of the loop IR; the message says which statement and rule."""

@@ -74,8 +74,8 @@ def wrap_dim(dim: int, rank: int) -> int:
 
 
 def reduced_dims(dims: Any, rank: int) -> tuple[int, ...]:
-    """Normalised, sorted dimensions of a reduction; None or empty means all of them."""
-    if dims is None or (isinstance(dims, list | tuple) and not dims):
+    """Normalised, sorted dimensions of a reduction; None or empty means all of them, and a scalar has none."""
+    if rank == 0 or dims is None or (isinstance(dims, list | tuple) and not dims):
         return tuple(range(rank))
     if isinstance(dims, int):
         dims = [dims]

@@ -88,7 +88,7 @@ def bounds(expr: Expr, ranges: Ranges) -> Bounds:
         return None if part is None else (part[0] // n, part[1] // n)
     if isinstance(expr, Mod):
         part, n = bounds(expr.args[0], ranges), int(expr.args[1])
-        return (part if part is not None and 0 <= part[0] and part[1] < n else (0, n - 1))
+        return (part if part is not None and part[0] >= 0 and part[1] < n else (0, n - 1))
     if isinstance(expr, Clamp):
         return int(expr.args[1]), int(expr.args[2])
     return None

@@ -113,7 +113,7 @@ def interpret(kernel: Kernel, buffers: Mapping[str, Tensor]) -> None:
     for buffer in kernel.buffers:
         flat = buffers[buffer.name]
         if flat.dim() != 1 or flat.numel() < buffer.size or compute_dtype(flat.dtype) != compute_dtype(buffer.dtype):
-            raise ValueError(f"{kernel.name}: {buffer.name} must be a flat {buffer.dtype} tensor of {buffer.size} elements")
+            raise ValueError(f"{kernel.name}: {buffer.name} must be flat, {buffer.dtype}, of {buffer.size} elements")
     for nest in kernel.nests:
         run = _NestRun(nest, buffers)
         for stmt in nest.body:

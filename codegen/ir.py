@@ -29,11 +29,16 @@ WIDENED = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 #: Every value operation and its number of arguments; a printer spells each of them.
 OPS: Mapping[str, int] = {
     **dict.fromkeys(
-        "neg abs exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan asin acos atan sinh cosh tanh asinh acosh "
-        "atanh erf erfc lgamma floor ceil round trunc isnan isinf not invert sigmoid cast round_to signbit".split(), 1),
+        (
+            "neg abs exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan asin acos atan sinh cosh tanh "
+            "asinh acosh atanh erf erfc lgamma floor ceil round trunc isnan isinf not invert sigmoid cast "
+            "round_to signbit"
+        ).split(), 1),
     **dict.fromkeys(
-        "add sub mul div truncdiv floordiv fmod remainder pow atan2 min max lt le gt ge eq ne and or xor "
-        "shl shr copysign bounded".split(), 2),
+        (
+            "add sub mul div truncdiv floordiv fmod remainder pow atan2 min max lt le gt ge eq ne and or xor shl "
+            "shr copysign bounded"
+        ).split(), 2),
     "where": 3,
 }
 
@@ -123,9 +128,8 @@ def operands(stmt: Stmt) -> tuple[str, ...]:
         names.extend(stmt.args)
     elif isinstance(stmt, Reduce | Store):
         names.append(stmt.value)
-    if isinstance(stmt, Load | Store):
-        if stmt.mask is not None:
-            names.append(stmt.mask)
+    if isinstance(stmt, Load | Store) and stmt.mask is not None:
+        names.append(stmt.mask)
     index = index_of(stmt)
     if index is not None:
         names.extend(sorted(s.name for s in index.free_symbols if s.name.startswith("v")))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from sympy import Expr, Integer
@@ -163,7 +164,7 @@ class NestLowering:
 
     @staticmethod
     def _common_dtype(operands: Iterable[object]) -> torch.dtype:
-        values = [value_of(a) if isinstance(a, Node) else a for a in operands]
+        values: list[Any] = [value_of(a) if isinstance(a, Node) else a for a in operands]
         if len(values) == 1:
             return values[0].dtype
         return torch.result_type(*values)
@@ -324,7 +325,7 @@ def lower_group(graph: Graph, name: str = "fused", eager_rounding: bool = False)
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     buffers = {n: f"i{k}" for k, n in enumerate(placeholders)}
     inside = set(graph.nodes)
-    outputs = [o for o in graph.output_node().all_input_nodes]
+    outputs = list(graph.output_node().all_input_nodes)
     targets: list[tuple[Node, str]] = []
     for k, node in enumerate(outputs):
         if node not in buffers and op_name(node) != "copy_":

@@ -42,12 +42,14 @@ def rule(names: str, operands: int, typing: str = "result", first_bool: bool = F
     return register
 
 
-for _name in ("neg abs exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan asin acos atan sinh cosh tanh asinh "
-              "acosh atanh erf erfc lgamma sigmoid").split():
+for _name in (
+    "neg abs exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan asin acos atan sinh cosh tanh "
+    "asinh acosh atanh erf erfc lgamma sigmoid"
+).split():
     rule(_name, 1)(lambda b, x, _op=_name: b.compute(_op, x))
-for _name in "floor ceil trunc".split():
+for _name in ["floor", "ceil", "trunc"]:
     rule(_name, 1)(lambda b, x, _op=_name: b.compute(_op, x) if b.dtypes[x].is_floating_point else x)
-for _name in "isnan isinf signbit".split():
+for _name in ["isnan", "isinf", "signbit"]:
     rule(_name, 1, "own")(lambda b, x, _op=_name: _float_test(b, _op, x))
 for _name, _op in dict(lt="lt", le="le", gt="gt", ge="ge", eq="eq", ne="ne").items():
     rule(_name, 2, "common")(lambda b, x, y, _op=_op: b.compute(_op, x, y))
@@ -190,7 +192,8 @@ rule("clamp_max", 2)(lambda b, x, y: b.compute("min", x, y))
 
 @rule("hardtanh", 3)
 def hardtanh(b: B, x: str, low: str | None = None, high: str | None = None) -> str:
-    return clamp(b, x, b.const(-1, b.dtypes[x]) if low is None else low, b.const(1, b.dtypes[x]) if high is None else high)
+    low = b.const(-1, b.dtypes[x]) if low is None else low
+    return clamp(b, x, low, b.const(1, b.dtypes[x]) if high is None else high)
 
 
 @rule("where", 3, first_bool=True)

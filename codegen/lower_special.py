@@ -100,7 +100,7 @@ def _triangle(context: NestLowering, node: Node, coords: Coords) -> str:
 def in_range(context: NestLowering, c: Expr, low: int | None, high: int | None) -> str | bool:
     """The condition ``low <= c < high``; True or False where the ranges of the axes decide it."""
     b, extent = context.builder, bounds(c, context.builder.ranges)
-    above: str | bool = True
+    above: str | None = None
     if low is not None and not (extent and extent[0] >= low):
         if extent and extent[1] < low:
             return False
@@ -109,8 +109,8 @@ def in_range(context: NestLowering, c: Expr, low: int | None, high: int | None) 
         if extent and extent[0] >= high:
             return False
         below = b.compute("lt", b.index(c, torch.int32), b.const(high, torch.int32))
-        return below if above is True else b.compute("and", above, below)
-    return above
+        return b.both(above, below)
+    return True if above is None else above
 
 
 @rule("cat concat")
@@ -155,22 +155,21 @@ def _stack(context: NestLowering, node: Node, coords: Coords) -> str:
 def _pad(context: NestLowering, node: Node, coords: Coords) -> str:
     source, padding = node.args[0], node.args[1]
     shape, rank = shape_of(source), len(shape_of(source))
-    inside: str | bool = True
+    conditions: list[str | bool] = []
     shifted = list(coords)
     for k in range(len(padding) // 2):
         d, before = rank - 1 - k, padding[2 * k]
         shifted[d] = coords[d] - before
-        here = in_range(context, shifted[d], 0, shape[d])
-        if here is False:
-            inside = False
-            break
-        if here is not True:
-            inside = here if inside is True else context.builder.compute("and", inside, here)
+        conditions.append(in_range(context, shifted[d], 0, shape[d]))
     fill = context.builder.const(_number(argument(node, 2, "value", 0) or 0, node), dtype_of(node))
-    if inside is False:
+    if False in conditions:
         return fill
-    value = context.masked(inside, source, tuple(shifted))
-    return value if inside is True else context.builder.where(inside, value, fill)
+    inside: str | None = None
+    for condition in conditions:
+        if isinstance(condition, str):
+            inside = context.builder.both(inside, condition)
+    value = context.masked(True if inside is None else inside, source, tuple(shifted))
+    return value if inside is None else context.builder.where(inside, value, fill)
 
 
 @rule("slice_scatter")

@@ -19,10 +19,12 @@ IndexMap = Callable[[Node, Coords, Ranges], tuple[Node, Coords]]
 
 INDEX_MAPS: dict[str, IndexMap] = {}
 ALIASES = frozenset(
-    "view reshape _unsafe_view permute transpose t expand unsqueeze squeeze slice select alias detach getitem "
-    "diagonal unfold numpy_T".split())
+    (
+        "view reshape _unsafe_view permute transpose t expand unsqueeze squeeze slice select alias detach "
+        "getitem diagonal unfold numpy_T"
+    ).split())
 #: Operators with several results of which only single ones (by getitem) are ever used as tensors.
-SPLITTERS = frozenset("split split_with_sizes unbind chunk tensor_split".split())
+SPLITTERS = frozenset(["split", "split_with_sizes", "unbind", "chunk", "tensor_split"])
 #: Maps that hit every input element exactly once when the element counts agree.
 _BIJECTIVE = frozenset("view reshape _unsafe_view permute transpose t unsqueeze squeeze alias detach".split())
 

@@ -86,11 +86,11 @@ def order_axes(nest: Nest) -> Nest:
                 result.setdefault(axis, abs(coefficient))
         return result
 
-    def widest(kind: type) -> list[Expr]:
-        found = [s.index for s in nest.body if isinstance(s, kind)]
-        return sorted(found, key=lambda e: -len(e.free_symbols))
+    def widest_first(indices: list[Expr]) -> list[Expr]:
+        return sorted(indices, key=lambda e: -len(e.free_symbols))
 
-    stores, loads = strides(widest(Store)), strides(widest(Load))
+    stores = strides(widest_first([s.index for s in nest.body if isinstance(s, Store)]))
+    loads = strides(widest_first([s.index for s in nest.body if isinstance(s, Load)]))
     both_parallel = {**loads, **stores}
     parallel = sorted(nest.parallel, key=lambda a: -both_parallel.get(a.symbol, 0))
     reduction = list(nest.reduction)

@@ -1,4 +1,4 @@
-"""Triton printer: one program a tile of rows, tiles of ``[XBLOCK, RBLOCK]`` elements (``[XBLOCK]`` when nothing is reduced).
+"""Triton printer: one program a tile of ``[XBLOCK, RBLOCK]`` elements (``[XBLOCK]`` when nothing is reduced).
 
 Parallel axes are flattened into ``x`` and reduction axes into ``r``. A row that fits in registers is *persistent*: it
 is loaded once and every sweep works on the same tile. A longer row is *looped*: each sweep reads it again.
@@ -13,7 +13,7 @@ import torch
 from sympy import Symbol
 
 from .index import affine, bounds
-from .ir import Axis, Kernel, Load, Nest, Reduce, Stmt, Store
+from .ir import Axis, Kernel, Load, Nest, Reduce, Store
 from .sweeps import Phase, plan_phases
 from .triton_spelling import POINTERS, PRELUDE, TYPES, TritonStatements
 
@@ -270,7 +270,7 @@ class NestPrinter(TritonStatements):
 
 @dataclass(frozen=True)
 class TritonSource:
-    """A generated module: ``text`` defines the function ``entry``; launch it with ``grid`` programs of ``warps`` warps."""
+    """A generated module: ``text`` defines ``entry``, to be launched with ``grid`` programs of ``warps`` warps."""
 
     text: str
     entry: str

@@ -100,8 +100,9 @@ def _integer_power(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
 
 TRITON_OPS: dict[str, Spelling] = {
     **{name: _library(name) for name in (
-        "exp2 expm1 log2 log10 log1p tan asin acos atan sinh cosh tanh asinh acosh atanh erfc lgamma trunc atan2 "
-        "copysign").split()},
+        "exp2 expm1 log2 log10 log1p tan asin acos atan sinh cosh tanh asinh acosh atanh erfc lgamma trunc "
+        "atan2 copysign"
+    ).split()},
     **{name: f"tl.{name}({{0}})" for name in "exp log sin cos erf floor ceil abs rsqrt sigmoid".split()},
     "sqrt": _sqrt, "round": _library("nearbyint"), "neg": "-{0}", "pow": _integer_power, "cast": _cast,
     "round_to": _round_to, "fmod": _by_kind("libdevice.fmod({0}, {1})", "{0} % {1}"), "isnan": "{0} != {0}",

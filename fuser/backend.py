@@ -9,7 +9,7 @@ import torch
 from rooffuse.passes import aot_decompositions
 from torch.fx import GraphModule
 
-from .compile import Compiled, compile_graph, has_symbolic_sizes
+from .compile import InputFacts, compile_graph, has_symbolic_sizes
 from .options import Options, make_options
 from .specialise import SpecialisingFunction
 from .targets import local_target
@@ -23,17 +23,19 @@ def _compiler(options: Options, kind: str) -> Callable[[GraphModule, Sequence[An
     def compile_one(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         if has_symbolic_sizes(gm):
             return SpecialisingFunction(gm, options, kind)
-        # What autograd hands to a backward may have other strides than the traced tangents.
-        count = sum(n.op == "placeholder" for n in gm.graph.nodes)
-        check = frozenset(range(count)) if kind == "backward" else frozenset()
-        return boxed(compile_graph(gm, local_target(example_inputs), options, check, kind))
+        return compile_graph(gm, local_target(example_inputs), options, _input_facts(gm, kind), kind).function
 
     return compile_one
 
 
-def boxed(compiled: Compiled) -> Callable[[list[Any]], tuple[Any, ...]]:
-    """The run function itself: called with one list that it empties."""
-    return compiled.executable.function
+def _input_facts(gm: GraphModule, kind: str) -> InputFacts:
+    if kind == "backward":
+        # What autograd hands to a backward may have other strides than the traced tangents.
+        count = sum(n.op == "placeholder" for n in gm.graph.nodes)
+        return InputFacts(unchecked_strides=frozenset(range(count)), backward=True)
+    context = torch._guards.TracingContext.try_get()
+    metadata = context.fw_metadata if context is not None else None
+    return InputFacts(static=frozenset(metadata.static_input_indices or ()) if metadata is not None else frozenset())
 
 
 def rooffuse_backend(gm: GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None,

@@ -15,8 +15,10 @@ from rooffuse.codegen.cpp import print_function, print_unit
 from rooffuse.codegen.ir import Kernel
 from rooffuse.codegen.triton_kernel import TritonSource, print_kernel
 from rooffuse.passes import PIPELINE, run_passes
+from rooffuse.passes.graph import mutated_roots
 from torch.fx import GraphModule, Node
 
+from .cuda_graphs import CapturedFunction, CudaRecorder, Decision, decide
 from .dump import Dump
 from .grouping import Grouping, group_graph, memoised_lowering
 from .options import Options
@@ -46,6 +48,16 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class InputFacts:
+    """What is known of a graph's inputs: positions that keep their address from call to call (``static``), positions
+    whose strides may differ from the traced ones, and whether the graph is a backward."""
+
+    static: frozenset[int] = frozenset()
+    unchecked_strides: frozenset[int] = frozenset()
+    backward: bool = False
+
+
+@dataclass(frozen=True)
 class Fallback:
     """Nodes that run as FX nodes, and why."""
 
@@ -59,10 +71,12 @@ class Compiled:
 
     plan: Plan
     executable: Executable
+    function: Callable[[list[Any]], tuple[Any, ...]]
     fallbacks: tuple[Fallback, ...]
+    cuda_graph: Decision
 
     def __call__(self, args: list[Any]) -> tuple[Any, ...]:
-        return self.executable(args)
+        return self.function(args)
 
 
 def plan_graph(gm: GraphModule, target: Target, options: Options, dump: Dump | None = None) -> Plan:
@@ -228,18 +242,34 @@ def build(plan: Plan, options: Options) -> tuple[Built, list[Fallback]]:
     return built, failed
 
 
-def compile_graph(gm: GraphModule, target: Target, options: Options, check_inputs: frozenset[int] = frozenset(),
+def compile_graph(gm: GraphModule, target: Target, options: Options, inputs: InputFacts | None = None,
                   name: str = "graph") -> Compiled:
     """Compile one ATen graph with static shapes for ``target``."""
+    inputs = inputs or InputFacts()
     dump = Dump.open(options.dump, name) if options.dump else None
     plan = plan_graph(gm, target, options, dump)
     start = time.perf_counter()
     built, failed = build(plan, options)
-    executable = assemble(plan.program, built, target.torch_device, check_inputs)
+    executable = assemble(plan.program, built, target.torch_device, inputs.unchecked_strides)
     log.debug("kernels %.0f ms", 1e3 * (time.perf_counter() - start))
     if dump is not None:
         dump.run_function(executable.source)
-    return Compiled(plan, executable, tuple(failed))
+    decision = decide(plan, options, inputs.backward)
+    log.info("CUDA graph: %s (%s)", "captured" if decision.captured else "not captured", decision.reason)
+    function = executable.function
+    if decision.captured:
+        # The recorded program has an arena of its own: a plain run on another stream must not write to it.
+        recorded = assemble(plan.program, built, target.torch_device, inputs.unchecked_strides)
+        function = CapturedFunction(executable.function, recorded.function, CudaRecorder(), inputs.static,
+                                    mutated_inputs(plan.graph))
+    return Compiled(plan, executable, function, tuple(failed), decision)
+
+
+def mutated_inputs(gm: GraphModule) -> frozenset[int]:
+    """Positions of placeholders that the graph writes to."""
+    placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    written = set(mutated_roots(gm.graph))
+    return frozenset(k for k, n in enumerate(placeholders) if n in written)
 
 
 def placeholder_values(gm: GraphModule) -> list[Any]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .options import Options
 from .program import CallStep, KernelStep
+from .step_prices import step_estimate
 
 if TYPE_CHECKING:
     from .compile import Plan
@@ -48,8 +49,6 @@ class Decision:
 
 def decide(plan: Plan, options: Options, backward: bool = False) -> Decision:
     """Capture by price: worth it when the device finishes a kernel in about the time that launching one takes."""
-    from .pricing import step_estimate
-
     if options.cuda_graphs is False:
         return Decision(False, "the option cuda_graphs is False")
     if plan.target.device.kind == "cpu":

@@ -38,8 +38,8 @@ def extract(units: Units, members: Collection[Node], outputs: Sequence[Node]) ->
         if node in copies or node in seen:
             return
         seen.add(node)
-        if node in inside or node in units.inline or op_name(node) in SPLITTERS and node not in units.fusible and \
-                node.args[0] is not None and _splits_inside(node, units):
+        if node in inside or node in units.inline or (op_name(node) in SPLITTERS and node not in units.fusible and \
+                node.args[0] is not None and _splits_inside(node, units)):
             for source in node.all_input_nodes:
                 visit(source)
             body.append(node)
@@ -84,7 +84,9 @@ def structure_key(graph: Graph) -> Hashable:
     for k, node in enumerate(graph.nodes):
         numbers[node] = k
         value = node.meta.get("val")
-        kind = (tuple(value.shape), tuple(value.stride()), str(value.dtype)) if isinstance(value, torch.Tensor) else None
+        kind = None
+        if isinstance(value, torch.Tensor):
+            kind = (tuple(value.shape), tuple(value.stride()), str(value.dtype))
         rows.append((node.op, str(node.target) if node.op == "call_function" else "", spell(node.args),
                      spell(node.kwargs), kind))
     return tuple(rows)

@@ -25,7 +25,8 @@ class FusedModule:
 
 def fused_module(gm: GraphModule, grouping: Grouping) -> FusedModule:
     """Rewrite ``gm`` in the order of ``grouping``; views and constants stand right before their first use."""
-    graph, copies = Graph(), {}
+    graph = Graph()
+    copies: dict[Node, Node] = {}
     root = torch.nn.Module()
     groups: dict[str, Group] = {}
 

@@ -2,23 +2,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
 
 import torch
 from rooffuse.codegen.fxinfo import op_name
 from rooffuse.codegen.lower_reductions import is_reduction
-from rooffuse.codegen.traffic import kernel_traffic
 from rooffuse.cost_model import Cost, Device, Estimate, Price, estimate, price
 from torch.fx import Node
 from torch.fx.node import map_arg
 
 from .units import Units, is_constant
-
-if TYPE_CHECKING:
-    from .program import CallStep, KernelStep
-    from .targets import Target
 
 _GATHERS = frozenset({"embedding", "index_select", "gather", "index", "_unsafe_index"})
 
@@ -95,29 +88,3 @@ class GroupPricer:
     def time(self, cost: Cost) -> Estimate:
         """Seconds of a kernel of this cost."""
         return estimate(cost, self.device, torch.float32, "vector")
-
-
-@dataclass(frozen=True)
-class StepPrice:
-    """What one launch moves and computes; ``dtype`` and ``unit`` choose the peak that bounds it."""
-
-    cost: Cost
-    dtype: torch.dtype
-    unit: str
-
-
-def step_price(step: KernelStep | CallStep, target: Target) -> StepPrice:
-    """A fused kernel by the traffic of its loop IR, a library call by the registry."""
-    if not hasattr(step, "group"):
-        priced = node_price(step.node)
-        return StepPrice(priced.cost, priced.dtype, priced.unit)
-    assert step.group.lowered is not None
-    read, written = kernel_traffic(step.group.lowered.kernel, target.on_chip_bytes)
-    flops = sum(int(node_price(n).cost.flops) for n in step.group.nodes)
-    return StepPrice(Cost(flops, read, written), torch.float32, "vector")
-
-
-def step_estimate(step: KernelStep | CallStep, target: Target) -> Estimate:
-    """Predicted time of one launch on the target's device."""
-    priced = step_price(step, target)
-    return estimate(priced.cost, target.device, priced.dtype, priced.unit)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from .program import OUT_CALLS, CallStep, KernelStep, Program, ViewStep
+from .program import OUT_CALLS, CallStep, KernelStep, Program, ViewStep, nbytes
 
 Launch = Callable[..., Any]
 
@@ -44,9 +44,8 @@ class Arena:
         tensors: dict[Node, Tensor] = {}
         for node, offset in program.planned.items():
             value = node.meta["val"]
-            flat = self.memory[offset:].view(value.dtype) if offset < size and value.numel() else None
-            tensors[node] = (torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
-                             if flat is None else torch.as_strided(flat, value.shape, value.stride(), flat.storage_offset()))
+            flat = self.memory[offset:offset + nbytes(node)].view(value.dtype)
+            tensors[node] = torch.as_strided(flat, value.shape, value.stride(), flat.storage_offset())
         module = program.fused.module
         for node in module.graph.nodes:
             if node.op == "get_attr" and node in program.static:
@@ -66,7 +65,7 @@ def _call(node: Node, values: Mapping[Node, Any]) -> Any:
 
 
 class ArenaPool:
-    """Arenas that no run is using. A run takes one and gives it back, so that concurrent and nested runs never share."""
+    """Arenas that no run is using. A run takes one and gives it back: concurrent and nested runs never share."""
 
     def __init__(self, make: Callable[[], Arena]) -> None:
         self._make = make

@@ -71,7 +71,7 @@ class Units:
     def source(self, node: Node) -> Node:
         """The buffer behind a chain of views; a constant is its own."""
         while node in self.inline and not is_constant(node):
-            node = node.args[0] if op_name(node) != "getitem" else node.args[0]
+            node = node.args[0]
             if op_name(node) in SPLITTERS:
                 node = node.args[0]
         return node

@@ -1,0 +1,46 @@
+# Set-up and checks. `make demo` and `make test` start from nothing: they make .venv and install what they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH ?= torch==2.13.0
+PYTEST_ARGS ?=
+
+.PHONY: demo test check install install-test bench clean
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and pinned: a range would take the newest build, with gigabytes of CUDA libraries.
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install -q "$(TORCH)" numpy
+	$(BIN)/pip install -q "setuptools>=70" wheel
+	$(BIN)/pip install -q --no-build-isolation -e ".[demo]"
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed pyproject.toml
+	$(BIN)/pip install -q --no-build-isolation -e ".[test]"
+	touch $@
+
+install: $(VENV)/.installed
+
+install-test: $(VENV)/.installed-test
+
+demo: install
+	$(BIN)/python examples/demo.py
+
+test: check
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# mypy and import-linter see the package layout only in an installed wheel, so one is built and unpacked for them.
+check: install-test
+	$(BIN)/ruff check .
+	rm -rf build/check && mkdir -p build/check
+	$(BIN)/pip install -q --no-deps --no-build-isolation --target build/check .
+	cd build/check && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml -p rooffuse
+	cd build/check && PYTHONPATH=. ../../$(BIN)/lint-imports --config ../../pyproject.toml
+
+bench: install
+	$(BIN)/python -m benchmarks.llama_block
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,163 @@
+"""``rooffuse.explain``: the plan for a function, on any device, without running it."""
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rooffuse.cost_model import Device, get_device, local_device
+from rooffuse.passes import aot_decompositions
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
+from torch.fx import GraphModule, Node
+
+from .compile import Plan, plan_graph
+from .dynamo_scope import GraphBreak, dynamo_scope, location_of
+from .fake_copies import FakeCopier
+from .options import Options, make_options
+from .report import GraphReport, Report
+from .report_rows import graph_report
+from .targets import Target, target_for
+
+_VALUES_NEEDED = (DataDependentOutputException, DynamicOutputShapeException)
+
+
+@dataclass
+class _Traced:
+    """The graphs of one piece of traced code, and how often each was called."""
+
+    plans: dict[str, Plan] = field(default_factory=dict)
+    backward_calls: int = 0
+
+
+@dataclass
+class _Recorder:
+    """An internal Dynamo backend: plans graphs, and stands in for them with fake results."""
+
+    target: Target
+    options: Options
+    mode: FakeTensorMode
+    calls: list[tuple[_Traced, str]] = field(default_factory=list)
+
+    def __call__(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        from torch._dynamo.backends.common import aot_autograd
+        from torch._functorch.partitioners import min_cut_rematerialization_partition
+
+        traced = _Traced()
+        compiler = aot_autograd(
+            fw_compiler=self._compiler(traced, "forward"), bw_compiler=self._compiler(traced, "backward"),
+            inference_compiler=self._compiler(traced, "inference"), decompositions=aot_decompositions(),
+            partition_fn=min_cut_rematerialization_partition, keep_inference_input_mutations=True)
+        return compiler(gm, example_inputs)
+
+    def _compiler(self, traced: _Traced, kind: str) -> Callable[[GraphModule, Sequence[Any]], Callable[..., Any]]:
+        def plan(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+            with unset_fake_temporarily():
+                traced.plans[kind] = plan_graph(gm, self.target, self.options)
+            return self._stand_in(gm, traced, kind)
+
+        return plan
+
+    def _stand_in(self, gm: GraphModule, traced: _Traced, kind: str) -> Callable[[list[Any]], tuple[Any, ...]]:
+        """What is called in the graph's place: notes the call, and returns tensors that have shapes and no values."""
+        placeholders = {n: k for k, n in enumerate(gm.graph.find_nodes(op="placeholder"))}
+        outputs = list(gm.graph.output_node().args[0])
+
+        def run(args: list[Any]) -> tuple[Any, ...]:
+            self.calls.append((traced, kind))
+            traced.backward_calls += kind == "backward"
+            made: dict[Node, Any] = {}
+            with self.mode:
+                for node in outputs:
+                    if isinstance(node, Node) and node not in made:
+                        made[node] = args[placeholders[node]] if node in placeholders else _like(node.meta["val"])
+            args.clear()
+            return tuple(made[n] if isinstance(n, Node) else n for n in outputs)
+
+        run._boxed_call = True  # type: ignore[attr-defined]
+        return run
+
+    def graphs(self) -> list[tuple[Plan, str]]:
+        """Plans in the order of their calls; backward graphs that nobody called come last, last forward first."""
+        found = [(traced.plans[kind], kind) for traced, kind in self.calls]
+        missing: dict[int, int] = {}
+        for traced, kind in reversed(self.calls):
+            if kind == "forward" and "backward" in traced.plans:
+                missing[id(traced)] = missing.get(id(traced), -traced.backward_calls) + 1
+                if missing[id(traced)] > 0:
+                    found.append((traced.plans["backward"], "backward"))
+        return found
+
+
+def _like(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+
+
+def _chosen_device(device: str | Device | None, values: Any) -> Device:
+    """The device by name; by default this machine's GPU if a tensor is there, else its CPU."""
+    if isinstance(device, Device):
+        return device
+    if device is not None:
+        return get_device(device)
+    from torch.utils._pytree import tree_leaves
+
+    tensors = [t for leaf in tree_leaves(values) for t in
+               ((*leaf.parameters(), *leaf.buffers()) if isinstance(leaf, torch.nn.Module) else (leaf,))]
+    on_gpu = torch.cuda.is_available() and any(isinstance(t, torch.Tensor) and t.is_cuda for t in tensors)
+    return local_device("cuda" if on_gpu else "cpu")
+
+
+def _own_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """The frames of ``error`` outside of torch and this package."""
+    inside = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    return [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(inside)]
+
+
+def explain(fn: Callable[..., Any], /, *args: Any, device: str | Device | None = None, **kwargs: Any) -> Report:
+    """What rooffuse would do with ``fn(*args, **kwargs)`` on ``device``, priced node by node and kernel by kernel.
+
+    Nothing is run: ``fn``, its parameters and its arguments are traced as copies without values, so real, meta and
+    fake tensors give the same report, models of any size fit, and the originals stay as they are. No GPU is needed to
+    plan for one.
+
+    Args:
+        fn: a function or ``torch.nn.Module``, compiled or not. If gradients are on and wanted, forward and backward
+            graphs are both in the report; trace under ``torch.no_grad()`` for inference.
+        device: a name of ``rooffuse devices``, a TOML file, or a ``rooffuse.cost_model.Device``; by default this
+            machine's GPU where the tensors are on one, else its CPU.
+
+    Operators that torch chooses by device, such as the variant of scaled-dot-product attention, are named after the
+    device that was traced (the CPU for meta tensors), also when the plan is for another.
+
+    Where the function needs a tensor's value, as in ``if x.sum() > 0``, the report ends; its ``graph_breaks`` say so.
+
+    Raises UnknownDevice for a name that isn't known, and what ``fn`` raises.
+    """
+    target = target_for(_chosen_device(device, (fn, args, kwargs)))
+    options = make_options()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    recorder = _Recorder(target, options, mode)
+    original = getattr(fn, "_orig_mod", getattr(fn, "_torchdynamo_orig_callable", fn))
+    copier = FakeCopier(mode)
+    function, args, kwargs = copier(original), copier(args), copier(kwargs)
+    ended: list[GraphBreak] = []
+    with dynamo_scope() as trace, mode:
+        try:
+            torch.compile(function, backend=recorder, dynamic=False)(*args, **kwargs)
+        except _VALUES_NEEDED as error:
+            ended.append(GraphBreak("A tensor's value is needed here, and nothing is run: what follows is not in this "
+                                    "report", location_of(_own_frames(error))))
+    rows: dict[int, GraphReport] = {}
+    for plan, kind in recorder.graphs():
+        if id(plan) not in rows:
+            rows[id(plan)] = graph_report(plan, kind, options)
+    return Report(target.device, tuple(rows[id(p)] for p, _ in recorder.graphs()), (*trace.breaks, *ended))

@@ -1,0 +1,39 @@
+"""What each launch of a program costs, and how long it should take."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from rooffuse.codegen.traffic import kernel_traffic
+from rooffuse.cost_model import Cost, Estimate, estimate
+from rooffuse.cost_model.cost import Unit
+
+from .pricing import node_price
+from .program import CallStep, KernelStep
+from .targets import Target
+
+
+@dataclass(frozen=True)
+class StepPrice:
+    """What one launch moves and computes; ``dtype`` and ``unit`` choose the peak that bounds it."""
+
+    cost: Cost
+    dtype: torch.dtype
+    unit: Unit
+
+
+def step_price(step: KernelStep | CallStep, target: Target) -> StepPrice:
+    """A fused kernel by the traffic of its loop IR, a library call by the registry."""
+    if isinstance(step, CallStep):
+        priced = node_price(step.node)
+        return StepPrice(priced.cost, priced.dtype, priced.unit)
+    assert step.group.lowered is not None
+    read, written = kernel_traffic(step.group.lowered.kernel, target.on_chip_bytes)
+    flops = sum(int(node_price(n).cost.flops) for n in step.group.nodes)
+    return StepPrice(Cost(flops, read, written), torch.float32, "vector")
+
+
+def step_estimate(step: KernelStep | CallStep, target: Target) -> Estimate:
+    """Predicted time of one launch on the target's device."""
+    priced = step_price(step, target)
+    return estimate(priced.cost, target.device, priced.dtype, priced.unit)
