@@ -62,6 +62,7 @@ class NestPrinter(CppStatements):
             return None
         row, along_row = self.nest.reduction[-1], 0
         votes: dict[Axis, int] = {}
+        reduced = [self.nest.scopes[s.value] for s in self.nest.body if isinstance(s, Reduce)]
         for stmt in self.nest.body:
             if isinstance(stmt, Load | Store):
                 coefficients = affine(stmt.index)[0]
@@ -69,7 +70,8 @@ class NestPrinter(CppStatements):
                     along_row += 1
                 elif row.symbol in coefficients:
                     for axis in self.nest.parallel:
-                        if coefficients.get(axis.symbol) == 1 and axis.size >= 8:
+                        if coefficients.get(axis.symbol) == 1 and axis.size >= 8 and all(
+                                axis.symbol in scope for scope in reduced):
                             votes[axis] = votes.get(axis, 0) + 1
         best = max(votes, key=lambda a: votes[a], default=None)
         return best if best is not None and votes[best] > along_row else None

@@ -54,8 +54,10 @@ static inline rf_bf16 rf_to_bf16(float x) {
   return (rf_bf16)(x != x ? 0x7fc0u : rounded);
 }
 static inline rf_fp16 rf_to_fp16(float x) { return (rf_fp16)x; }
-template <typename T> static inline T rf_max(T a, T b) { return (a > b || a != a) ? a : b; }
-template <typename T> static inline T rf_min(T a, T b) { return (a < b || a != a) ? a : b; }
+static inline bool rf_signbit(float x) { uint32_t u; __builtin_memcpy(&u, &x, 4); return u >> 31; }
+static inline bool rf_signbit(double x) { uint64_t u; __builtin_memcpy(&u, &x, 8); return u >> 63; }
+template <typename T> static inline T rf_max(T a, T b) { return (a >= b || a != a) ? a : b; }
+template <typename T> static inline T rf_min(T a, T b) { return (a <= b || a != a) ? a : b; }
 template <typename T> static inline T rf_truncdiv(T a, T b) {
   return b == 0 ? 0 : b == (T)-1 ? (T)(0 - a) : (T)(a / b);
 }
@@ -136,7 +138,7 @@ CPP_OPS: dict[str, Spelling] = {
     "lgamma": _math("lgamma"), "fmod": _by_kind(_math("fmod"), "rf_mod({0}, {1})"), "rsqrt": _rsqrt,
     "sigmoid": _sigmoid, "cast": _cast, "round_to": _round_to, "isnan": "{0} != {0}",
     "isinf": "__builtin_isinf({0}) != 0", "not": "!{0}", "invert": "~{0}",
-    "signbit": _by_kind("__builtin_signbit({0}) != 0", "{0} < 0"),
+    "signbit": _by_kind("rf_signbit({0})", "{0} < 0"),
     "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}",
     "truncdiv": "rf_truncdiv({0}, {1})", "floordiv": "rf_floordiv({0}, {1})", "remainder": "rf_remainder({0}, {1})",
     "pow": _by_kind(_math("pow"), "rf_ipow({0}, {1})"), "atan2": _math("atan2"), "min": "rf_min({0}, {1})",

@@ -162,7 +162,7 @@ rule("reciprocal", 1)(lambda b, x: b.compute("div", b.const(1, b.dtypes[x]), x))
 
 
 @rule("round", 1)
-def round_(b: B, x: str) -> str:
+def round_(b: B, x: str, decimals: int = 0) -> str:
     return b.compute("round", x) if b.dtypes[x].is_floating_point else x
 
 

@@ -182,6 +182,8 @@ def _diagonal(node: Node, coords: Coords, ranges: Ranges):
 @index_map("unfold")
 def _unfold(node: Node, coords: Coords, ranges: Ranges):
     source, dim, _, step = node.args
+    if not shape_of(source):
+        return source, ()
     dim = wrap_dim(dim, len(shape_of(source)))
     result = list(coords[:-1])
     result[dim] = result[dim] * step + coords[-1]

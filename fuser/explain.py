@@ -157,7 +157,8 @@ def explain(fn: Callable[..., Any], /, *args: Any, device: str | Device | None =
             ended.append(GraphBreak("A tensor's value is needed here, and nothing is run: what follows is not in this "
                                     "report", location_of(_own_frames(error))))
     rows: dict[int, GraphReport] = {}
-    for plan, kind in recorder.graphs():
+    called = recorder.graphs()
+    for plan, kind in called:
         if id(plan) not in rows:
             rows[id(plan)] = graph_report(plan, kind, options)
-    return Report(target.device, tuple(rows[id(p)] for p, _ in recorder.graphs()), (*trace.breaks, *ended))
+    return Report(target.device, tuple(rows[id(p)] for p, _ in called), (*trace.breaks, *ended))

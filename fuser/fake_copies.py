@@ -48,6 +48,9 @@ class _Faking(TorchFunctionMode):
                 with torch._C.DisableTorchFunctionSubclass():
                     memo[id(tensor)] = fake_tensor(tensor, self.mode)
             return memo[id(tensor)]
+        if func is torch.Tensor.clone:  # how parameters copy themselves
+            with torch._C.DisableTorchFunctionSubclass():
+                return fake_tensor(args[0], self.mode)
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 

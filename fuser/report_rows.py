@@ -1,0 +1,85 @@
+"""From a plan to the rows of its report."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from rooffuse.cost_model import Cost, Estimate, estimate
+from rooffuse.passes import LIBRARY
+from torch.fx import Node
+
+from .compile import Plan, step_source
+from .cuda_graphs import decide
+from .options import Options
+from .pricing import node_price
+from .program import CallStep, KernelStep
+from .report import FallbackRow, GraphReport, KernelRow, NodeRow, RefusedMerge
+from .step_prices import step_estimate, step_price
+
+#: Digits after the point of a microsecond and of an intensity: more would be noise, and would differ by machine.
+_DIGITS = 4
+
+
+def _intensity(cost: Cost) -> float:
+    return round(int(cost.flops) / int(cost.bytes), _DIGITS) if cost.bytes else 0.0
+
+
+def _measures(cost: Cost, estimated: Estimate) -> dict[str, int | float | str]:
+    return {
+        "bytes_read": int(cost.bytes_read), "bytes_written": int(cost.bytes_written), "flops": int(cost.flops),
+        "intensity": _intensity(cost), "bound": estimated.bound if estimated.seconds else "none",
+        "time_us": round(1e6 * estimated.seconds, _DIGITS)}
+
+
+def _op(node: Node) -> str:
+    return str(node.target) if isinstance(node.target, torch._ops.OpOverload) else getattr(
+        node.target, "__name__", str(node.target))
+
+
+def _node_row(node: Node, group: str, plan: Plan) -> NodeRow:
+    priced = node_price(node)
+    cost = Cost(0, 0, 0) if priced.kind == "view" else priced.cost
+    estimated = estimate(cost, plan.target.device, priced.dtype, priced.unit)
+    return NodeRow(node.name, _op(node), group, **_measures(cost, estimated))  # type: ignore[arg-type]
+
+
+def _is_library(node: Node) -> bool:
+    """Whether ``node`` is a call that is left to a library on purpose, in place or not."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    return node.target._schema.name.replace("::", ".").rstrip("_") in {name.rstrip("_") for name in LIBRARY}
+
+
+def graph_report(plan: Plan, kind: str, options: Options) -> GraphReport:
+    """The rows of one graph. ``kind`` is "inference", "forward" or "backward"."""
+    target = plan.target
+    kernels: list[KernelRow] = []
+    fallbacks: list[FallbackRow] = []
+    groups: dict[str, str] = {}
+    reasons = {n.name: g.reason for g in plan.grouping.groups if not g.fused for n in g.nodes}
+    for step in plan.program.steps:
+        source: Callable[[], str]
+        if isinstance(step, KernelStep):
+            names, row_kind, name = tuple(n.name for n in step.group.nodes), target.language, step.name
+            source = partial(step_source, step, target)
+        elif isinstance(step, CallStep):
+            name, names = step.node.name, (step.node.name,)
+            reason = reasons.get(name, "")
+            row_kind = "fallback" if reason and not _is_library(step.node) else "extern"
+            source = partial(str, step.node.format_node())
+            if row_kind == "fallback":
+                fallbacks.append(FallbackRow(names, reason))
+        else:
+            continue
+        groups.update(dict.fromkeys(names, name))
+        cost = step_price(step, target).cost
+        kernels.append(KernelRow(name, row_kind, names, source=source,
+                                 **_measures(cost, step_estimate(step, target))))  # type: ignore[arg-type]
+    nodes = tuple(_node_row(n, groups.get(n.name, ""), plan) for n in plan.graph.graph.nodes
+                  if n.op == "call_function")
+    decision = decide(plan, options, backward=kind == "backward")
+    refused = tuple(RefusedMerge(r.first, r.second, round(1e6 * r.seconds, _DIGITS), r.reason)
+                    for r in plan.grouping.refusals)
+    return GraphReport(kind, nodes, tuple(kernels), plan.program.plan.arena_bytes, plan.program.unplanned_bytes,
+                       tuple(fallbacks), decision.captured, decision.reason, refused)

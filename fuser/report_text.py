@@ -1,0 +1,276 @@
+"""Reports for reading: aligned text, and HTML for notebooks."""
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tabulate import tabulate
+
+from .report import GraphReport, KernelRow, NodeRow, Report, Totals
+
+if TYPE_CHECKING:
+    from rooffuse.cost_model import Device
+
+SORTS = ("time", "bytes", "flops", "name")
+LEVELS = ("node", "kernel")
+
+_NAME_WIDTH = 30
+_MERGES_SHOWN = 3
+_WIDTH = 138
+
+
+# -- units ------------------------------------------------------------------------------------------------------------
+
+def _scaled(value: float, step: float, units: Sequence[str]) -> str:
+    for unit in units[:-1]:
+        if abs(value) < 999.5 or step == 1:
+            break
+        value /= step
+    else:
+        unit = units[-1]
+    digits = 0 if value == int(value) and value < 1000 else max(0, 2 - len(str(int(abs(value)))) + 1)
+    return f"{value:.{digits}f} {unit}".rstrip()
+
+
+def format_bytes(value: float) -> str:
+    """``1536`` as ``1.50 KiB``."""
+    return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def format_count(value: float) -> str:
+    """``1500`` as ``1.50 K``."""
+    return _scaled(value, 1000, ("", "K", "M", "G", "T", "P"))
+
+
+def format_time(microseconds: float) -> str:
+    """``1500`` as ``1.50 ms``."""
+    return _scaled(microseconds, 1000, ("µs", "ms", "s"))
+
+
+def _clipped(text: str, width: int = _NAME_WIDTH) -> str:
+    return text if len(text) <= width else f"{text[:width - 9]}…{text[-8:]}"
+
+
+# -- rows that differ only in names -------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class _Folded:
+    """Equal rows: the first of them, and how many there are."""
+
+    row: NodeRow | KernelRow
+    count: int
+
+    @property
+    def bytes(self) -> int:
+        return self.count * (self.row.bytes_read + self.row.bytes_written)
+
+    @property
+    def time_us(self) -> float:
+        return self.count * self.row.time_us
+
+
+def _fold(rows: Sequence[Any], key: Callable[[Any], Any]) -> list[_Folded]:
+    first: dict[Any, Any] = {}
+    counts: dict[Any, int] = {}
+    for row in rows:
+        k = (key(row), row.bytes_read, row.bytes_written, row.flops, row.bound)
+        first.setdefault(k, row)
+        counts[k] = counts.get(k, 0) + 1
+    return [_Folded(row, counts[k]) for k, row in first.items()]
+
+
+def fold_kernels(graph: GraphReport) -> list[_Folded]:
+    """Kernels in running order, equal ones once: of one kind, with the same operators, moving and computing as much."""
+    ops = {n.name: n.op for n in graph.nodes}
+    return _fold(graph.kernels, lambda row: (row.kind, tuple(ops[n] for n in row.nodes)))
+
+
+def fold_nodes(graph: GraphReport) -> list[_Folded]:
+    """Nodes in order, equal ones once: of one operator, in equal kernels, moving and computing as much."""
+    ops = {n.name: n.op for n in graph.nodes}
+    shapes: dict[Any, str] = {}
+    likes = {}
+    for kernel in graph.kernels:
+        key = (kernel.kind, tuple(ops[n] for n in kernel.nodes), kernel.bytes_read, kernel.bytes_written, kernel.flops)
+        likes[kernel.name] = shapes.setdefault(key, kernel.name)
+    return _fold(graph.nodes, lambda row: (row.op, likes.get(row.group, "")))
+
+
+def _ordered(rows: list[_Folded], sort: str | None, top: int | None) -> list[_Folded]:
+    keys: dict[str, Callable[[_Folded], Any]] = {
+        "time": lambda f: -f.time_us, "bytes": lambda f: -f.bytes, "flops": lambda f: -f.count * f.row.flops,
+        "name": lambda f: f.row.name}
+    if sort is not None:
+        if sort not in keys:
+            raise ValueError(f"reports are sorted by {', '.join(SORTS)}, not by {sort!r}")
+        rows = sorted(rows, key=keys[sort])
+    if top is not None and top < 0:
+        raise ValueError(f"top is {top}; it must be a number of rows")
+    return rows[:top]
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+_MEASURES = ("×", "read", "written", "FLOPs", "FLOP/B", "bound", "time", "total", "share")
+
+
+def _measures(folded: _Folded, whole_us: float) -> list[str]:
+    row = folded.row
+    share = f"{folded.time_us / whole_us:.0%}" if whole_us and folded.time_us else ""
+    if row.bound == "none":
+        return [str(folded.count), "0", "0", "0", "", "", "", "", ""]
+    return [str(folded.count), format_bytes(row.bytes_read), format_bytes(row.bytes_written), format_count(row.flops),
+            f"{row.intensity:.3g}" if row.intensity < 1000 else f"{row.intensity:.0f}", row.bound,
+            format_time(row.time_us), format_time(folded.time_us), share]
+
+
+def _table(title: Sequence[str], cells: list[list[str]], style: str) -> str:
+    align = ["left"] * len(title) + ["right"] * 5 + ["left"] + ["right"] * 3
+    return tabulate(cells, [*title, *_MEASURES], tablefmt=style, colalign=align, disable_numparse=True)
+
+
+def _node_table(graph: GraphReport, sort: str | None, top: int | None, style: str) -> tuple[str, int, int]:
+    rows = fold_nodes(graph)
+    whole = sum(f.time_us for f in rows)
+    chosen = _ordered(rows, sort, top)
+    cells = [[_clipped(f.row.name, 24), _clipped(f.row.op.removesuffix(".default")), _clipped(_group(f.row), 16),
+              *_measures(f, whole)] for f in chosen]
+    return _table(("node", "op", "group"), cells, style) if cells else "", len(chosen), len(rows)
+
+
+def _group(row: Any) -> str:
+    return "=" if row.group == row.name else row.group
+
+
+def _kernel_table(graph: GraphReport, sort: str | None, top: int | None, style: str) -> tuple[str, int, int]:
+    rows = fold_kernels(graph)
+    whole = sum(f.time_us for f in rows)
+    chosen = _ordered(rows, sort, top)
+    cells = [[_clipped(f.row.name, 24), f.row.kind, _clipped(_contents(graph, f.row), 40), *_measures(f, whole)]
+             for f in chosen]
+    return _table(("kernel", "kind", "operators"), cells, style) if cells else "", len(chosen), len(rows)
+
+
+def _contents(graph: GraphReport, kernel: Any) -> str:
+    """The operators of a kernel in short: ``add pow mean … mul (7)``."""
+    ops = {n.name: n.op for n in graph.nodes}
+    short = [ops[n].split(".")[1] if "." in ops[n] else ops[n] for n in kernel.nodes]
+    text = " ".join(short)
+    count = f" ({len(short)})"
+    if len(text) <= 40:
+        return text
+    while len(" ".join(short)) + len(count) + 2 > 40 and len(short) > 2:
+        short.pop(-2)
+    return f"{' '.join(short[:-1])} … {short[-1]}"[:39 - len(count)] + count
+
+
+# -- the text ---------------------------------------------------------------------------------------------------------
+
+def device_line(device: Device) -> str:
+    """Peaks, bandwidth, and whether they were measured."""
+    peaks = ", ".join(f"{key} {rate / 1e12:.3g}" for key, rate in device.peaks.items()
+                      if key in ("fp32", "bf16", "fp16", "fp8"))
+    origin = "measured here" if device.calibrated else "estimated" if "estimate" in device.sources.get(
+        "bandwidth", "") else "datasheet"
+    return f"{device.name} ({origin}): {device.bandwidth / 1e9:.4g} GB/s; TFLOP/s {peaks}"
+
+
+def _ratio(before: Totals, after: Totals) -> str:
+    return f" ({before.time_us / after.time_us:.2f}× faster)" if after.time_us else ""
+
+
+def _calls(graphs: Sequence[GraphReport]) -> list[tuple[int, GraphReport, int]]:
+    """Different graphs with the number of their first call, and how often they are called."""
+    first: dict[int, int] = {}
+    for k, graph in enumerate(graphs):
+        first.setdefault(id(graph), k)
+    return [(k, graphs[k], sum(g is graphs[k] for g in graphs)) for k in first.values()]
+
+
+def summary(report: Report) -> list[str]:
+    """The lines at the head: the device, what there is, and what fusing saves."""
+    kernels = [k for g in report.graphs for k in g.kernels]
+    made = sum(k.kind in ("triton", "cpp") for k in kernels)
+    before, after = report.alone, report.fused
+    lines = [device_line(report.device)]
+    if not report.graphs:
+        return [*lines, "no graphs: no tensor operation was traced"]
+    saved = f" ({1 - after.bytes / before.bytes:.0%} less)" if before.bytes > after.bytes else ""
+    graphs = "1 graph" if len(report.graphs) == 1 else f"{len(report.graphs)} graph calls"
+    return [
+        *lines,
+        f"{graphs}, {sum(len(g.nodes) for g in report.graphs)} nodes → {len(kernels)} kernels "
+        f"({made} generated, {len(kernels) - made} library calls); {format_count(after.flops)}FLOP",
+        f"moved      each node alone {format_bytes(before.bytes)} → fused {format_bytes(after.bytes)}{saved}",
+        f"predicted  each node alone {format_time(before.time_us)} → fused {format_time(after.time_us)}"
+        f"{_ratio(before, after)}",
+    ]
+
+
+def _relative(location: str) -> str:
+    """``location`` with its file relative to the working folder, if it lies in there."""
+    file, _, rest = location.partition(":")
+    path = Path(file)
+    return f"{path.relative_to(Path.cwd())}:{rest}" if path.is_relative_to(Path.cwd()) else location
+
+
+def _graph_notes(graph: GraphReport) -> list[str]:
+    lines = [f"memory      arena {format_bytes(graph.arena_bytes)}; allocated in each call (results and library calls) "
+             f"{format_bytes(graph.unplanned_bytes)}",
+             f"CUDA graph  {'captured' if graph.captured else 'not captured'}: {graph.capture_reason}"]
+    if graph.fallbacks:
+        reasons: dict[str, list[str]] = {}
+        for fallback in graph.fallbacks:
+            reasons.setdefault(fallback.reason, []).extend(fallback.nodes)
+        lines += [_clipped(f"fallback    {', '.join(nodes[:4])}{f' and {len(nodes) - 4} more' if nodes[4:] else ''}: "
+                           f"{reason}", _WIDTH) for reason, nodes in reasons.items()]
+    else:
+        lines.append("fallbacks   none")
+    seen: dict[str, list[Any]] = {}
+    for merge in graph.refused:
+        seen.setdefault(merge.reason, []).append(merge)
+    for reason, merges in list(seen.items())[:_MERGES_SHOWN]:
+        best = merges[0]
+        more = f" (and {len(merges) - 1} like it)" if merges[1:] else ""
+        lines.append(_clipped(f"not merged  {best.first} + {best.second}, {format_time(best.saving_us)}{more}: {reason}",
+                              _WIDTH))
+    return lines
+
+
+def report_text(report: Report, level: str | None = None, sort: str | None = None, top: int | None = None) -> str:
+    """See `Report.text`. Raises ValueError for a level or an order that there isn't."""
+    if level is not None and level not in LEVELS:
+        raise ValueError(f"the levels of a report are {' and '.join(LEVELS)}, not {level!r}")
+    blocks = ["\n".join(summary(report))]
+    tables = [(name, make) for name, make in (("node", _node_table), ("kernel", _kernel_table))
+              if level in (None, name)]
+    for k, graph, count in _calls(report.graphs):
+        called = f", called {count} times" if count > 1 else ""
+        blocks.append(f"── graph {k}: {graph.kind}{called} ".ljust(_WIDTH, "─"))
+        for name, make in tables:
+            table, shown, there = make(graph, sort, top, "simple")
+            rest = f"\n… {there - shown} more rows" if shown < there else ""
+            blocks.append(table + rest if table else f"(no {name}s)")
+        blocks.append("\n".join(_graph_notes(graph)))
+    if report.graph_breaks:
+        lines = [f"{_relative(b.location) or 'somewhere'}: {b.reason}" for b in report.graph_breaks]
+        blocks.append("\n".join([f"graph breaks ({len(lines)})", *(f"  {line}" for line in lines)]))
+    elif report.graphs:
+        blocks.append("graph breaks: none")
+    return "\n\n".join(blocks)
+
+
+def report_html(report: Report) -> str:
+    """The summary and the tables for a notebook; node tables are folded away."""
+    parts = [f"<pre>{html.escape(chr(10).join(summary(report)))}</pre>"]
+    for k, graph, _ in _calls(report.graphs):
+        kernels, nodes = (make(graph, None, None, "html")[0] for make in (_kernel_table, _node_table))
+        notes = html.escape("\n".join(_graph_notes(graph)))
+        parts.append(f"<h4>graph {k}: {html.escape(graph.kind)}</h4>{kernels}<pre>{notes}</pre>"
+                     f"<details><summary>{len(graph.nodes)} nodes</summary>{nodes}</details>")
+    for found in report.graph_breaks:
+        parts.append(f"<p>graph break at {html.escape(found.location)}: {html.escape(found.reason)}</p>")
+    return "".join(parts)

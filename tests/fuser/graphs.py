@@ -1,0 +1,39 @@
+"""Small ATen graphs for tests: traced on fake tensors, as a compiler sees them."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from rooffuse.codegen.lower import lower_group
+from rooffuse.compile import Plan, plan_graph
+from rooffuse.cost_model import get_device
+from rooffuse.grouping import Grouping, group_graph, memoised_lowering
+from rooffuse.options import Options
+from rooffuse.pricing import GroupPricer
+from rooffuse.targets import target_for
+from rooffuse.units import Units
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+__all__ = ["grouped", "groups_of", "lower_group", "planned", "trace"]
+
+
+def trace(fn: Callable[..., Any], *args: torch.Tensor) -> GraphModule:
+    """The functional ATen graph of ``fn``, input mutations as trailing copies."""
+    functional = torch.func.functionalize(fn, remove="mutations")
+    return make_fx(functional, tracing_mode="fake")(*args)
+
+
+def grouped(fn: Callable[..., Any], *args: torch.Tensor, device: str = "h100") -> Grouping:
+    gm = trace(fn, *args)
+    return group_graph(gm, GroupPricer(Units(gm.graph), get_device(device)), memoised_lowering(False))
+
+
+def groups_of(grouping: Grouping) -> list[list[str]]:
+    """Node names of each launch."""
+    return [[n.name for n in g.nodes] for g in grouping.groups]
+
+
+def planned(fn: Callable[..., Any], *args: torch.Tensor, device: str = "h100", **options: Any) -> Plan:
+    return plan_graph(trace(fn, *args), target_for(get_device(device)), Options(verify=True, **options))

@@ -1,0 +1,107 @@
+"""Grouping as before/expected pairs: which nodes end up in one launch, and which merges are refused and why."""
+from __future__ import annotations
+
+import torch
+
+from tests.fuser.graphs import grouped, groups_of
+
+
+def test_a_pointwise_chain_is_one_kernel():
+    groups = groups_of(grouped(lambda x: (x * 2 + 1).relu().exp(), torch.empty(64, 64)))
+    assert groups == [["mul", "add", "relu", "exp"]]
+
+
+def test_a_norm_is_one_kernel_with_its_residual():
+    def norm(x, residual, weight):
+        h = x + residual
+        return h, h * torch.rsqrt((h * h).mean(-1, keepdim=True) + 1e-6) * weight
+
+    grouping = grouped(norm, torch.empty(512, 1024), torch.empty(512, 1024), torch.empty(1024))
+    assert len(grouping.groups) == 1
+    assert [n.name for n in grouping.groups[0].outputs] == ["add", "mul_2"]
+
+
+def test_a_library_call_between_keeps_groups_apart():
+    grouping = grouped(lambda x, w: ((x + 1) @ w).relu(), torch.empty(64, 64), torch.empty(64, 64))
+    assert groups_of(grouping) == [["add"], ["mm"], ["relu"]]
+    assert [g.fused for g in grouping.groups] == [True, False, True]
+
+
+def test_a_merge_that_would_close_a_cycle_is_refused_with_its_reason():
+    def diamond(x, w):
+        h = x + 1
+        return h * (h @ w).relu()
+
+    grouping = grouped(diamond, torch.empty(256, 256), torch.empty(256, 256))
+    assert groups_of(grouping) == [["add"], ["mm"], ["relu", "mul"]]
+    assert any("has to run between" in r.reason for r in grouping.refusals)
+    assert all(r.seconds > 0 for r in grouping.refusals)
+
+
+def test_jointly_cyclic_groups_are_refused():
+    # {a, d} and {b, c} are each convex, but a -> (mm) -> b and c -> (mm) -> d together make a cycle.
+    def crossed(x, y, w):
+        a, c = x + 1, y + 1
+        b = (a @ w) * y
+        d = (c @ w) * x
+        return a, b, c, d
+
+    args = [torch.empty(64, 64)] * 3
+    grouping = grouped(crossed, *args)
+    order = {n: k for k, g in enumerate(grouping.groups) for n in g.nodes}
+    for group in grouping.groups:
+        for node in group.nodes:
+            for source in node.all_input_nodes:
+                assert source not in order or order[source] <= order[node]
+    assert len(grouping.groups) >= 4
+
+
+def test_independent_kernels_that_share_an_input_run_side_by_side():
+    grouping = grouped(lambda x: (x + 1, x * 2), torch.empty(1024, 1024))
+    assert len(grouping.groups) == 1
+
+
+def test_a_reduction_of_a_reduction_over_other_axes_is_refused():
+    def crossed(x):
+        return x.softmax(-1).sum(0)
+
+    grouping = grouped(lambda x: ((x - x.amax(-1, keepdim=True)).exp()).sum(0), torch.empty(64, 128))
+    assert len(grouping.groups) == 2
+    assert grouping.refusals
+    assert crossed is not None
+
+
+def test_constants_are_made_inside_of_kernels():
+    grouping = grouped(lambda x: x + torch.arange(64) + torch.ones(64), torch.empty(8, 64))
+    assert len(grouping.groups) == 1
+    assert not grouping.groups[0].extracted or len(grouping.groups[0].extracted.inputs) == 1
+
+
+def test_a_mutated_input_is_not_read_after_it_is_written():
+    def step(cache, x):
+        y = cache * 2
+        cache.copy_(x)
+        return y
+
+    grouping = grouped(step, torch.empty(64), torch.empty(64))
+    position = {n.name: k for k, g in enumerate(grouping.groups) for n in g.nodes}
+    assert position["mul"] <= position["copy_"]
+
+
+def test_random_calls_keep_their_order():
+    grouping = grouped(lambda x: torch.rand_like(x) + torch.rand_like(x) * 2, torch.empty(64))
+    names = [n.name for g in grouping.groups for n in g.nodes if "rand" in n.name]
+    assert names == ["rand_like", "rand_like_1"]
+
+
+def test_identical_layers_are_grouped_alike_and_lowered_once():
+    def layers(x, w):
+        for _ in range(6):
+            h = torch.nn.functional.silu(x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6))
+            x = x + h @ w
+        return x
+
+    grouping = grouped(layers, torch.empty(64, 64), torch.empty(64, 64))
+    keys = {g.extracted.key for g in grouping.groups if g.extracted is not None}
+    assert sum(g.fused for g in grouping.groups) == 7
+    assert len(keys) <= 3
