@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,10 +116,11 @@ def _chosen_device(device: str | Device | None, values: Any) -> Device:
     return local_device("cuda" if on_gpu else "cpu")
 
 
-def _own_frames(error: BaseException) -> list[traceback.FrameSummary]:
-    """The frames of ``error`` outside of torch and this package."""
+def raised_at(error: BaseException) -> str:
+    """The innermost place outside of torch and this package that ``error`` comes from, traced code included."""
     inside = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-    return [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(inside)]
+    frames = getattr(error, "real_stack", None) or traceback.extract_tb(error.__traceback__)
+    return location_of([f for f in frames if not f.filename.startswith(inside)])
 
 
 def explain(fn: Callable[..., Any], /, *args: Any, device: str | Device | None = None, **kwargs: Any) -> Report:
@@ -142,20 +143,26 @@ def explain(fn: Callable[..., Any], /, *args: Any, device: str | Device | None =
 
     Raises UnknownDevice for a name that isn't known, and what ``fn`` raises.
     """
+    return explain_call(fn, args, kwargs, device)
+
+
+def explain_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any],
+                 device: str | Device | None = None) -> Report:
+    """`explain` for arguments whose names may be those of its own."""
     target = target_for(_chosen_device(device, (fn, args, kwargs)))
     options = make_options()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     recorder = _Recorder(target, options, mode)
     original = getattr(fn, "_orig_mod", getattr(fn, "_torchdynamo_orig_callable", fn))
     copier = FakeCopier(mode)
-    function, args, kwargs = copier(original), copier(args), copier(kwargs)
+    function, inputs, named = copier(original), copier(args), copier(dict(kwargs))
     ended: list[GraphBreak] = []
     with dynamo_scope() as trace, mode:
         try:
-            torch.compile(function, backend=recorder, dynamic=False)(*args, **kwargs)
+            torch.compile(function, backend=recorder, dynamic=False)(*inputs, **named)
         except _VALUES_NEEDED as error:
             ended.append(GraphBreak("A tensor's value is needed here, and nothing is run: what follows is not in this "
-                                    "report", location_of(_own_frames(error))))
+                                    "report", raised_at(error)))
     rows: dict[int, GraphReport] = {}
     called = recorder.graphs()
     for plan, kind in called:

@@ -3,8 +3,10 @@ originals, and they take no memory, whatever their size."""
 from __future__ import annotations
 
 import copy
+import copyreg
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import CellType, CodeType, FunctionType
 from typing import Any
 
@@ -55,6 +57,21 @@ class _Faking(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
 
 
+@contextmanager
+def _meta_devices_as_cpu() -> Iterator[None]:
+    """Makes ``copy.deepcopy`` copy the device "meta", which caches and modules remember, as the one of the fakes."""
+    table = copyreg.dispatch_table
+    before = table.get(torch.device)
+    table[torch.device] = lambda device: (torch.device, ("cpu" if device.type == "meta" else str(device),))
+    try:
+        yield
+    finally:
+        if before is None:
+            del table[torch.device]
+        else:
+            table[torch.device] = before
+
+
 def _names(code: CodeType) -> Iterator[str]:
     """Global names that ``code`` and the functions defined inside of it mention."""
     yield from code.co_names
@@ -76,7 +93,7 @@ class FakeCopier:
         over or name as globals. What can't be copied stays itself."""
         if isinstance(value, FunctionType):
             return self._function(value)
-        with self._faking:
+        with self._faking, _meta_devices_as_cpu():
             try:
                 return copy.deepcopy(value, self._memo)
             except Exception as error:  # any class may refuse in its own way; the original still traces

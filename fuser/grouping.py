@@ -93,13 +93,28 @@ def memoised_lowering(eager_rounding: bool) -> Lower:
 
 @dataclass
 class _State:
-    """The contracted graph while merges are made: node ``k`` of ``graph`` is a group."""
+    """The contracted graph while merges are made: node ``k`` of ``graph`` is a group.
+
+    ``rank`` is a topological order of the groups, kept through merges, and ``at`` its inverse.
+    """
 
     members: dict[int, frozenset[Node]]
     owner: dict[Node, int]
     graph: nx.DiGraph
     first: dict[int, int] = field(default_factory=dict)
-    last: dict[int, int] = field(default_factory=dict)
+    rank: dict[int, int] = field(default_factory=dict)
+    at: dict[int, int] = field(default_factory=dict)
+
+    def reachable(self, start: int, last: int) -> set[int]:
+        """Groups that come after ``start`` along edges, as far as rank ``last``, without ``start`` itself."""
+        seen: set[int] = set()
+        work = [start]
+        while work:
+            for s in self.graph.successors(work.pop()):
+                if s not in seen and self.rank[s] <= last:
+                    seen.add(s)
+                    work.append(s)
+        return seen
 
 
 class Grouper:
@@ -124,7 +139,7 @@ class Grouper:
         graph.add_nodes_from(members)
         state = _State(members, owner, graph)
         for k, node in enumerate(alone):
-            state.first[k] = state.last[k] = units.position[node]
+            state.first[k] = units.position[node]
             for read in units.reads(node):
                 source = units.unit_of(read.source)
                 if source is not None and source in owner:
@@ -142,6 +157,8 @@ class Grouper:
         ordered = [n for n in alone if n not in units.fusible and is_impure(n)]
         for a, b in zip(ordered, ordered[1:]):
             graph.add_edge(owner[a], owner[b])
+        for rank, k in enumerate(nx.lexicographical_topological_sort(graph, key=lambda k: state.first[k])):
+            state.rank[k], state.at[rank] = rank, k
         return state
 
     def _needed_outside(self, constant: Node) -> bool:
@@ -162,24 +179,12 @@ class Grouper:
         return user not in members
 
     def _path_between(self, a: int, b: int) -> bool:
-        """Whether ``b`` is reached from ``a`` through a third group. Groups that begin after ``b`` ends are skipped:
-        every path moves forward in the original order at least once more before it could come back."""
-        graph, last = self.state.graph, self.state.last[b]
-        seen = {a, b}
-        work = [s for s in graph.successors(a) if s != b]
-        while work:
-            k = work.pop()
-            if k in seen:
-                continue
-            seen.add(k)
-            if self.state.first[k] > last:
-                continue
-            for s in graph.successors(k):
-                if s == b:
-                    return True
-                if s not in seen:
-                    work.append(s)
-        return False
+        """Whether ``b`` is reached from ``a`` through a third group."""
+        state = self.state
+        if state.rank[a] > state.rank[b]:
+            return False
+        inside = state.reachable(a, state.rank[b] - 1)
+        return any(p in inside for p in state.graph.predecessors(b))
 
     # -- prices -------------------------------------------------------------------------------------------------
 
@@ -241,7 +246,7 @@ class Grouper:
         self._next += 1
         state.members[k] = state.members.pop(a) | state.members.pop(b)
         state.first[k] = min(state.first.pop(a), state.first.pop(b))
-        state.last[k] = max(state.last.pop(a), state.last.pop(b))
+        self._rank_merged(a, b, k)
         before = (set(state.graph.predecessors(a)) | set(state.graph.predecessors(b))) - {a, b}
         after = (set(state.graph.successors(a)) | set(state.graph.successors(b))) - {a, b}
         state.graph.remove_nodes_from((a, b))
@@ -251,6 +256,20 @@ class Grouper:
         for node in state.members[k]:
             state.owner[node] = k
         return k
+
+    def _rank_merged(self, a: int, b: int, k: int) -> None:
+        """Give ``k``, which replaces ``a`` and ``b``, a rank: what follows the earlier one moves behind it."""
+        state = self.state
+        if state.rank[a] > state.rank[b]:
+            a, b = b, a
+        low, high = state.rank[a], state.rank[b]
+        between = [state.at[r] for r in range(low + 1, high) if r in state.at]
+        ranks = [low, *[state.rank[g] for g in between]]
+        behind = state.reachable(a, high - 1) if between else set()
+        del state.rank[a], state.rank[b], state.at[high]
+        ordered = [*[g for g in between if g not in behind], k, *[g for g in between if g in behind]]
+        for rank, group in zip(ranks, ordered):
+            state.rank[group], state.at[rank] = rank, group
 
     def merge_all(self) -> None:
         """Best merge first until none saves time."""

@@ -18,6 +18,7 @@ SORTS = ("time", "bytes", "flops", "name")
 LEVELS = ("node", "kernel")
 
 _NAME_WIDTH = 30
+_CONTENTS_WIDTH = 40
 _MERGES_SHOWN = 3
 _WIDTH = 138
 
@@ -119,7 +120,8 @@ _MEASURES = ("×", "read", "written", "FLOPs", "FLOP/B", "bound", "time", "total
 
 def _measures(folded: _Folded, whole_us: float) -> list[str]:
     row = folded.row
-    share = f"{folded.time_us / whole_us:.0%}" if whole_us and folded.time_us else ""
+    fraction = folded.time_us / whole_us if whole_us else 0.0
+    share = "<1%" if 0 < fraction < 0.005 else f"{fraction:.0%}"
     if row.bound == "none":
         return [str(folded.count), "0", "0", "0", "", "", "", "", ""]
     return [str(folded.count), format_bytes(row.bytes_read), format_bytes(row.bytes_written), format_count(row.flops),
@@ -149,7 +151,7 @@ def _kernel_table(graph: GraphReport, sort: str | None, top: int | None, style: 
     rows = fold_kernels(graph)
     whole = sum(f.time_us for f in rows)
     chosen = _ordered(rows, sort, top)
-    cells = [[_clipped(f.row.name, 24), f.row.kind, _clipped(_contents(graph, f.row), 40), *_measures(f, whole)]
+    cells = [[_clipped(f.row.name, 24), f.row.kind, _contents(graph, f.row), *_measures(f, whole)]
              for f in chosen]
     return _table(("kernel", "kind", "operators"), cells, style) if cells else "", len(chosen), len(rows)
 
@@ -160,11 +162,13 @@ def _contents(graph: GraphReport, kernel: Any) -> str:
     short = [ops[n].split(".")[1] if "." in ops[n] else ops[n] for n in kernel.nodes]
     text = " ".join(short)
     count = f" ({len(short)})"
-    if len(text) <= 40:
+    if len(text) <= _CONTENTS_WIDTH:
         return text
-    while len(" ".join(short)) + len(count) + 2 > 40 and len(short) > 2:
+    if len(short) == 1:
+        return _clipped(text, _CONTENTS_WIDTH)
+    while len(" ".join(short)) + len(count) + 2 > _CONTENTS_WIDTH and len(short) > 2:
         short.pop(-2)
-    return f"{' '.join(short[:-1])} … {short[-1]}"[:39 - len(count)] + count
+    return _clipped(f"{' '.join(short[:-1])} … {short[-1]}", _CONTENTS_WIDTH - len(count)) + count
 
 
 # -- the text ---------------------------------------------------------------------------------------------------------
@@ -176,6 +180,10 @@ def device_line(device: Device) -> str:
     origin = "measured here" if device.calibrated else "estimated" if "estimate" in device.sources.get(
         "bandwidth", "") else "datasheet"
     return f"{device.name} ({origin}): {device.bandwidth / 1e9:.4g} GB/s; TFLOP/s {peaks}"
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def _ratio(before: Totals, after: Totals) -> str:
@@ -199,11 +207,11 @@ def summary(report: Report) -> list[str]:
     if not report.graphs:
         return [*lines, "no graphs: no tensor operation was traced"]
     saved = f" ({1 - after.bytes / before.bytes:.0%} less)" if before.bytes > after.bytes else ""
-    graphs = "1 graph" if len(report.graphs) == 1 else f"{len(report.graphs)} graph calls"
+    graphs = "1 graph" if len(report.graphs) == 1 else f"{len(report.graphs)} calls of graphs"
     return [
         *lines,
-        f"{graphs}, {sum(len(g.nodes) for g in report.graphs)} nodes → {len(kernels)} kernels "
-        f"({made} generated, {len(kernels) - made} library calls); {format_count(after.flops)}FLOP",
+        f"{graphs}, {_plural(sum(len(g.nodes) for g in report.graphs), 'node')} → {_plural(len(kernels), 'kernel')} "
+        f"({made} generated, {_plural(len(kernels) - made, 'library call')}); {format_count(after.flops)}FLOP",
         f"moved      each node alone {format_bytes(before.bytes)} → fused {format_bytes(after.bytes)}{saved}",
         f"predicted  each node alone {format_time(before.time_us)} → fused {format_time(after.time_us)}"
         f"{_ratio(before, after)}",

@@ -147,7 +147,7 @@ def test_capture_and_replay_on_a_device():
                         options={"cuda_graphs": True, "strict": True})
     with torch.no_grad():
         results = []
-        for k in range(6):
+        for _ in range(6):
             x = torch.randn(1, 256, device="cuda", dtype=torch.bfloat16)
             results.append((run(x), torch.nn.functional.silu(linear(x)) + x))
         for ours, reference in results:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rooffuse.options import Options, OptionError, make_options
+from rooffuse.options import OptionError, Options, make_options
 
 
 def test_defaults_leave_the_choice_to_the_price():
