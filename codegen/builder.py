@@ -52,7 +52,8 @@ class NestBuilder:
             if dtype == torch.float32 and math.isfinite(value):
                 value = torch.tensor(value, dtype=torch.float32).item()
         else:
-            value = int(value)
+            limits = torch.iinfo(dtype)
+            value = (int(value) - limits.min) % (1 << limits.bits) + limits.min  # wraps, as eager casts a scalar
         if isinstance(value, float) and (math.isnan(value) or (value == 0 and math.copysign(1, value) < 0)):
             name = f"v{len(self.dtypes)}"  # nan never equals itself and -0.0 equals 0.0: neither can be a key
             self.body.append(Const(name, dtype, value))

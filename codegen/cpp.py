@@ -30,7 +30,7 @@ CHUNK = 4096
 #: Leading parallel iterations wanted, so that threads get even shares.
 SHARES = 64
 #: Bytes of thread-local memory for a row of values that several sweeps need.
-HELD_BYTES = 1 << 16
+HELD_BYTES = 1 << 18
 
 _HEAVY = frozenset((
     "exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf "
@@ -66,13 +66,14 @@ class NestPrinter(CppStatements):
         for stmt in self.nest.body:
             if isinstance(stmt, Load | Store):
                 coefficients = affine(stmt.index)[0]
+                elements = prod(self.nest.ranges[s] for s in coefficients if s in self.nest.ranges)
                 if coefficients.get(row.symbol) == 1:
-                    along_row += 1
+                    along_row += elements
                 elif row.symbol in coefficients:
                     for axis in self.nest.parallel:
                         if coefficients.get(axis.symbol) == 1 and axis.size >= 8 and all(
                                 axis.symbol in scope for scope in reduced):
-                            votes[axis] = votes.get(axis, 0) + 1
+                            votes[axis] = votes.get(axis, 0) + elements
         best = max(votes, key=lambda a: votes[a], default=None)
         return best if best is not None and votes[best] > along_row else None
 

@@ -58,10 +58,11 @@ static inline bool rf_signbit(float x) { uint32_t u; __builtin_memcpy(&u, &x, 4)
 static inline bool rf_signbit(double x) { uint64_t u; __builtin_memcpy(&u, &x, 8); return u >> 63; }
 template <typename T> static inline T rf_max(T a, T b) { return (a >= b || a != a) ? a : b; }
 template <typename T> static inline T rf_min(T a, T b) { return (a <= b || a != a) ? a : b; }
+template <typename T> static inline bool rf_minus_one(T b) { return (T)-1 < 0 && b == (T)-1; }
 template <typename T> static inline T rf_truncdiv(T a, T b) {
-  return b == 0 ? 0 : b == (T)-1 ? (T)(0 - a) : (T)(a / b);
+  return b == 0 ? 0 : rf_minus_one(b) ? (T)(0 - a) : (T)(a / b);
 }
-template <typename T> static inline T rf_mod(T a, T b) { return b == 0 || b == (T)-1 ? 0 : (T)(a % b); }
+template <typename T> static inline T rf_mod(T a, T b) { return b == 0 || rf_minus_one(b) ? 0 : (T)(a % b); }
 template <typename T> static inline T rf_remainder(T a, T b) {
   const T r = rf_mod(a, b);
   return (r != 0 && ((r < 0) != (b < 0))) ? (T)(r + b) : r;
@@ -145,7 +146,7 @@ CPP_OPS: dict[str, Spelling] = {
     "max": "rf_max({0}, {1})", "lt": "{0} < {1}", "le": "{0} <= {1}", "gt": "{0} > {1}", "ge": "{0} >= {1}",
     "eq": "{0} == {1}", "ne": "{0} != {1}", "and": "{0} & {1}", "or": "{0} | {1}", "xor": "{0} ^ {1}",
     "shl": "rf_shl({0}, {1})", "shr": "rf_shr({0}, {1})", "copysign": _builtin("copysign"),
-    "where": "{0} ? {1} : {2}", "bounded": "rf_bounded({0}, {1})",
+    "where": "{0} ? {1} : {2}", "fma": _builtin("fma"), "bounded": "rf_bounded({0}, {1})",
 }
 
 

@@ -14,7 +14,7 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "not": torch.logical_not, "invert": torch.bitwise_not, "min": torch.minimum, "max": torch.maximum,
     "truncdiv": lambda a, b: torch.div(a, b, rounding_mode="trunc"), "floordiv": torch.floor_divide,
     "and": torch.bitwise_and, "or": torch.bitwise_or, "xor": torch.bitwise_xor,
-    "shl": torch.bitwise_left_shift, "shr": torch.bitwise_right_shift,
+    "fma": lambda a, b, c: torch.addcmul(c, a, b), "shl": torch.bitwise_left_shift, "shr": torch.bitwise_right_shift,
 }
 
 

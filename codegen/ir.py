@@ -40,6 +40,7 @@ OPS: Mapping[str, int] = {
             "shr copysign bounded"
         ).split(), 2),
     "where": 3,
+    "fma": 3,
 }
 
 #: Reductions and the value each starts from (for floats; the printers know the integer limits).

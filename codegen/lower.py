@@ -64,6 +64,8 @@ def refusal(node: Node) -> str | None:
             reduction_of(node)
         if name == "round" and (len(node.args) > 1 or node.kwargs.get("decimals")):
             return "rounding to decimals has no lowering"
+        if name in ("view", "view_copy") and dtype_of(node) != dtype_of(node.args[0]):
+            return "seeing memory as another type has no lowering"
         if name in ("max", "min") and not is_reduction(node):
             return f"{node.target} has no lowering"
         if name == "div" and node.kwargs.get("rounding_mode") not in (None, "floor", "trunc"):

@@ -156,6 +156,7 @@ def div(b: B, x: str, y: str, rounding_mode: str | None = None) -> str:
     return b.compute("div", x, y)
 
 
+rule("fma", 3)(lambda b, x, y, z: b.compute("fma", x, y, z))
 rule("floor_divide", 2)(lambda b, x, y: div(b, x, y, "floor"))
 rule("square", 1)(lambda b, x: b.compute("mul", x, x))
 rule("reciprocal", 1)(lambda b, x: b.compute("div", b.const(1, b.dtypes[x]), x))

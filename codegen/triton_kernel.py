@@ -39,14 +39,15 @@ def power_of_two(n: int) -> int:
 
 
 def _memory_along_rows(nest: Nest) -> bool:
-    """Whether neighbouring row elements are neighbours in memory for at least half of the inner accesses."""
+    """Whether neighbouring row elements are neighbours in memory for at least half of the elements accessed."""
     row = nest.reduction[-1].symbol
     along = across = 0
     for stmt in nest.body:
         if isinstance(stmt, Load | Store):
-            coefficient = affine(stmt.index)[0].get(row)
-            along += coefficient == 1
-            across += coefficient is not None and coefficient != 1
+            coefficients = affine(stmt.index)[0]
+            elements = prod(nest.ranges[s] for s in coefficients if s in nest.ranges)
+            along += elements * (coefficients.get(row) == 1)
+            across += elements * (coefficients.get(row, 1) != 1)
     return along >= across
 
 

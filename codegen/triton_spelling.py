@@ -66,6 +66,29 @@ def rf_remainder(a, b):
 def rf_floordiv(a, b):
     q = a // b
     return tl.where(((a % b) != 0) & ((a < 0) != (b < 0)), q - 1, q)
+
+
+@triton.jit
+def rf_shl(a, b, bits):
+    inside = (b >= 0) & (b < bits)
+    return tl.where(inside, a << tl.where(inside, b, 0), 0)
+
+
+@triton.jit
+def rf_shr(a, b, bits):
+    return a >> tl.where((b >= 0) & (b < bits), b, bits - 1)
+
+
+@triton.jit
+def rf_ipow(a, b):
+    result = a * 0 + 1
+    base, e = a, b
+    for _ in range(64):
+        result = tl.where((e & 1) != 0, result * base, result)
+        base = base * base
+        e = e >> 1
+    inverse = tl.where(a == 1, 1, tl.where(a + 1 == 0, 1 - 2 * (b & 1), 0))
+    return tl.where(b < 0, inverse, result).to(a.dtype)
 '''
 
 
@@ -92,10 +115,8 @@ def _sqrt(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
     return f"tl.sqrt_rn({args[0]})" if stmt.dtype == torch.float32 else f"tl.sqrt({args[0]})"
 
 
-def _integer_power(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
-    if stmt.dtype.is_floating_point:
-        return f"libdevice.pow({args[0]}, {args[1]})"
-    return f"libdevice.pow({args[0]}.to(tl.float64), {args[1]}.to(tl.float64)).to({TYPES[stmt.dtype]})"
+def _shift(function: str) -> Spelling:
+    return lambda p, stmt, args: f"{function}({args[0]}, {args[1]}, {8 * stmt.dtype.itemsize})"
 
 
 TRITON_OPS: dict[str, Spelling] = {
@@ -104,7 +125,8 @@ TRITON_OPS: dict[str, Spelling] = {
         "atan2 copysign"
     ).split()},
     **{name: f"tl.{name}({{0}})" for name in "exp log sin cos erf floor ceil abs rsqrt sigmoid".split()},
-    "sqrt": _sqrt, "round": _library("nearbyint"), "neg": "-{0}", "pow": _integer_power, "cast": _cast,
+    "sqrt": _sqrt, "round": _library("nearbyint"), "neg": "-{0}", "cast": _cast,
+    "pow": _by_kind("libdevice.pow({0}, {1})", "rf_ipow({0}, {1})"),
     "round_to": _round_to, "fmod": _by_kind("libdevice.fmod({0}, {1})", "{0} % {1}"), "isnan": "{0} != {0}",
     "isinf": 'tl.abs({0}) == float("inf")', "not": "{0} == 0", "invert": "~{0}",
     "signbit": _by_kind("libdevice.signbit({0}) != 0", "{0} < 0"), "add": "{0} + {1}", "sub": "{0} - {1}",
@@ -112,8 +134,8 @@ TRITON_OPS: dict[str, Spelling] = {
     "remainder": "rf_remainder({0}, {1})", "min": _by_kind("rf_min({0}, {1})", "rf_imin({0}, {1})"),
     "max": _by_kind("rf_max({0}, {1})", "rf_imax({0}, {1})"), "lt": "{0} < {1}", "le": "{0} <= {1}",
     "gt": "{0} > {1}", "ge": "{0} >= {1}", "eq": "{0} == {1}", "ne": "{0} != {1}", "and": "{0} & {1}",
-    "or": "{0} | {1}", "xor": "{0} ^ {1}", "shl": "{0} << {1}", "shr": "{0} >> {1}",
-    "where": "tl.where({0}, {1}, {2})",
+    "or": "{0} | {1}", "xor": "{0} ^ {1}", "shl": _shift("rf_shl"), "shr": _shift("rf_shr"),
+    "where": "tl.where({0}, {1}, {2})", "fma": "tl.fma({0}, {1}, {2})",
     # An index out of range reads element 0 instead of somebody's memory.
     "bounded": "tl.where(({0} >= 0) & ({0} < {1}), {0}, 0)",
 }

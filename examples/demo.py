@@ -13,12 +13,11 @@ from collections.abc import Callable, Mapping
 FOLDER = tempfile.TemporaryDirectory(prefix="rooffuse-demo-")
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = FOLDER.name  # both compilers start with an empty cache
 
+import rooffuse  # noqa: E402
 import torch  # noqa: E402
 from llama import config  # noqa: E402
 from torch import Tensor  # noqa: E402
 from transformers import LlamaForCausalLM  # noqa: E402
-
-import rooffuse  # noqa: E402
 
 BATCH, TOKENS, ROUNDS = 4, 128, 15
 
@@ -47,7 +46,7 @@ def medians(functions: Mapping[str, Callable[[Tensor], Tensor]], ids: Tensor) ->
 
 def main() -> None:
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config(layers=4, hidden=256)).eval().requires_grad_(False)
+    model = LlamaForCausalLM(config(layers=4, hidden=256, vocabulary=1024)).eval().requires_grad_(False)
     ids = torch.randint(0, model.config.vocab_size, (BATCH, TOKENS))
 
     def run(ids: Tensor) -> Tensor:

@@ -16,11 +16,11 @@ from transformers.cache_utils import StaticCache
 Target = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
-def config(layers: int = 4, hidden: int = 1024) -> LlamaConfig:
+def config(layers: int = 4, hidden: int = 1024, vocabulary: int = 32000) -> LlamaConfig:
     """Grouped-query attention with heads of 64, a gated MLP of about 8/3 of ``hidden``."""
     return LlamaConfig(hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=hidden // 64,
-                       num_key_value_heads=max(1, hidden // 256), intermediate_size=hidden * 11 // 4, vocab_size=32000,
-                       max_position_embeddings=2048)
+                       num_key_value_heads=max(1, hidden // 256), intermediate_size=hidden * 11 // 4,
+                       vocab_size=vocabulary, max_position_embeddings=2048)
 
 
 def build(layers: int = 4, hidden: int = 1024, dtype: torch.dtype = torch.bfloat16,

@@ -4,20 +4,23 @@ from __future__ import annotations
 import copy
 import re
 import traceback
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch._dynamo
 import torch._functorch.config
+from torch._dynamo import pgo
 from torch._dynamo.convert_frame import register_bytecode_hook
 from torch._dynamo.utils import counters, graph_break_reasons
 
 _RESUMED = re.compile(r"torch_dynamo_resume_in_(.+)_at_\d+$")
-_SKIPPED = re.compile(r"frame skipped: (\S+) in (.+?) line (\d+)")
+_SKIPPED = re.compile(r"frame skipped: (\S+) \((.+) line (\d+)\)")
 
 #: Shapes that one piece of code is traced with before Dynamo gives up on it.
 _SHAPES = 256
@@ -65,11 +68,15 @@ def _breaks(before: int, counted: dict[str, int]) -> list[GraphBreak]:
     for reason in graph_break_reasons[before:]:
         told.add(reason.reason)
         found[GraphBreak(_short(reason.reason), location_of(reason.user_stack))] = None
-    for text, count in counters["graph_break"].items():
-        if count > counted.get(text, 0) and text not in told:
+    heads = {b.reason for b in found}
+    texts = [t for t, count in counters["unimplemented"].items() if count > counted.get(t, 0)]
+    for text in texts:
+        shown_longer = any(other != text and other.startswith(text) for other in texts)
+        if text not in told and not shown_longer and _short(text).split(":")[0] not in heads:
             skipped = _SKIPPED.search(text)
             place = f"{skipped[2]}:{skipped[3]} in {skipped[1]}" if skipped else ""
-            found[GraphBreak(_short(text), place)] = None
+            rest = "; the whole function is left uncompiled, since this is in a loop" if "in loop" in text else ""
+            found[GraphBreak(f"{_short(text)}{rest}", place)] = None
     return list(found)
 
 
@@ -103,6 +110,8 @@ def dynamo_scope() -> Iterator[DynamoTrace]:
     before = len(graph_break_reasons)
     functorch: dict[str, Any] = {"enable_autograd_cache": False, "force_non_lazy_backward_lowering": True}
     with ExitStack() as stack:
+        # Sizes that were seen decide which ones the next compilation takes for dynamic.
+        stack.enter_context(patch.object(pgo, "_CODE_STATE", defaultdict(pgo.CodeState)))
         stack.enter_context(torch._dynamo.config.patch(
             recompile_limit=_SHAPES, accumulated_recompile_limit=4 * _SHAPES, automatic_dynamic_shapes=False,
             assume_static_by_default=True, suppress_errors=False))
@@ -112,7 +121,7 @@ def dynamo_scope() -> Iterator[DynamoTrace]:
         try:
             yield trace
         finally:
-            trace.breaks += _breaks(before, kept["graph_break"])
+            trace.breaks += _breaks(before, kept.get("unimplemented", {}))
             del graph_break_reasons[before:]
             counters.clear()
             counters.update(kept)

@@ -111,7 +111,8 @@ def _checked(target: str, result: Any) -> ReportTarget:
         raise TargetError(f"{target} returned {type(function).__name__} first, which can't be called; "
                           f"it must return {CONVENTION}")
     if not isinstance(args, Sequence) or isinstance(args, str):
-        raise TargetError(f"{target} returned {type(args).__name__} for args; they must be a tuple, as in (callable, (x,))")
+        raise TargetError(f"{target} returned {type(args).__name__} for args; they must be a tuple, as in "
+                          "(callable, (x,))")
     if not isinstance(kwargs, Mapping):
         raise TargetError(f"{target} returned {type(kwargs).__name__} for kwargs; they must be a dictionary")
     return ReportTarget(function, tuple(args), kwargs)

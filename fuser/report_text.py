@@ -17,23 +17,21 @@ if TYPE_CHECKING:
 SORTS = ("time", "bytes", "flops", "name")
 LEVELS = ("node", "kernel")
 
-_NAME_WIDTH = 30
-_CONTENTS_WIDTH = 40
+_NAME_WIDTH, _OP_WIDTH, _GROUP_WIDTH, _CONTENTS_WIDTH = 22, 26, 12, 32
 _MERGES_SHOWN = 3
-_WIDTH = 138
+_WIDTH = 140
 
 
 # -- units ------------------------------------------------------------------------------------------------------------
 
-def _scaled(value: float, step: float, units: Sequence[str]) -> str:
-    for unit in units[:-1]:
-        if abs(value) < 999.5 or step == 1:
-            break
+def _scaled(value: float, step: int, units: Sequence[str]) -> str:
+    """Three digits in the unit that suits, and no digits after the point of whole numbers."""
+    steps = 0
+    while abs(value) >= 999.5 and steps < len(units) - 1:
         value /= step
-    else:
-        unit = units[-1]
-    digits = 0 if value == int(value) and value < 1000 else max(0, 2 - len(str(int(abs(value)))) + 1)
-    return f"{value:.{digits}f} {unit}".rstrip()
+        steps += 1
+    digits = 0 if value == int(value) else max(0, 3 - len(str(int(abs(value)))))
+    return f"{value:.{digits}f} {units[steps]}".rstrip()
 
 
 def format_bytes(value: float) -> str:
@@ -51,7 +49,7 @@ def format_time(microseconds: float) -> str:
     return _scaled(microseconds, 1000, ("µs", "ms", "s"))
 
 
-def _clipped(text: str, width: int = _NAME_WIDTH) -> str:
+def _clipped(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[:width - 9]}…{text[-8:]}"
 
 
@@ -115,7 +113,7 @@ def _ordered(rows: list[_Folded], sort: str | None, top: int | None) -> list[_Fo
 
 # -- tables -----------------------------------------------------------------------------------------------------------
 
-_MEASURES = ("×", "read", "written", "FLOPs", "FLOP/B", "bound", "time", "total", "share")
+_MEASURES = ("×", "read", "written", "FLOPs", "FLOP/B", "bound", "time", "share")
 
 
 def _measures(folded: _Folded, whole_us: float) -> list[str]:
@@ -123,14 +121,14 @@ def _measures(folded: _Folded, whole_us: float) -> list[str]:
     fraction = folded.time_us / whole_us if whole_us else 0.0
     share = "<1%" if 0 < fraction < 0.005 else f"{fraction:.0%}"
     if row.bound == "none":
-        return [str(folded.count), "0", "0", "0", "", "", "", "", ""]
+        return [str(folded.count), "0", "0", "0", "", "", "", ""]
     return [str(folded.count), format_bytes(row.bytes_read), format_bytes(row.bytes_written), format_count(row.flops),
             f"{row.intensity:.3g}" if row.intensity < 1000 else f"{row.intensity:.0f}", row.bound,
-            format_time(row.time_us), format_time(folded.time_us), share]
+            format_time(row.time_us), share]
 
 
 def _table(title: Sequence[str], cells: list[list[str]], style: str) -> str:
-    align = ["left"] * len(title) + ["right"] * 5 + ["left"] + ["right"] * 3
+    align = ["left"] * len(title) + ["right"] * 5 + ["left"] + ["right"] * 2
     return tabulate(cells, [*title, *_MEASURES], tablefmt=style, colalign=align, disable_numparse=True)
 
 
@@ -138,9 +136,13 @@ def _node_table(graph: GraphReport, sort: str | None, top: int | None, style: st
     rows = fold_nodes(graph)
     whole = sum(f.time_us for f in rows)
     chosen = _ordered(rows, sort, top)
-    cells = [[_clipped(f.row.name, 24), _clipped(f.row.op.removesuffix(".default")), _clipped(_group(f.row), 16),
-              *_measures(f, whole)] for f in chosen]
+    cells = [[_clipped(f.row.name, _NAME_WIDTH), _clipped(_short_op(f.row.op), _OP_WIDTH),
+              _clipped(_group(f.row), _GROUP_WIDTH), *_measures(f, whole)] for f in chosen]
     return _table(("node", "op", "group"), cells, style) if cells else "", len(chosen), len(rows)
+
+
+def _short_op(op: str) -> str:
+    return op.removeprefix("aten.").removesuffix(".default")
 
 
 def _group(row: Any) -> str:
@@ -151,7 +153,7 @@ def _kernel_table(graph: GraphReport, sort: str | None, top: int | None, style: 
     rows = fold_kernels(graph)
     whole = sum(f.time_us for f in rows)
     chosen = _ordered(rows, sort, top)
-    cells = [[_clipped(f.row.name, 24), f.row.kind, _contents(graph, f.row), *_measures(f, whole)]
+    cells = [[_clipped(f.row.name, _NAME_WIDTH), f.row.kind, _contents(graph, f.row), *_measures(f, whole)]
              for f in chosen]
     return _table(("kernel", "kind", "operators"), cells, style) if cells else "", len(chosen), len(rows)
 
@@ -243,8 +245,8 @@ def _graph_notes(graph: GraphReport) -> list[str]:
     for reason, merges in list(seen.items())[:_MERGES_SHOWN]:
         best = merges[0]
         more = f" (and {len(merges) - 1} like it)" if merges[1:] else ""
-        lines.append(_clipped(f"not merged  {best.first} + {best.second}, {format_time(best.saving_us)}{more}: {reason}",
-                              _WIDTH))
+        what = f"{best.first} + {best.second}, {format_time(best.saving_us)}{more}"
+        lines.append(_clipped(f"not merged  {what}: {reason}", _WIDTH))
     return lines
 
 
@@ -265,9 +267,9 @@ def report_text(report: Report, level: str | None = None, sort: str | None = Non
         blocks.append("\n".join(_graph_notes(graph)))
     if report.graph_breaks:
         lines = [f"{_relative(b.location) or 'somewhere'}: {b.reason}" for b in report.graph_breaks]
-        blocks.append("\n".join([f"graph breaks ({len(lines)})", *(f"  {line}" for line in lines)]))
+        blocks.append("\n".join([f"graph breaks  {len(lines)}", *(f"  {line}" for line in lines)]))
     elif report.graphs:
-        blocks.append("graph breaks: none")
+        blocks.append("graph breaks  none")
     return "\n\n".join(blocks)
 
 

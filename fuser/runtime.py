@@ -225,8 +225,8 @@ class _Assembler:
 
     def _check_strides(self, node: Node) -> None:
         value = node.meta.get("val")
-        if not isinstance(value, Tensor) or value.layout != torch.strided:
-            return
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.numel() == 0:
+            return  # an empty one may also be an effect's token, which is None when the program runs
         size, stride = tuple(value.shape), tuple(value.stride())
         if all(isinstance(s, int) for s in (*size, *stride)):
             self.add(f"if {node.name}.stride() != {stride}: {node.name} = rf_conform({node.name}, {size}, {stride})")

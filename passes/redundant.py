@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _COPIES = frozenset({"aten.clone", "aten._to_copy", "aten.lift_fresh_copy"})
 _RESHAPES = frozenset({aten.view.default, aten._unsafe_view.default, aten.reshape.default})
+#: Views that may hold other values than their source although sizes, strides and offset agree.
+_OTHER_VALUES = frozenset({"aten.as_strided", "aten._conj", "aten._neg_view"})
 _PERMUTES = frozenset({aten.permute.default, aten.transpose.int, aten.t.default})
 
 
@@ -71,7 +73,7 @@ def _same_view(node: Node, value: torch.Tensor) -> Node | None:
     """The first node up the chain of views with the same sizes, strides and offset into the storage."""
     found = None
     source = viewed_arg(node)
-    while source is not None and packet_name(node.target) != "aten.as_strided":
+    while source is not None and packet_name(node.target) not in _OTHER_VALUES:
         origin = tensor_meta(source)
         if origin is None:
             break
