@@ -16,6 +16,9 @@ log = logging.getLogger(__name__)
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fwrapv", "-fopenmp", "-fPIC",
          "-shared", "-w")
+# g++ takes 256-bit vectors by default where the processor has 512: kernels here were 15 to 25% slower with those.
+if platform.machine() == "x86_64":
+    FLAGS += ("-mprefer-vector-width=512",)
 LIBRARIES = ("-lm",)
 
 

@@ -7,28 +7,15 @@ not ("column" form: accumulators are arrays over a block of lanes). Leading para
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 
-import torch
-from sympy import Symbol
-
-from .cpp_spelling import COMPUTE, PRELUDE, STORAGE, CppStatements, literal
+from .cpp_columns import ColumnForm
+from .cpp_spelling import COMPUTE, PRELUDE, STORAGE
 from .index import affine
-from .ir import Axis, Compute, Kernel, Load, Nest, Reduce, Stmt, Store, operands
-from .sweeps import Phase, inner_values, plan_phases
+from .ir import Axis, Compute, Const, Index, Kernel, Load, Nest, Reduce, Stmt, Store, operands
+from .sweeps import Phase, inner_values
 
-#: Points times operations below which a second thread costs more than it brings.
-SERIAL_WORK = 1 << 15
-#: Sums are accumulated in blocks of this many terms, so that float32 keeps its precision over long rows.
-SUM_BLOCK = 4096
-#: The same for the column form, where each lane adds every term of a block itself.
-COLUMN_BLOCK = 256
-#: Lanes of the column form: accumulator arrays of this length stay in the first-level cache.
-COLUMN_LANES = 128
-#: Elements of a contiguous parallel axis that one thread takes at a time.
-CHUNK = 4096
-#: Leading parallel iterations wanted, so that threads get even shares.
-SHARES = 64
 #: Bytes of thread-local memory for a row of values that several sweeps need.
 HELD_BYTES = 1 << 18
 
@@ -38,21 +25,22 @@ _HEAVY = frozenset((
 ).split())
 
 
-class NestPrinter(CppStatements):
+#: Most places at which the lane axis is cut, and the fewest lanes of a piece.
+MAX_CUTS, MIN_PIECE = 4, 8
+#: Sums are accumulated in blocks of this many terms, so that float32 keeps its precision over long rows.
+SUM_BLOCK = 4096
+
+
+class NestPrinter(ColumnForm):
     """Prints one nest; ``lines`` holds the result."""
 
     def __init__(self, kernel: Kernel, nest: Nest) -> None:
         super().__init__(kernel, nest)
-        self.lines: list[str] = []
-        self.depth = 1
-        self.phases = plan_phases(nest)
         self.inner = inner_values(nest)
         self.column = self._column_axis()
-        self.work = prod(a.size for a in nest.axes) * max(len(nest.body), 1)
         self.held = self._held_values()
         self._read_back: frozenset[str] = frozenset()
-        self._rest: list[Axis] = []
-        self._blocked = False
+        self._decided: dict[str, bool] = {}
 
     # -- choices ------------------------------------------------------------------------------------------------
 
@@ -100,20 +88,6 @@ class NestPrinter(CppStatements):
                     result.append(stmt.name)
         return frozenset(result)
 
-    # -- output -------------------------------------------------------------------------------------------------
-
-    def add(self, text: str) -> None:
-        self.lines.append("  " * self.depth + text)
-
-    def open(self, text: str) -> None:
-        self.add(text + " {")
-        self.depth += 1
-
-    def close(self, count: int = 1) -> None:
-        for _ in range(count):
-            self.depth -= 1
-            self.add("}")
-
     def print(self) -> list[str]:
         """Lines of the whole nest, in a block of their own."""
         self.open("")
@@ -123,58 +97,6 @@ class NestPrinter(CppStatements):
             self._print_rows()
         self.close()
         return self.lines
-
-    # -- threads ------------------------------------------------------------------------------------------------
-
-    def _threads(self, axes: Sequence[Axis], contiguous: Axis | None = None, step: int = CHUNK) -> tuple[int, bool]:
-        """Open the loops that threads share: over as many leading ``axes`` as give every thread a fair share, and over
-        chunks of ``contiguous`` if those are too few. Returns how many loops to close and whether chunks are open."""
-        parallel = self.work >= SERIAL_WORK
-        shared: list[Axis] = []
-        while len(shared) < len(axes) and prod(a.size for a in shared) < SHARES:
-            shared.append(axes[len(shared)])
-        rest = list(axes[len(shared):])
-        count = prod(a.size for a in shared)
-        chunked = contiguous is not None and count < SHARES and contiguous.size > step
-        opened = 0
-        chunks = -(-contiguous.size // step) if chunked and contiguous else 1
-        if count * chunks > 1:
-            if parallel:
-                self.add("#pragma omp parallel for schedule(static)")
-            self.open(f"for (int64_t t = 0; t < {count * chunks}; ++t)")
-            opened += 1
-            stride = count * chunks
-            for axis in shared:
-                stride //= axis.size
-                position = "t" if stride == 1 else f"t / {stride}"
-                wrapped = position if axis is shared[0] else f"({position}) % {axis.size}"
-                self.add(f"const int64_t {axis.symbol} = {wrapped};")
-            if chunked and contiguous:
-                self.add(f"const int64_t begin = (t % {chunks}) * {step};")
-                self.add(f"const int64_t end = RF_MIN(begin + {step}, INT64_C({contiguous.size}));")
-        else:
-            for axis in shared:
-                self.add(f"const int64_t {axis.symbol} = 0;")
-        self._rest = rest
-        return opened, chunked
-
-    def _loop(self, axis: Axis) -> str:
-        return f"for (int64_t {axis.symbol} = 0; {axis.symbol} < {axis.size}; ++{axis.symbol})"
-
-    def _scope(self, stmt: Stmt) -> frozenset[Symbol]:
-        if isinstance(stmt, Store):
-            return self.nest.store_scope(stmt)
-        if isinstance(stmt, Reduce):
-            return frozenset(a.symbol for a in self.nest.axes)
-        return self.nest.scopes[stmt.name]
-
-    def _by_depth(self, body: Sequence[Stmt], loops: Sequence[Axis]) -> list[list[Stmt]]:
-        """``body`` sorted by the innermost of ``loops`` that each statement varies over; entry 0 is outside of all."""
-        result: list[list[Stmt]] = [[] for _ in range(len(loops) + 1)]
-        for stmt in body:
-            scope = self._scope(stmt)
-            result[max((k + 1 for k, a in enumerate(loops) if a.symbol in scope), default=0)].append(stmt)
-        return result
 
     # -- rows and pointwise -------------------------------------------------------------------------------------
 
@@ -215,14 +137,52 @@ class NestPrinter(CppStatements):
             if k < len(self._rest):
                 self.open(self._loop(self._rest[k]))
                 opened += 1
-        self.add("#pragma omp simd")
-        if chunked:
-            self.open(f"for (int64_t {lane.symbol} = begin; {lane.symbol} < end; ++{lane.symbol})")
-        else:
-            self.open(self._loop(lane))
-        for stmt in levels[-1]:
-            self.add(self.line(stmt))
-        self.close(opened + 1)
+        for low, high in self._pieces(lane):
+            self._decide(lane, low)
+            self.add("#pragma omp simd")
+            if chunked:
+                first = "begin" if low == 0 else f"RF_MAX(begin, INT64_C({low}))"
+                last = "end" if high == lane.size else f"RF_MIN(end, INT64_C({high}))"
+                self.open(f"for (int64_t {lane.symbol} = {first}; {lane.symbol} < {last}; ++{lane.symbol})")
+            else:
+                self.open(f"for (int64_t {lane.symbol} = {low}; {lane.symbol} < {high}; ++{lane.symbol})")
+            for stmt in levels[-1]:
+                self.add(self.line(stmt))
+            self.close()
+        self._decided = {}
+        self.close(opened)
+
+    # -- conditions on the lane ---------------------------------------------------------------------------------
+
+    def _thresholds(self, lane: Axis) -> dict[str, tuple[int, bool]]:
+        """Conditions that change once along the lane axis: name to (position, truth before it)."""
+        made = {s.name: s for s in self.nest.body if not isinstance(s, Store)}
+        found: dict[str, tuple[int, bool]] = {}
+        for stmt in self.nest.body:
+            if not (isinstance(stmt, Compute) and stmt.op in ("lt", "le", "gt", "ge")):
+                continue
+            position, limit = (made[a] for a in stmt.args)
+            if not (isinstance(position, Index) and isinstance(limit, Const)):
+                continue
+            coefficients, constant, others = affine(position.expr)
+            if coefficients == {lane.symbol: 1} and not others:
+                at = int(limit.value) - constant + (stmt.op in ("le", "gt"))
+                found[stmt.name] = (at, stmt.op in ("lt", "le"))
+        return found
+
+    def _pieces(self, lane: Axis) -> list[tuple[int, int]]:
+        """The lane axis cut where conditions change, so that no piece tests them: a concatenation becomes two loops."""
+        cuts = sorted({at for at, _ in self._thresholds(lane).values() if 0 < at < lane.size})
+        edges = [0, *cuts, lane.size]
+        if len(cuts) > MAX_CUTS or any(b - a < MIN_PIECE for a, b in pairwise(edges)):
+            return [(0, lane.size)]
+        return list(pairwise(edges))
+
+    def _decide(self, lane: Axis, low: int) -> None:
+        """Fix the conditions that hold throughout the piece that begins at ``low``."""
+        pieces = self._pieces(lane)
+        if len(pieces) > 1:
+            self._decided = {name: before == (low < at) for name, (at, before) in self._thresholds(lane).items()}
 
     def _print_sweep(self, phase: Phase, computed: set[str]) -> None:
         """One pass over a row: accumulators, loops over the reduction axes, results."""
@@ -250,18 +210,23 @@ class NestPrinter(CppStatements):
                     start = self._start(reduce)
                     self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name} = {start};")
         clauses = self._clauses(phase.reduces, blocked)
-        if clauses is not None:
-            self.add("#pragma omp simd" + clauses)
-        self.open(f"for (int64_t {lane.symbol} = {low}; {lane.symbol} < {high}; ++{lane.symbol})")
-        for stmt in levels[-1]:
-            if isinstance(stmt, Reduce):
-                self._accumulate(stmt, blocked)
-            else:
-                self.add(self.line(stmt))
-                if not isinstance(stmt, Store) and stmt.name in self.held and stmt.name not in self._read_back:
-                    self.add(f"held_{stmt.name}[{self._row_position()}] = {stmt.name};")
-                    computed.add(stmt.name)
-        self.close()
+        for first, last in [(0, lane.size)] if blocked else self._pieces(lane):
+            if not blocked:
+                self._decide(lane, first)
+                low, high = str(first), str(last)
+            if clauses is not None:
+                self.add("#pragma omp simd" + clauses)
+            self.open(f"for (int64_t {lane.symbol} = {low}; {lane.symbol} < {high}; ++{lane.symbol})")
+            for stmt in levels[-1]:
+                if isinstance(stmt, Reduce):
+                    self._accumulate(stmt, blocked)
+                else:
+                    self.add(self.line(stmt))
+                    if not isinstance(stmt, Store) and stmt.name in self.held and stmt.name not in self._read_back:
+                        self.add(f"held_{stmt.name}[{self._row_position()}] = {stmt.name};")
+                        computed.add(stmt.name)
+            self.close()
+        self._decided = {}
         if blocked:
             for reduce in phase.reduces:
                 if reduce.op in ("sum", "prod"):
@@ -285,203 +250,12 @@ class NestPrinter(CppStatements):
         self._read_back = ready
         return list(reversed(kept))
 
-    def _row_position(self) -> str:
-        text = "0"
-        for axis in self.nest.reduction:
-            text = axis.symbol.name if text == "0" else f"({text}) * {axis.size} + {axis.symbol}"
-        return text
-
     def line(self, stmt: Stmt) -> str:
+        if not isinstance(stmt, Store) and stmt.name in self._decided:
+            return self.declare(stmt.name, stmt.dtype, "true" if self._decided[stmt.name] else "false")
         if not isinstance(stmt, Store) and stmt.name in self._read_back:
             return self.declare(stmt.name, stmt.dtype, f"held_{stmt.name}[{self._row_position()}]")
         return super().line(stmt)
-
-    # -- reductions ---------------------------------------------------------------------------------------------
-
-    def _start(self, reduce: Reduce) -> str:
-        dtype = self.dtypes[reduce.value]
-        if reduce.op in ("sum", "prod"):
-            return literal(0 if reduce.op == "sum" else 1, reduce.dtype)
-        if reduce.op in ("any", "all"):
-            return "0" if reduce.op == "any" else "1"
-        largest = reduce.op in ("max", "argmax")
-        if dtype == torch.bool:
-            return "false" if largest else "true"
-        if dtype.is_floating_point:
-            return literal(float("-inf") if largest else float("inf"), dtype)
-        limits = torch.iinfo(dtype)
-        return literal(limits.min if largest else limits.max, dtype)
-
-    def _declare_accumulator(self, reduce: Reduce, lanes: int | None = None) -> None:
-        array = "" if lanes is None else f"[{lanes}]"
-        names = [(f"acc_{reduce.name}", self._accumulator_type(reduce), self._start(reduce))]
-        if reduce.op in ("argmax", "argmin"):
-            names.append((f"at_{reduce.name}", "int64_t", "-1"))
-        elif self._watches_nan(reduce) and lanes is None:
-            names.append((f"nan_{reduce.name}", "int", "0"))
-        for name, kind, start in names:
-            if lanes is None:
-                self.add(f"{kind} {name} = {start};")
-            else:
-                self.add(f"{kind} {name}{array};")
-                self.add(f"for (int64_t j = 0; j < {lanes}; ++j) {name}[j] = {start};")
-
-    def _accumulator_type(self, reduce: Reduce) -> str:
-        if reduce.op in ("any", "all"):
-            return "int"
-        return COMPUTE[self.dtypes[reduce.value] if reduce.op.startswith("arg") else reduce.dtype]
-
-    def _watches_nan(self, reduce: Reduce) -> bool:
-        return reduce.op in ("max", "min") and reduce.dtype.is_floating_point
-
-    def _clauses(self, reduces: Sequence[Reduce], blocked: bool) -> str | None:
-        """OpenMP reduction clauses, or None where the loop can't be vectorised."""
-        if any(r.op.startswith("arg") for r in reduces):
-            return None
-        groups: dict[str, list[str]] = {}
-        for reduce in reduces:
-            kind = {"sum": "+", "prod": "*", "max": "max", "min": "min", "any": "|", "all": "&"}[reduce.op]
-            part = blocked and reduce.op in ("sum", "prod")
-            groups.setdefault(kind, []).append(f"part_{reduce.name}" if part else f"acc_{reduce.name}")
-            if self._watches_nan(reduce):
-                groups.setdefault("|", []).append(f"nan_{reduce.name}")
-        return "".join(f" reduction({kind} : {', '.join(names)})" for kind, names in groups.items())
-
-    def _accumulate(self, reduce: Reduce, blocked: bool, lane: str = "") -> None:
-        value, acc = reduce.value, f"acc_{reduce.name}{lane}"
-        if reduce.op in ("sum", "prod"):
-            target = f"part_{reduce.name}{lane}" if blocked else acc
-            self.add(f"{target} {'+' if reduce.op == 'sum' else '*'}= {value};")
-        elif reduce.op in ("any", "all"):
-            self.add(f"{acc} {'|' if reduce.op == 'any' else '&'}= (int){value};")
-        elif reduce.op in ("argmax", "argmin"):
-            at, sign = f"at_{reduce.name}{lane}", ">" if reduce.op == "argmax" else "<"
-            better = f"{at} < 0 || {value} {sign} {acc}"
-            if self.dtypes[value].is_floating_point:
-                better += f" || ({value} != {value} && {acc} == {acc})"
-                better = f"({acc} == {acc} || {at} < 0) && ({better})"
-            self.add(f"if ({better}) {{ {acc} = {value}; {at} = {self._row_position()}; }}")
-        elif self._watches_nan(reduce) and not lane:
-            self.add(f"nan_{reduce.name} |= ({value} != {value});")
-            self.add(f"{acc} = {value} {'>' if reduce.op == 'max' else '<'} {acc} ? {value} : {acc};")
-        else:
-            self.add(f"{acc} = rf_{reduce.op}({acc}, {value});")
-
-    def _finish(self, reduce: Reduce) -> None:
-        result = f"acc_{reduce.name}"
-        if reduce.op in ("argmax", "argmin"):
-            result = f"at_{reduce.name}"
-        elif self._watches_nan(reduce):
-            suffix = "" if reduce.dtype == torch.float64 else "f"
-            result = f'nan_{reduce.name} ? __builtin_nan{suffix}("") : acc_{reduce.name}'
-        elif reduce.op in ("any", "all"):
-            result += " != 0"
-        self.add(self.declare(reduce.name, reduce.dtype, result))
-
-    # -- columns ------------------------------------------------------------------------------------------------
-
-    def _print_columns(self, lane: Axis) -> None:
-        others = [a for a in self.nest.parallel if a != lane]
-        opened, chunked = self._threads(others, lane, COLUMN_LANES)
-        for axis in self._rest:
-            self.open(self._loop(axis))
-            opened += 1
-        if not chunked:
-            step = min(COLUMN_LANES, lane.size)
-            self.open(f"for (int64_t begin = 0; begin < {lane.size}; begin += {step})")
-            opened += 1
-            self.add(f"const int64_t end = RF_MIN(begin + {step}, INT64_C({lane.size}));")
-        shared = self._shared_between_phases(lane)
-        for name in shared:
-            self.add(f"{COMPUTE[self.dtypes[name]]} lanes_{name}[{COLUMN_LANES}];")
-        for phase in self.phases:
-            if phase.sweep:
-                self._print_column_sweep(phase, lane, shared)
-            else:
-                self._print_lanes(phase.body, lane, shared, inside_sweep=False)
-        self.close(opened)
-
-    def _shared_between_phases(self, lane: Axis) -> list[str]:
-        """Per-lane values made once a row and used in another phase."""
-        made = {s.name: k for k, p in enumerate(self.phases) for s in p.body
-                if not isinstance(s, Store) and (not p.sweep or isinstance(s, Reduce))}
-        used: dict[str, None] = {}
-        for k, phase in enumerate(self.phases):
-            for stmt in phase.body:
-                for name in operands(stmt):
-                    if made.get(name, k) != k and lane.symbol in self.nest.scopes[name]:
-                        used[name] = None
-        return list(used)
-
-    def _print_lanes(self, body: Sequence[Stmt], lane: Axis, shared: list[str], inside_sweep: bool) -> None:
-        """Statements that don't vary over lanes as they are, the others in a loop over the block of lanes."""
-        varying = [s for s in body if lane.symbol in self._scope(s)]
-        for stmt in body:
-            if lane.symbol not in self._scope(stmt):
-                self.add(self.line(stmt))
-        if not varying:
-            return
-        if not any(isinstance(s, Reduce) and s.op.startswith("arg") for s in varying):
-            self.add("#pragma omp simd")
-        self.open("for (int64_t j = 0; j < end - begin; ++j)")
-        self.add(f"const int64_t {lane.symbol} = begin + j;")
-        here = {s.name for s in varying if not isinstance(s, Store | Reduce)}
-        for name in shared:
-            if name not in here and any(name in operands(s) for s in varying):
-                self.add(f"const {COMPUTE[self.dtypes[name]]} {name} = lanes_{name}[j];")
-        for stmt in varying:
-            if isinstance(stmt, Reduce):
-                self._accumulate(stmt, self._blocked, "[j]")
-                continue
-            self.add(self.line(stmt))
-            if not isinstance(stmt, Store) and stmt.name in shared and not inside_sweep:
-                self.add(f"lanes_{stmt.name}[j] = {stmt.name};")
-        self.close()
-
-    def _print_column_sweep(self, phase: Phase, lane: Axis, shared: list[str]) -> None:
-        axes = list(self.nest.reduction)
-        first = axes[0]
-        self._blocked = first.size > COLUMN_BLOCK and any(r.op in ("sum", "prod") for r in phase.reduces)
-        for reduce in phase.reduces:
-            self._declare_accumulator(reduce, COLUMN_LANES)
-        opened = 0
-        if self._blocked:
-            self.open(f"for (int64_t block = 0; block < {first.size}; block += {COLUMN_BLOCK})")
-            opened += 1
-            for reduce in phase.reduces:
-                if reduce.op in ("sum", "prod"):
-                    self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name}[{COLUMN_LANES}];")
-                    self.add(f"for (int64_t j = 0; j < {COLUMN_LANES}; ++j) "
-                             f"part_{reduce.name}[j] = {self._start(reduce)};")
-        levels = self._by_depth([s for s in phase.body if lane.symbol not in self._scope(s)], axes)
-        for k, axis in enumerate(axes):
-            for stmt in levels[k]:
-                self.add(self.line(stmt))
-            if k == 0 and self._blocked:
-                self.open(f"for (int64_t {axis.symbol} = block; {axis.symbol} < "
-                          f"RF_MIN(block + {COLUMN_BLOCK}, INT64_C({axis.size})); ++{axis.symbol})")
-            else:
-                self.open(self._loop(axis))
-            opened += 1
-        for stmt in levels[-1]:
-            self.add(self.line(stmt))
-        self._print_lanes([s for s in phase.body if lane.symbol in self._scope(s)], lane, shared, inside_sweep=True)
-        inner = len(axes)
-        self.close(inner)
-        if self._blocked:
-            for reduce in phase.reduces:
-                if reduce.op in ("sum", "prod"):
-                    sign = "+" if reduce.op == "sum" else "*"
-                    self.add(f"for (int64_t j = 0; j < {COLUMN_LANES}; ++j) "
-                             f"acc_{reduce.name}[j] {sign}= part_{reduce.name}[j];")
-        self.close(opened - inner)
-        for reduce in phase.reduces:
-            source = "at" if reduce.op.startswith("arg") else "acc"
-            target = f"lanes_{reduce.name}"
-            if reduce.name not in shared:
-                continue
-            self.add(f"for (int64_t j = 0; j < {COLUMN_LANES}; ++j) {target}[j] = {source}_{reduce.name}[j];")
-
 
 def print_function(kernel: Kernel, symbol: str) -> str:
     """A C++ function ``static void symbol(pointers...)`` that computes ``kernel``."""

@@ -86,6 +86,39 @@ static inline int64_t rf_bounded(int64_t i, int64_t n) {
   return i;
 }
 #define RF_MIN(a, b) ((a) < (b) ? (a) : (b))
+#define RF_MAX(a, b) ((a) > (b) ? (a) : (b))
+// exp by Cody and Waite's reduction to [-ln2/2, ln2/2] and a polynomial (coefficients as in Cephes' expf); inline, so
+// that a loop over it keeps its vectors in registers. The scale 2^n is applied in two steps to reach subnormals.
+static inline float rf_exp(float x) {
+  const float lower = x < -104.0f ? -104.0f : x;
+  const float v = lower > 89.0f ? 89.0f : lower;
+  const float n = __builtin_rintf(v * 1.44269504088896341f);
+  float r = __builtin_fmaf(n, -0.693359375f, v);
+  r = __builtin_fmaf(n, 2.12194440e-4f, r);
+  float p = 1.9875691500e-4f;
+  p = __builtin_fmaf(p, r, 1.3981999507e-3f);
+  p = __builtin_fmaf(p, r, 8.3334519073e-3f);
+  p = __builtin_fmaf(p, r, 4.1665795894e-2f);
+  p = __builtin_fmaf(p, r, 1.6666665459e-1f);
+  p = __builtin_fmaf(p, r, 5.0000001201e-1f);
+  const float y = __builtin_fmaf(p, r * r, r) + 1.0f;
+  const int32_t whole = (int32_t)n, half = whole >> 1;
+  const float scaled = y * rf_bits((uint32_t)(half + 127) << 23) * rf_bits((uint32_t)(whole - half + 127) << 23);
+  return v == v ? scaled : v;
+}
+// tanh from exp(-2|x|), and by Cephes' odd polynomial near zero, where the quotient would cancel.
+static inline float rf_tanh(float x) {
+  const float a = __builtin_fabsf(x), e = rf_exp(-2.0f * a);
+  const float far = __builtin_copysignf((1.0f - e) / (1.0f + e), x);
+  const float z = x * x;
+  float p = -5.70498872745e-3f;
+  p = __builtin_fmaf(p, z, 2.06390887954e-2f);
+  p = __builtin_fmaf(p, z, -5.37397155531e-2f);
+  p = __builtin_fmaf(p, z, 1.33314422036e-1f);
+  p = __builtin_fmaf(p, z, -3.33332819422e-1f);
+  const float near = __builtin_fmaf(p * z, x, x);
+  return __builtin_copysignf(a < 0.625f ? near : far, x);
+}
 """
 
 
@@ -129,11 +162,19 @@ def _rsqrt(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
 def _sigmoid(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
     if stmt.dtype == torch.float64:
         return f"1 / (1 + exp(-{args[0]}))"
-    return f"1.0f / (1.0f + expf(-{args[0]}))"
+    return f"1.0f / (1.0f + rf_exp(-{args[0]}))"
+
+
+def _inline(name: str) -> Spelling:
+    def spell(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
+        return f"{name}({args[0]})" if stmt.dtype == torch.float64 else f"rf_{name}({args[0]})"
+
+    return spell
 
 
 CPP_OPS: dict[str, Spelling] = {
     **{name: _math(name) for name in _UNARY_MATH},
+    "exp": _inline("exp"), "tanh": _inline("tanh"),
     **{name: _builtin(name) for name in ("sqrt", "floor", "ceil", "trunc")},
     "round": _builtin("rint"), "abs": _by_kind(_builtin("fabs"), "({0} < 0 ? -{0} : {0})"), "neg": "-{0}",
     "lgamma": _math("lgamma"), "fmod": _by_kind(_math("fmod"), "rf_mod({0}, {1})"), "rsqrt": _rsqrt,

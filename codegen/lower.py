@@ -225,6 +225,14 @@ class _OpenNest:
         everything = {a.symbol for a in axes}
         return coords if symbols == everything and numel_of(node) == prod(a.size for a in axes) else None
 
+    def counted(self, node: Node) -> Coords | None:
+        """The elements of ``node`` in the order of the parallel axes, if there are as many."""
+        axes = [a for a in self.builder.axes if not a.reduction]
+        sizes = [a.size for a in axes]
+        if prod(sizes) != numel_of(node):
+            return None
+        return unravel(ravel([a.symbol for a in axes], sizes), shape_of(node), self.builder.ranges)
+
 
 def _axes(shape: tuple[int, ...], reduced: tuple[int, ...]) -> tuple[tuple[Axis, ...], Coords]:
     """Axes over a tensor of ``shape`` with the dimensions ``reduced`` as reduction axes, and its coordinates."""
@@ -349,6 +357,8 @@ def _place(node: Node, buffer: str, nests: list[_OpenNest], inside: set[Node], b
         opened = nest or _open_nest(source if numel_of(source) == numel_of(node) else node, inside, buffers,
                                     eager_rounding)
         coords = opened.placed(node)
+        if coords is None and nest is None:
+            coords = opened.counted(node)
         if coords is None:
             continue
         try:

@@ -245,6 +245,13 @@ class NestPrinter(TritonStatements):
     def _access_scope(self, stmt: Load | Store) -> frozenset[Symbol]:
         return self.nest.store_scope(stmt) if isinstance(stmt, Store) else self.nest.scopes[stmt.name]
 
+    def _index_scope(self, stmt: Load) -> frozenset[Symbol]:
+        """The axes that a load's address varies over: its mask may vary over more."""
+        scope: set[Symbol] = set()
+        for s in stmt.index.free_symbols:
+            scope |= {s} if s in self.nest.ranges else self.nest.scopes[s.name]
+        return frozenset(scope)
+
     def access_mask(self, stmt: Load | Store) -> list[str]:
         scope = self._access_scope(stmt)
         masks = []
@@ -258,10 +265,11 @@ class NestPrinter(TritonStatements):
 
     def offset(self, stmt: Load | Store) -> str:
         text = super().offset(stmt)
-        if isinstance(stmt, Load):
-            return text
         scope = self._access_scope(stmt)
-        shape = [str(self.tile.xblock)]
+        if isinstance(stmt, Load) and (stmt.mask is None or scope == self._index_scope(stmt)):
+            return text
+        rows = isinstance(stmt, Store) or scope - self.reduction
+        shape = [str(self.tile.xblock) if rows else "1"]
         if self.nest.reduction:
             shape.append(str(self.tile.rblock) if scope & self.reduction else "1")
         if not stmt.index.free_symbols:

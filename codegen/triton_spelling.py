@@ -76,7 +76,9 @@ def rf_shl(a, b, bits):
 
 @triton.jit
 def rf_shr(a, b, bits):
-    return a >> tl.where((b >= 0) & (b < bits), b, bits - 1)
+    inside = (b >= 0) & (b < bits)
+    most = a >> tl.where(inside, b, bits - 1)
+    return tl.where(inside, most, most >> 1)
 
 
 @triton.jit

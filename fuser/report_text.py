@@ -59,7 +59,7 @@ def _clipped(text: str, width: int) -> str:
 class _Folded:
     """Equal rows: the first of them, and how many there are."""
 
-    row: NodeRow | KernelRow
+    row: Any  # NodeRow or KernelRow
     count: int
 
     @property
@@ -145,7 +145,7 @@ def _short_op(op: str) -> str:
     return op.removeprefix("aten.").removesuffix(".default")
 
 
-def _group(row: Any) -> str:
+def _group(row: NodeRow) -> str:
     return "=" if row.group == row.name else row.group
 
 
@@ -158,7 +158,7 @@ def _kernel_table(graph: GraphReport, sort: str | None, top: int | None, style: 
     return _table(("kernel", "kind", "operators"), cells, style) if cells else "", len(chosen), len(rows)
 
 
-def _contents(graph: GraphReport, kernel: Any) -> str:
+def _contents(graph: GraphReport, kernel: KernelRow) -> str:
     """The operators of a kernel in short: ``add pow mean … mul (7)``."""
     ops = {n.name: n.op for n in graph.nodes}
     short = [ops[n].split(".")[1] if "." in ops[n] else ops[n] for n in kernel.nodes]

@@ -81,11 +81,14 @@ class ArenaPool:
         self._free.append(arena)
 
 
-def conform(value: Any, size: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """``value`` with the strides that were traced: itself if they agree where it matters, else a copy."""
-    if all(n <= 1 or a == b for n, a, b in zip(size, value.stride(), stride)):
+def conform(value: Any, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """``value`` with the strides and type that were traced: itself if they agree where it matters, else a copy.
+
+    Some library calls really give other types than their traced ones: ``_batch_norm_with_update`` on bfloat16 does.
+    """
+    if value.dtype == dtype and all(n <= 1 or a == b for n, a, b in zip(size, value.stride(), stride)):
         return value
-    return torch.empty_strided(size, stride, dtype=value.dtype, device=value.device).copy_(value)
+    return torch.empty_strided(size, stride, dtype=dtype, device=value.device).copy_(value)
 
 
 def raise_index_error() -> None:
@@ -229,7 +232,9 @@ class _Assembler:
             return  # an empty one may also be an effect's token, which is None when the program runs
         size, stride = tuple(value.shape), tuple(value.stride())
         if all(isinstance(s, int) for s in (*size, *stride)):
-            self.add(f"if {node.name}.stride() != {stride}: {node.name} = rf_conform({node.name}, {size}, {stride})")
+            name, dtype = node.name, self.constant(value.dtype)
+            self.add(f"if {name}.stride() != {stride} or {name}.dtype is not {dtype}: "
+                     f"{name} = rf_conform({name}, {size}, {stride}, {dtype})")
 
     def _drops(self) -> dict[int, list[Node]]:
         """Names to delete after each step, so that memory which the program doesn't plan is freed as early."""

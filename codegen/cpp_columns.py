@@ -1,0 +1,125 @@
+"""The column form of a C++ reduction: lanes are neighbouring columns, and the rows go by one after the other."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .cpp_reduce import Accumulators
+from .cpp_spelling import COMPUTE
+from .ir import Axis, Kernel, Nest, Reduce, Stmt, Store, operands
+from .sweeps import Phase, plan_phases
+
+#: The same for the column form, where each lane adds every term of a block itself.
+COLUMN_BLOCK = 256
+#: Lanes of the column form: accumulator arrays of this length stay in the first-level cache.
+COLUMN_LANES = 128
+
+
+class ColumnForm(Accumulators):
+    """Prints a nest whose accumulators are arrays over a block of a parallel axis."""
+
+    def __init__(self, kernel: Kernel, nest: Nest) -> None:
+        super().__init__(kernel, nest)
+        self.phases = plan_phases(nest)
+        self._blocked = False
+
+    def _print_columns(self, lane: Axis) -> None:
+        others = [a for a in self.nest.parallel if a != lane]
+        opened, chunked = self._threads(others, lane, COLUMN_LANES)
+        for axis in self._rest:
+            self.open(self._loop(axis))
+            opened += 1
+        if not chunked:
+            step = min(COLUMN_LANES, lane.size)
+            self.open(f"for (int64_t begin = 0; begin < {lane.size}; begin += {step})")
+            opened += 1
+            self.add(f"const int64_t end = RF_MIN(begin + {step}, INT64_C({lane.size}));")
+        shared = self._shared_between_phases(lane)
+        for name in shared:
+            self.add(f"{COMPUTE[self.dtypes[name]]} lanes_{name}[{COLUMN_LANES}];")
+        for phase in self.phases:
+            if phase.sweep:
+                self._print_column_sweep(phase, lane, shared)
+            else:
+                self._print_lanes(phase.body, lane, shared, inside_sweep=False)
+        self.close(opened)
+
+    def _shared_between_phases(self, lane: Axis) -> list[str]:
+        """Per-lane values made once a row and used in another phase."""
+        made = {s.name: k for k, p in enumerate(self.phases) for s in p.body
+                if not isinstance(s, Store) and (not p.sweep or isinstance(s, Reduce))}
+        used: dict[str, None] = {}
+        for k, phase in enumerate(self.phases):
+            for stmt in phase.body:
+                for name in operands(stmt):
+                    if made.get(name, k) != k and lane.symbol in self.nest.scopes[name]:
+                        used[name] = None
+        return list(used)
+
+    def _print_lanes(self, body: Sequence[Stmt], lane: Axis, shared: list[str], inside_sweep: bool) -> None:
+        """Statements that don't vary over lanes as they are, the others in a loop over the block of lanes."""
+        varying = [s for s in body if lane.symbol in self._scope(s)]
+        for stmt in body:
+            if lane.symbol not in self._scope(stmt):
+                self.add(self.line(stmt))
+        if not varying:
+            return
+        if not any(isinstance(s, Reduce) and s.op.startswith("arg") for s in varying):
+            self.add("#pragma omp simd")
+        self.open("for (int64_t j = 0; j < end - begin; ++j)")
+        self.add(f"const int64_t {lane.symbol} = begin + j;")
+        here = {s.name for s in varying if not isinstance(s, Store | Reduce)}
+        for name in shared:
+            if name not in here and any(name in operands(s) for s in varying):
+                self.add(f"const {COMPUTE[self.dtypes[name]]} {name} = lanes_{name}[j];")
+        for stmt in varying:
+            if isinstance(stmt, Reduce):
+                self._accumulate(stmt, self._blocked, "[j]")
+                continue
+            self.add(self.line(stmt))
+            if not isinstance(stmt, Store) and stmt.name in shared and not inside_sweep:
+                self.add(f"lanes_{stmt.name}[j] = {stmt.name};")
+        self.close()
+
+    def _print_column_sweep(self, phase: Phase, lane: Axis, shared: list[str]) -> None:
+        axes = list(self.nest.reduction)
+        first = axes[0]
+        self._blocked = first.size > COLUMN_BLOCK and any(r.op in ("sum", "prod") for r in phase.reduces)
+        for reduce in phase.reduces:
+            self._declare_accumulator(reduce, COLUMN_LANES)
+        opened = 0
+        if self._blocked:
+            self.open(f"for (int64_t block = 0; block < {first.size}; block += {COLUMN_BLOCK})")
+            opened += 1
+            for reduce in phase.reduces:
+                if reduce.op in ("sum", "prod"):
+                    self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name}[{COLUMN_LANES}];")
+                    self.add(f"for (int64_t j = 0; j < {COLUMN_LANES}; ++j) "
+                             f"part_{reduce.name}[j] = {self._start(reduce)};")
+        levels = self._by_depth([s for s in phase.body if lane.symbol not in self._scope(s)], axes)
+        for k, axis in enumerate(axes):
+            for stmt in levels[k]:
+                self.add(self.line(stmt))
+            if k == 0 and self._blocked:
+                self.open(f"for (int64_t {axis.symbol} = block; {axis.symbol} < "
+                          f"RF_MIN(block + {COLUMN_BLOCK}, INT64_C({axis.size})); ++{axis.symbol})")
+            else:
+                self.open(self._loop(axis))
+            opened += 1
+        for stmt in levels[-1]:
+            self.add(self.line(stmt))
+        self._print_lanes([s for s in phase.body if lane.symbol in self._scope(s)], lane, shared, inside_sweep=True)
+        inner = len(axes)
+        self.close(inner)
+        if self._blocked:
+            for reduce in phase.reduces:
+                if reduce.op in ("sum", "prod"):
+                    sign = "+" if reduce.op == "sum" else "*"
+                    self.add(f"for (int64_t j = 0; j < {COLUMN_LANES}; ++j) "
+                             f"acc_{reduce.name}[j] {sign}= part_{reduce.name}[j];")
+        self.close(opened - inner)
+        for reduce in phase.reduces:
+            source = "at" if reduce.op.startswith("arg") else "acc"
+            target = f"lanes_{reduce.name}"
+            if reduce.name not in shared:
+                continue
+            self.add(f"for (int64_t j = 0; j < {COLUMN_LANES}; ++j) {target}[j] = {source}_{reduce.name}[j];")

@@ -1,0 +1,92 @@
+"""Loops and threads of the C++ printer: lines with indentation, shared outer loops, statements by loop depth."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from sympy import Symbol
+
+from .cpp_spelling import CppStatements
+from .ir import Axis, Kernel, Nest, Reduce, Stmt, Store
+
+#: Points times operations below which a second thread costs more than it brings.
+SERIAL_WORK = 1 << 15
+#: Elements of a contiguous parallel axis that one thread takes at a time.
+CHUNK = 4096
+#: Leading parallel iterations wanted, so that threads get even shares.
+SHARES = 64
+
+
+class LoopWriter(CppStatements):
+    """Collects ``lines``; ``_rest`` are the parallel axes that ``_threads`` left for plain loops."""
+
+    def __init__(self, kernel: Kernel, nest: Nest) -> None:
+        super().__init__(kernel, nest)
+        self.lines: list[str] = []
+        self.depth = 1
+        self.work = prod(a.size for a in nest.axes) * max(len(nest.body), 1)
+        self._rest: list[Axis] = []
+
+    def add(self, text: str) -> None:
+        self.lines.append("  " * self.depth + text)
+
+    def open(self, text: str) -> None:
+        self.add(text + " {")
+        self.depth += 1
+
+    def close(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.depth -= 1
+            self.add("}")
+
+    # -- threads ------------------------------------------------------------------------------------------------
+
+    def _threads(self, axes: Sequence[Axis], contiguous: Axis | None = None, step: int = CHUNK) -> tuple[int, bool]:
+        """Open the loops that threads share: over as many leading ``axes`` as give every thread a fair share, and over
+        chunks of ``contiguous`` if those are too few. Returns how many loops to close and whether chunks are open."""
+        parallel = self.work >= SERIAL_WORK
+        shared: list[Axis] = []
+        while len(shared) < len(axes) and prod(a.size for a in shared) < SHARES:
+            shared.append(axes[len(shared)])
+        rest = list(axes[len(shared):])
+        count = prod(a.size for a in shared)
+        chunked = contiguous is not None and count < SHARES and contiguous.size > step
+        opened = 0
+        chunks = -(-contiguous.size // step) if chunked and contiguous else 1
+        if count * chunks > 1:
+            if parallel:
+                self.add("#pragma omp parallel for schedule(static)")
+            self.open(f"for (int64_t t = 0; t < {count * chunks}; ++t)")
+            opened += 1
+            stride = count * chunks
+            for axis in shared:
+                stride //= axis.size
+                position = "t" if stride == 1 else f"t / {stride}"
+                wrapped = position if axis is shared[0] else f"({position}) % {axis.size}"
+                self.add(f"const int64_t {axis.symbol} = {wrapped};")
+            if chunked and contiguous:
+                self.add(f"const int64_t begin = (t % {chunks}) * {step};")
+                self.add(f"const int64_t end = RF_MIN(begin + {step}, INT64_C({contiguous.size}));")
+        else:
+            for axis in shared:
+                self.add(f"const int64_t {axis.symbol} = 0;")
+        self._rest = rest
+        return opened, chunked
+
+    def _loop(self, axis: Axis) -> str:
+        return f"for (int64_t {axis.symbol} = 0; {axis.symbol} < {axis.size}; ++{axis.symbol})"
+
+    def _scope(self, stmt: Stmt) -> frozenset[Symbol]:
+        if isinstance(stmt, Store):
+            return self.nest.store_scope(stmt)
+        if isinstance(stmt, Reduce):
+            return frozenset(a.symbol for a in self.nest.axes)
+        return self.nest.scopes[stmt.name]
+
+    def _by_depth(self, body: Sequence[Stmt], loops: Sequence[Axis]) -> list[list[Stmt]]:
+        """``body`` sorted by the innermost of ``loops`` that each statement varies over; entry 0 is outside of all."""
+        result: list[list[Stmt]] = [[] for _ in range(len(loops) + 1)]
+        for stmt in body:
+            scope = self._scope(stmt)
+            result[max((k + 1 for k, a in enumerate(loops) if a.symbol in scope), default=0)].append(stmt)
+        return result

@@ -1,0 +1,101 @@
+"""Accumulators of the C++ printer: how each reduction starts, takes a value, and finishes."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .cpp_loops import LoopWriter
+from .cpp_spelling import COMPUTE, literal
+from .ir import Reduce
+
+
+class Accumulators(LoopWriter):
+    """Reductions in scalars (row form) or in arrays over a block of lanes (column form)."""
+
+    def _row_position(self) -> str:
+        """Position in the row, counted over all reduction axes."""
+        text = "0"
+        for axis in self.nest.reduction:
+            text = axis.symbol.name if text == "0" else f"({text}) * {axis.size} + {axis.symbol}"
+        return text
+
+    def _start(self, reduce: Reduce) -> str:
+        dtype = self.dtypes[reduce.value]
+        if reduce.op in ("sum", "prod"):
+            return literal(0 if reduce.op == "sum" else 1, reduce.dtype)
+        if reduce.op in ("any", "all"):
+            return "0" if reduce.op == "any" else "1"
+        largest = reduce.op in ("max", "argmax")
+        if dtype == torch.bool:
+            return "false" if largest else "true"
+        if dtype.is_floating_point:
+            return literal(float("-inf") if largest else float("inf"), dtype)
+        limits = torch.iinfo(dtype)
+        return literal(limits.min if largest else limits.max, dtype)
+
+    def _declare_accumulator(self, reduce: Reduce, lanes: int | None = None) -> None:
+        array = "" if lanes is None else f"[{lanes}]"
+        names = [(f"acc_{reduce.name}", self._accumulator_type(reduce), self._start(reduce))]
+        if reduce.op in ("argmax", "argmin"):
+            names.append((f"at_{reduce.name}", "int64_t", "-1"))
+        elif self._watches_nan(reduce) and lanes is None:
+            names.append((f"nan_{reduce.name}", "int", "0"))
+        for name, kind, start in names:
+            if lanes is None:
+                self.add(f"{kind} {name} = {start};")
+            else:
+                self.add(f"{kind} {name}{array};")
+                self.add(f"for (int64_t j = 0; j < {lanes}; ++j) {name}[j] = {start};")
+
+    def _accumulator_type(self, reduce: Reduce) -> str:
+        if reduce.op in ("any", "all"):
+            return "int"
+        return COMPUTE[self.dtypes[reduce.value] if reduce.op.startswith("arg") else reduce.dtype]
+
+    def _watches_nan(self, reduce: Reduce) -> bool:
+        return reduce.op in ("max", "min") and reduce.dtype.is_floating_point
+
+    def _clauses(self, reduces: Sequence[Reduce], blocked: bool) -> str | None:
+        """OpenMP reduction clauses, or None where the loop can't be vectorised."""
+        if any(r.op.startswith("arg") for r in reduces):
+            return None
+        groups: dict[str, list[str]] = {}
+        for reduce in reduces:
+            kind = {"sum": "+", "prod": "*", "max": "max", "min": "min", "any": "|", "all": "&"}[reduce.op]
+            part = blocked and reduce.op in ("sum", "prod")
+            groups.setdefault(kind, []).append(f"part_{reduce.name}" if part else f"acc_{reduce.name}")
+            if self._watches_nan(reduce):
+                groups.setdefault("|", []).append(f"nan_{reduce.name}")
+        return "".join(f" reduction({kind} : {', '.join(names)})" for kind, names in groups.items())
+
+    def _accumulate(self, reduce: Reduce, blocked: bool, lane: str = "") -> None:
+        value, acc = reduce.value, f"acc_{reduce.name}{lane}"
+        if reduce.op in ("sum", "prod"):
+            target = f"part_{reduce.name}{lane}" if blocked else acc
+            self.add(f"{target} {'+' if reduce.op == 'sum' else '*'}= {value};")
+        elif reduce.op in ("any", "all"):
+            self.add(f"{acc} {'|' if reduce.op == 'any' else '&'}= (int){value};")
+        elif reduce.op in ("argmax", "argmin"):
+            at, sign = f"at_{reduce.name}{lane}", ">" if reduce.op == "argmax" else "<"
+            better = f"{at} < 0 || {value} {sign} {acc}"
+            if self.dtypes[value].is_floating_point:
+                better += f" || ({value} != {value} && {acc} == {acc})"
+                better = f"({acc} == {acc} || {at} < 0) && ({better})"
+            self.add(f"if ({better}) {{ {acc} = {value}; {at} = {self._row_position()}; }}")
+        elif self._watches_nan(reduce) and not lane:
+            self.add(f"nan_{reduce.name} |= ({value} != {value});")
+            self.add(f"{acc} = {value} {'>' if reduce.op == 'max' else '<'} {acc} ? {value} : {acc};")
+        else:
+            self.add(f"{acc} = rf_{reduce.op}({acc}, {value});")
+
+    def _finish(self, reduce: Reduce) -> None:
+        result = f"acc_{reduce.name}"
+        if reduce.op in ("argmax", "argmin"):
+            result = f"at_{reduce.name}"
+        elif self._watches_nan(reduce):
+            suffix = "" if reduce.dtype == torch.float64 else "f"
+            result = f'nan_{reduce.name} ? __builtin_nan{suffix}("") : acc_{reduce.name}'
+        elif reduce.op in ("any", "all"):
+            result += " != 0"
+        self.add(self.declare(reduce.name, reduce.dtype, result))

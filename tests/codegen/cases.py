@@ -1,0 +1,160 @@
+"""Functions that lower to one kernel, with inputs: the shapes of work that the generator knows, at awkward sizes."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+#: One, odd, prime, just above a power of two, and beyond the lengths at which rows are summed in blocks or looped.
+RAGGED = (1, 2, 7, 31, 65, 129, 1000, 4097, 16385, 20011)
+
+
+@dataclass(frozen=True)
+class Case:
+    """``fn(*make())`` is what a kernel has to compute. ``heavy`` ones are left out where each element is slow."""
+
+    name: str
+    fn: Callable[..., Any]
+    make: Callable[[], list[Tensor]]
+    heavy: bool = False
+
+    def inputs(self) -> list[Tensor]:
+        torch.manual_seed(7)
+        return self.make()
+
+
+CASES: list[Case] = []
+
+
+def case(name: str, fn: Callable[..., Any], *shapes: Any, heavy: bool = False) -> None:
+    """Inputs are given as shapes of normal numbers, or as functions that make a tensor."""
+    def make() -> list[Tensor]:
+        return [torch.randn(s) if isinstance(s, tuple) else s() for s in shapes]
+
+    CASES.append(Case(name, fn, make, heavy))
+
+
+def integers(high: int, *shape: int, low: int = 0, dtype: torch.dtype = torch.int64) -> Callable[[], Tensor]:
+    return lambda: torch.randint(low, high, shape, dtype=dtype)
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:])
+
+
+def rms_norm(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    total = x + residual
+    return total, total * torch.rsqrt(total.pow(2).mean(-1, keepdim=True) + 1e-6) * weight
+
+
+def rope(q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = q.shape[-1] // 2
+    return q * cos + torch.cat([-q[..., half:], q[..., :half]], -1) * sin
+
+
+def label_log_probability(x: Tensor, labels: Tensor) -> Tensor:
+    return F.log_softmax(x, -1).gather(-1, labels[:, None])[:, 0]
+
+
+# rows: several reductions in one kernel, and what is stored between and after them
+for n in RAGGED:
+    big = n > 1000
+    case(f"softmax_row_{n}", lambda x: F.softmax(x, -1), (3, n), heavy=big)
+    case(f"layer_norm_{n}", layer_norm, (3, n), heavy=big)
+    case(f"statistics_{n}", lambda x: (x.var(-1, correction=0), x.amax(-1), x.mean(-1)), (3, n), heavy=big)
+    case(f"argmax_row_{n}", lambda x: x.argmax(-1), (3, n), heavy=big)
+    case(f"pointwise_{n}", lambda x, y: (x * 2 + y).relu(), (3, n), (n,), heavy=big)
+    case(f"sum_all_{n}", lambda x: x.sum(), (n,), heavy=big)
+    # columns: memory runs along a parallel axis
+    case(f"softmax_column_{n}", lambda x: F.softmax(x, 0), (n, 19), heavy=big)
+    case(f"sum_column_{n}", lambda x: x.sum(0), (n, 131), heavy=big)
+    case(f"argmin_column_{n}", lambda x: (x.argmin(0), x.amin(0)), (n, 17), heavy=big)
+    case(f"transpose_{n}", lambda x: x.t().contiguous() + 1, (n, 5), heavy=big)
+for n in (7, 33, 300):
+    case(f"label_log_probability_{n}", label_log_probability, (5, n), integers(n, 5))
+    case(f"sum_ends_{n}", lambda x: x.sum((0, 2)), (3, n, 5))
+    case(f"sum_middle_{n}", lambda x: x.sum(1, keepdim=True), (3, n, 5))
+    case(f"mean_two_{n}", lambda x: x.mean((1, 2)), (4, n, 3))
+    case(f"norm_over_two_{n}", lambda x: (x - x.mean((1, 2), keepdim=True)) * 2, (4, n, 3))
+    case(f"softmax_middle_{n}", lambda x: F.softmax(x, 1), (3, n, 20))
+    case(f"column_with_row_weight_{n}", lambda x, w: x.sum(0) * w.sum(), (n, 16), (n,))
+case("sum_to_scalar_of_three", lambda x: x.sum(), (3, 5, 7))
+case("cross_row_and_total", lambda x: (x.sum(-1), (x * x).sum(-1)), (9, 40))
+case("masked_softmax", lambda x: F.softmax(x.masked_fill(torch.ones(13, 13).triu(1).bool(), float("-inf")), -1),
+     (2, 13, 13))
+case("residual_rms_norm", rms_norm, (6, 64), (6, 64), (64,))
+case("rope", rope, (2, 3, 5, 16), (5, 16), (5, 16))
+case("constants_with_their_sum", lambda x: (torch.zeros_like(x), torch.zeros_like(x).sum(0)), (5, 40))
+case("two_sizes", lambda x, y: (x * 2, y.exp()), (5, 6), (7,))
+case("two_row_lengths", lambda x, y: (x.exp(), y + 1), (5, 6), (7, 9))
+
+# index maps
+case("concat", lambda x, y: torch.cat([x, y[:, 1:], x * 2], 1), (5, 3), (5, 4))
+case("concat_types", lambda x, y: torch.cat([x, y]), (5, 3), integers(9, 2, 3))
+case("concat_then_softmax", lambda x, y: F.softmax(torch.cat([x, y], -1), -1), (5, 33), (5, 4))
+case("stack", lambda x, y: torch.stack([x, y, x + y], 1), (5, 3), (5, 3))
+case("pad", lambda x: F.pad(x, (1, 2, 3, 0), value=2.5) * 2, (5, 3))
+case("pad_negative", lambda x: F.pad(x, (-1, 2, 1, -2)), (5, 7))
+case("pad_away", lambda x: F.pad(x, (-3, 4)), (5, 3))
+case("slice_steps", lambda x: x[1:9:3, ::2] * 2, (11, 7))
+case("slice_from_end", lambda x: x[-4:-1] + x[:3], (11, 7))
+case("flip", lambda x: x.flip((0, 1)) - x, (5, 7))
+case("repeat", lambda x: x.repeat(3, 2) + 1, (5, 7))
+case("select", lambda x: x[2] * x[-1], (5, 7))
+case("diagonal", lambda x: x.diagonal(1, 0, 2) * 2, (5, 3, 7))
+case("unfold", lambda x: x.unfold(1, 3, 2) * 2, (5, 9))
+case("split", lambda x: torch.split(x, [2, 3, 4], 1)[1] * x.unbind(1)[0][:, None], (5, 9))
+case("reshape_through", lambda x: (x.reshape(6, 10).t() + 1).reshape(4, 15), (3, 4, 5))
+case("reshape_prime", lambda x: x.reshape(7, 9).t().contiguous().reshape(3, 21).exp(), (9, 7))
+case("permuted", lambda x: x.permute(2, 0, 1).contiguous() * 2, (4, 5, 6))
+case("expanded", lambda x: x[:, None].expand(5, 4, 7).contiguous() + 1, (5, 7))
+case("triangle", lambda x: x.tril(-1) + x.triu(2), (6, 8))
+case("embedding", lambda w, i: F.embedding(i, w) * 2, (10, 6), integers(10, 3, 4))
+case("index_two", lambda x, i, j: x[i, :, j] + 1, (5, 6, 7), integers(5, 3, 1, low=-5), integers(7, 4, low=-7))
+case("index_middle", lambda x, i: x[:, i] * 2, (5, 6, 7), integers(6, 3, 2, low=-6))
+case("gather", lambda x, i: x.gather(1, i) + 1, (5, 6), integers(6, 5, 9))
+case("index_select", lambda x, i: x.index_select(1, i) + 1, (5, 6), integers(6, 4))
+case("arange", lambda x: x + torch.arange(2, 16, 2), (3, 7))
+case("arange_floats", lambda x: x * torch.arange(0, 1, 0.125), (3, 8))
+case("scalar", lambda x: x * 2 + 1, ())
+case("scalar_and_row", lambda x, y: x * y + y.sum(), (), (9,))
+
+# layouts
+_LAYOUTS: dict[str, Callable[[], Tensor]] = {
+    "transposed": lambda: torch.randn(19, 33).t(), "expanded": lambda: torch.randn(1, 19).expand(33, 19),
+    "stepped": lambda: torch.randn(99, 40)[1::3, 2::2], "misaligned": lambda: torch.randn(800)[3:3 + 33 * 19].view(33, 19),
+    "column_of_one": lambda: torch.randn(33, 1).expand(33, 19)}
+for layout, make in _LAYOUTS.items():
+    case(f"{layout}_softmax", lambda x: F.softmax(x, -1), make)
+    case(f"{layout}_column_sum", lambda x: (x * x).sum(0), make)
+    case(f"{layout}_pointwise", lambda x: x * 2 + 1, make)
+    case(f"{layout}_argmax", lambda x: x.argmax(0), make)
+
+# types
+for dtype in FLOATS:
+    kind = str(dtype)[6:]
+    case(f"pointwise_{kind}", lambda x: F.gelu(x) * torch.sigmoid(x), lambda d=dtype: torch.randn(5, 33).to(d))
+    case(f"softmax_{kind}", lambda x: F.softmax(x, -1), lambda d=dtype: torch.randn(5, 65).to(d))
+    case(f"mean_{kind}", lambda x: x.mean(-1), lambda d=dtype: torch.randn(5, 65).to(d))
+    case(f"to_integer_{kind}", lambda x: x.to(torch.int32), lambda d=dtype: 50 * torch.randn(5, 33).to(d))
+    case(f"to_truth_{kind}", lambda x: x.relu().bool(), lambda d=dtype: torch.randn(5, 33).to(d))
+for dtype in INTEGERS:
+    kind = str(dtype)[6:]
+    low = 0 if dtype == torch.uint8 else -100
+    case(f"pointwise_{kind}", lambda x, y: (x * y + x, x // y, x % y, x & y, x > y),
+         integers(100, 5, 33, low=low, dtype=dtype), integers(9, 5, 33, low=1, dtype=dtype))
+    case(f"sum_{kind}", lambda x: (x.sum(-1), x.amax(-1), x.amin(-1)), integers(100, 5, 33, low=low, dtype=dtype))
+    case(f"arg_{kind}", lambda x: (x.argmax(-1), x.argmin(-1)), integers(100, 5, 33, low=low, dtype=dtype))
+    case(f"to_float_{kind}", lambda x: x.float() / 3, integers(100, 5, 33, low=low, dtype=dtype))
+case("truth", lambda x, y: (x & y, x | y, x ^ y, ~x), integers(2, 5, 9, dtype=torch.bool),
+     integers(2, 5, 9, dtype=torch.bool))
+case("truth_reduced", lambda x: (x.any(-1), x.all(-1), x.sum(-1)), integers(2, 9, 3, dtype=torch.bool))
+
+BY_NAME = {c.name: c for c in CASES}
+assert len(BY_NAME) == len(CASES)

@@ -1,0 +1,95 @@
+"""Every kernel shape through three back ends, against eager execution, on poisoned and guarded memory."""
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from rooffuse.codegen.cache import DiskCache
+
+from .cases import BY_NAME, CASES
+from .kernels import CppUnit, Lowered, assert_same, lower, run_interpreter, run_triton
+
+NAMES = [c.name for c in CASES]
+UNIT_SIZE = 40
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> DiskCache:
+    return DiskCache(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(scope="module")
+def lowered() -> dict[str, Lowered]:
+    return {c.name: lower(c.fn, *c.inputs()) for c in CASES}
+
+
+@pytest.fixture(scope="module")
+def units(lowered: dict[str, Lowered], cache: DiskCache) -> dict[str, CppUnit]:
+    """The C++ library that holds each case; two compilers run at a time."""
+    parts = [NAMES[k:k + UNIT_SIZE] for k in range(0, len(NAMES), UNIT_SIZE)]
+    with ThreadPoolExecutor(2) as pool:
+        built = list(pool.map(lambda names: CppUnit({n: lowered[n] for n in names}, cache), parts))
+    return {name: unit for names, unit in zip(parts, built) for name in names}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cpp(name: str, lowered: dict[str, Lowered], units: dict[str, CppUnit]) -> None:
+    inputs = BY_NAME[name].inputs()
+    assert_same(units[name].run(name, lowered[name], inputs), BY_NAME[name].fn(*inputs))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_interpreter(name: str, lowered: dict[str, Lowered]) -> None:
+    inputs = BY_NAME[name].inputs()
+    assert_same(run_interpreter(lowered[name], inputs), BY_NAME[name].fn(*inputs))
+
+
+@pytest.mark.parametrize("name", [c.name for c in CASES if not c.heavy])
+def test_triton(name: str, lowered: dict[str, Lowered], cache: DiskCache) -> None:
+    inputs = BY_NAME[name].inputs()
+    assert_same(run_triton(lowered[name], inputs, cache), BY_NAME[name].fn(*inputs))
+
+
+@pytest.mark.parametrize("name", ["softmax_row_20011", "layer_norm_20011", "argmax_row_20011", "statistics_20011",
+                                  "softmax_column_4097", "argmin_column_4097"])
+def test_triton_long_rows(name: str, lowered: dict[str, Lowered], cache: DiskCache) -> None:
+    """Rows beyond what stays in registers are swept in a loop."""
+    inputs = BY_NAME[name].inputs()
+    assert_same(run_triton(lowered[name], inputs, cache), BY_NAME[name].fn(*inputs))
+
+
+@pytest.mark.parametrize("name", ["pointwise_129", "softmax_column_31", "sum_ends_33"])
+def test_triton_tile_sizes(name: str, lowered: dict[str, Lowered], cache: DiskCache) -> None:
+    """The result doesn't hang on how many programs share the work."""
+    inputs = BY_NAME[name].inputs()
+    for programs in (1, 3, 264):
+        assert_same(run_triton(lowered[name], inputs, cache, programs), BY_NAME[name].fn(*inputs))
+
+
+def test_gather_out_of_range_is_reported(cache: DiskCache) -> None:
+    weight, good, bad = torch.randn(10, 4), torch.tensor([0, 9]), torch.tensor([3, 10])
+    kernel = lower(lambda w, i: torch.nn.functional.embedding(i, w), weight, good)
+    unit = CppUnit({"embedding": kernel}, cache)
+    assert_same(unit.run("embedding", kernel, [weight, good]), weight[good])
+    for indices in (bad, torch.tensor([-1, 0])):
+        with pytest.raises(IndexError):
+            unit.run("embedding", kernel, [weight, indices])
+        with pytest.raises(IndexError):
+            run_interpreter(kernel, [weight, indices])
+
+
+def test_rounding_of_every_operator_can_be_kept(cache: DiskCache) -> None:
+    """With eager rounding a chain in bfloat16 gives eager's very bits."""
+    def chain(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return ((x + y) * x - y) * 3 + x
+
+    torch.manual_seed(0)
+    x, y = torch.randn(4, 333).bfloat16(), torch.randn(4, 333).bfloat16()
+    kernel = lower(chain, x, y, eager_rounding=True)
+    for result in (CppUnit({"chain": kernel}, cache).run("chain", kernel, [x, y]), run_interpreter(kernel, [x, y]),
+                   run_triton(kernel, [x, y], cache)):
+        assert torch.equal(result[0], chain(x, y))
+    exact = ((x.double() + y.double()) * x.double() - y.double()) * 3 + x.double()
+    fused = run_interpreter(lower(chain, x, y), [x, y])[0]
+    assert (fused - exact).abs().max() < (chain(x, y) - exact).abs().max()
