@@ -24,6 +24,7 @@ from torch.fx import GraphModule, Node
 
 from .extract import GroupGraph, extract
 from .pricing import GroupPricer
+from .recompute import recompute_producers
 from .units import Units, is_constant
 
 log = logging.getLogger(__name__)
@@ -167,16 +168,24 @@ class Grouper:
 
     def outputs(self, members: Collection[Node]) -> tuple[Node, ...]:
         """Members that somebody outside of the group reads from memory."""
-        found = []
-        for node in members:
-            if op_name(node) == "copy_":
-                continue
-            if any(self._reads_from_memory(user, members) for user in self.units.users(node)):
-                found.append(node)
+        found = [n for n in members if op_name(n) != "copy_" and any(u not in members for u in self.units.users(n))]
         return tuple(sorted(found, key=self.units.position.__getitem__))
 
-    def _reads_from_memory(self, user: Node, members: Collection[Node]) -> bool:
-        return user not in members
+    def outputs_of(self, k: int) -> tuple[Node, ...]:
+        """The same for group ``k`` once producers are computed in several groups: what a group that doesn't compute
+        it for itself reads, and only if ``k`` is its owner."""
+        members = self.state.members[k]
+        found = [n for n in members if op_name(n) != "copy_" and self.state.owner[n] == k
+                 and any(self._needs_stored(n, user) for user in self.units.users(n))]
+        return tuple(sorted(found, key=self.units.position.__getitem__))
+
+    def _needs_stored(self, node: Node, user: Node) -> bool:
+        if user not in self.state.owner:
+            return True
+        return any(node not in self.state.members[g] for g in self._groups_with(user))
+
+    def _groups_with(self, node: Node) -> list[int]:
+        return [g for g, members in self.state.members.items() if node in members]
 
     def _path_between(self, a: int, b: int) -> bool:
         """Whether ``b`` is reached from ``a`` through a third group."""
@@ -188,16 +197,20 @@ class Grouper:
 
     # -- prices -------------------------------------------------------------------------------------------------
 
-    def _time(self, k: int) -> float:
+    def time_of(self, k: int) -> float:
+        """Seconds of group ``k``."""
         if k not in self.times:
             members = self.state.members[k]
-            self.times[k] = self.pricer.time(self.pricer.cost(members, self.outputs(members))).seconds
+            self.times[k] = self.price(members, self.outputs(members))
         return self.times[k]
+
+    def price(self, members: Collection[Node], outputs: Iterable[Node]) -> float:
+        """Seconds of one kernel of these members that stores these outputs."""
+        return self.pricer.time(self.pricer.cost(members, outputs)).seconds
 
     def _saving(self, a: int, b: int) -> float:
         union = self.state.members[a] | self.state.members[b]
-        together = self.pricer.time(self.pricer.cost(union, self.outputs(union))).seconds
-        return self._time(a) + self._time(b) - together
+        return self.time_of(a) + self.time_of(b) - self.price(union, self.outputs(union))
 
     def _candidates(self, k: int) -> Iterable[int]:
         """Groups that may merge with ``k``: its producers, its consumers, and neighbours that read the same buffer."""
@@ -213,9 +226,10 @@ class Grouper:
                     at = groups.index(k)
                     found.update(dict.fromkeys(groups[max(at - 2, 0):at + 3]))
         found.pop(k, None)
-        return [g for g in found if self._fusible(g)]
+        return [g for g in found if self.fusible(g)]
 
-    def _fusible(self, k: int) -> bool:
+    def fusible(self, k: int) -> bool:
+        """Whether group ``k`` is a kernel rather than a library call."""
         return all(n in self.units.fusible for n in self.state.members[k])
 
     # -- merging ------------------------------------------------------------------------------------------------
@@ -285,7 +299,7 @@ class Grouper:
                 heapq.heappush(heap, (-saving, a, b, pushed))
 
         for k in list(self.state.members):
-            if self._fusible(k):
+            if self.fusible(k):
                 for other in self._candidates(k):
                     if other > k:
                         push(k, other)
@@ -316,15 +330,14 @@ class Grouper:
         groups: list[Group] = []
         for k in order:
             members = sorted(state.members[k], key=self.units.position.__getitem__)
-            if not self._fusible(k):
+            if not self.fusible(k):
                 groups.append(Group(tuple(members), tuple(members), reason=self.units.reasons.get(members[0], "")))
             else:
-                groups.extend(self._lowered(members))
+                groups.extend(self._lowered(members, self.outputs_of(k)))
         refusals = sorted(self.refusals.values(), key=lambda r: (-r.seconds, r.first, r.second))
         return Grouping(tuple(groups), tuple(refusals), self.units)
 
-    def _lowered(self, members: Sequence[Node]) -> list[Group]:
-        outputs = self.outputs(frozenset(members))
+    def _lowered(self, members: Sequence[Node], outputs: tuple[Node, ...]) -> list[Group]:
         extracted = extract(self.units, members, outputs)
         try:
             return [Group(tuple(members), outputs, extracted, self.lower(extracted))]
@@ -333,11 +346,12 @@ class Grouper:
                 log.info("%s runs as a library call: %s", members[0].name, reason)
                 return [Group(tuple(members), tuple(members), reason=str(reason))]
             log.info("a group of %d nodes is taken apart: %s", len(members), reason)
-            return [group for node in members for group in self._lowered([node])]
+            return [group for node in members for group in self._lowered([node], self.outputs([node]))]
 
 
 def group_graph(gm: GraphModule, pricer: GroupPricer, lower: Lower) -> Grouping:
     """Fusion groups of ``gm`` in running order."""
     grouper = Grouper(gm, pricer, lower)
     grouper.merge_all()
+    recompute_producers(grouper)
     return grouper.finish()

@@ -137,7 +137,7 @@ def _node_table(graph: GraphReport, sort: str | None, top: int | None, style: st
     whole = sum(f.time_us for f in rows)
     chosen = _ordered(rows, sort, top)
     cells = [[_clipped(f.row.name, _NAME_WIDTH), _clipped(_short_op(f.row.op), _OP_WIDTH),
-              _clipped(_group(f.row), _GROUP_WIDTH), *_measures(f, whole)] for f in chosen]
+              _clipped(_group(graph, f.row), _GROUP_WIDTH), *_measures(f, whole)] for f in chosen]
     return _table(("node", "op", "group"), cells, style) if cells else "", len(chosen), len(rows)
 
 
@@ -145,8 +145,10 @@ def _short_op(op: str) -> str:
     return op.removeprefix("aten.").removesuffix(".default")
 
 
-def _group(row: NodeRow) -> str:
-    return "=" if row.group == row.name else row.group
+def _group(graph: GraphReport, row: NodeRow) -> str:
+    """The kernel of a node; "library" or "fallback" for a call that is its own."""
+    kinds = {k.name: k.kind for k in graph.kernels}
+    return {"extern": "library", "fallback": "fallback"}.get(kinds.get(row.group, ""), row.group)
 
 
 def _kernel_table(graph: GraphReport, sort: str | None, top: int | None, style: str) -> tuple[str, int, int]:
@@ -177,7 +179,7 @@ def _contents(graph: GraphReport, kernel: KernelRow) -> str:
 
 def device_line(device: Device) -> str:
     """Peaks, bandwidth, and whether they were measured."""
-    peaks = ", ".join(f"{key} {rate / 1e12:.3g}" for key, rate in device.peaks.items()
+    peaks = ", ".join(f"{key} {rate / 1e12:.4g}" for key, rate in device.peaks.items()
                       if key in ("fp32", "bf16", "fp16", "fp8"))
     origin = "measured here" if device.calibrated else "estimated" if "estimate" in device.sources.get(
         "bandwidth", "") else "datasheet"
@@ -208,7 +210,8 @@ def summary(report: Report) -> list[str]:
     lines = [device_line(report.device)]
     if not report.graphs:
         return [*lines, "no graphs: no tensor operation was traced"]
-    saved = f" ({1 - after.bytes / before.bytes:.0%} less)" if before.bytes > after.bytes else ""
+    fraction = 1 - after.bytes / before.bytes if before.bytes else 0.0
+    saved = f" ({fraction:.0%} less)" if fraction >= 0.005 else ""
     graphs = "1 graph" if len(report.graphs) == 1 else f"{len(report.graphs)} calls of graphs"
     return [
         *lines,

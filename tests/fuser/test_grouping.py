@@ -105,3 +105,26 @@ def test_identical_layers_are_grouped_alike_and_lowered_once():
     keys = {g.extracted.key for g in grouping.groups if g.extracted is not None}
     assert sum(g.fused for g in grouping.groups) == 7
     assert len(keys) <= 3
+
+
+def test_a_cheap_producer_is_computed_in_each_consumer():
+    def fn(x, w):
+        wide = x.float()
+        a = wide * 2
+        b = (w @ w) + wide
+        return a, b
+
+    grouping = grouped(fn, torch.empty(1024, 1024, dtype=torch.bfloat16), torch.empty(1024, 1024))
+    fused = [[n.name for n in g.nodes] for g in grouping.groups if g.fused]
+    assert fused == [["_to_copy", "mul"], ["_to_copy", "add"]] or fused == [["_to_copy", "mul", "add"]]
+    assert all(o.name != "_to_copy" for g in grouping.groups for o in g.outputs)
+
+
+def test_an_expensive_producer_is_stored():
+    def fn(x, w):
+        h = x + w + w.t() + x.t()
+        return h * 2, (w @ w) + h
+
+    grouping = grouped(fn, torch.empty(1024, 1024), torch.empty(1024, 1024))
+    computed = [n.name for g in grouping.groups for n in g.nodes]
+    assert len(computed) == len(set(computed))

@@ -178,8 +178,8 @@ def test_numbers_are_finite(report):
 
 PROGRAM = """
 import torch, rooffuse
-layer = torch.nn.TransformerEncoderLayer(64, 4, 128, dropout=0.1, batch_first=True)
-report = rooffuse.explain(layer, torch.ones(2, 16, 64), device="h100")
+layers = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.LayerNorm(32), torch.nn.GELU(), torch.nn.Softmax(-1))
+report = rooffuse.explain(layers, torch.ones(16, 32), device="h100")
 print(report, report.source("0:fused_0"), report.to_dict())
 """
 

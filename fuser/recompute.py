@@ -1,0 +1,107 @@
+"""Computes a producer again in each of its consumers where that is cheaper than to write it and read it back.
+
+``x.float()`` read by three kernels costs one write and three reads of twice the bytes of ``x``; computed in each of
+them it costs three reads of ``x``, or none where ``x`` is read there anyway.
+"""
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from rooffuse.codegen.errors import NotLowerable
+from rooffuse.codegen.fxinfo import op_name
+from rooffuse.codegen.lower_reductions import is_reduction
+from rooffuse.passes.graph import mutated_roots
+from torch.fx import Node
+
+from .extract import extract
+
+if TYPE_CHECKING:
+    from .grouping import Grouper
+
+#: Longest chain of operators that is computed again.
+MAX_CHAIN = 16
+
+
+def recompute_producers(grouper: Grouper) -> int:
+    """Move every stored value that is cheaper to compute again into its consumers; returns how many were moved."""
+    moved = 0
+    mutated = set(mutated_roots(grouper.units.graph))
+    for k in sorted(grouper.state.members, key=lambda g: grouper.state.first[g], reverse=True):
+        if not grouper.fusible(k):
+            continue
+        for value in grouper.outputs_of(k):
+            if k in grouper.state.members and _move(grouper, k, value, mutated):
+                moved += 1
+    return moved
+
+
+def _move(grouper: Grouper, k: int, value: Node, mutated: Collection[Node]) -> bool:
+    """Compute ``value`` of group ``k`` in all its consumers, if that saves time and every one still lowers."""
+    state, units = grouper.state, grouper.units
+    users = [u for u in units.users(value) if u not in state.members[k]]
+    consumers = sorted({state.owner[u] for u in users if u in units.fusible and u in state.owner})
+    if not consumers or any(u not in units.fusible or u not in state.owner for u in users):
+        return False
+    chain = _chain(grouper, k, value)
+    if chain is None or any(r.source in mutated for n in chain for r in units.reads(n)):
+        return False
+    rest = _still_needed(grouper, k, value)
+    before = sum(grouper.time_of(g) for g in (*consumers, k))
+    changed = {c: state.members[c] | chain for c in consumers} | {k: rest}
+    old = {g: state.members[g] for g in changed}
+    state.members.update(changed)
+    after = sum(grouper.price(changed[g], grouper.outputs_of(g)) for g in changed if changed[g])
+    if after >= before or not _lower(grouper, consumers):
+        state.members.update(old)
+        return False
+    for c in consumers:
+        grouper.times.pop(c, None)
+        for node in chain:
+            for read in units.reads(node):
+                source = units.unit_of(read.source)
+                if source is not None and source not in changed[c] and state.owner.get(source, c) != c:
+                    state.graph.add_edge(state.owner[source], c)
+    grouper.times.pop(k, None)
+    if not rest:
+        del state.members[k]
+        state.graph.remove_node(k)
+    return True
+
+
+def _chain(grouper: Grouper, k: int, value: Node) -> frozenset[Node] | None:
+    """``value`` and what it needs inside of its group, if all of that is elementwise and short."""
+    members, units = grouper.state.members[k], grouper.units
+    chain, work = {value}, [value]
+    while work:
+        node = work.pop()
+        if is_reduction(node) or op_name(node) == "copy_" or len(chain) > MAX_CHAIN:
+            return None
+        for read in units.reads(node):
+            if read.source in members and read.source not in chain:
+                chain.add(read.source)
+                work.append(read.source)
+    return frozenset(chain)
+
+
+def _still_needed(grouper: Grouper, k: int, value: Node) -> frozenset[Node]:
+    """Members of the group without ``value`` as an output: what the other outputs and copies need."""
+    members, units = grouper.state.members[k], grouper.units
+    work = [o for o in grouper.outputs_of(k) if o is not value]
+    work += [n for n in members if op_name(n) == "copy_"]
+    needed = set(work)
+    while work:
+        for read in units.reads(work.pop()):
+            if read.source in members and read.source not in needed:
+                needed.add(read.source)
+                work.append(read.source)
+    return frozenset(needed)
+
+
+def _lower(grouper: Grouper, consumers: Collection[int]) -> bool:
+    try:
+        for c in consumers:
+            grouper.lower(extract(grouper.units, grouper.state.members[c], grouper.outputs_of(c)))
+    except NotLowerable:
+        return False
+    return True
