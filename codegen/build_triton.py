@@ -14,6 +14,9 @@ import torch
 from .cache import DiskCache, digest
 from .triton_kernel import TritonSource
 
+#: Bytes to which pointers are assumed to be aligned; a call with others takes a second kernel without the assumption.
+ALIGNMENT = 16
+
 
 def load_module(source: TritonSource, cache: DiskCache) -> ModuleType:
     """Write the module into the cache and import it (Triton reads a function's source from its file)."""
@@ -38,14 +41,14 @@ def _import(path: Path, name: str) -> ModuleType:
 
 
 def compile_for(source: TritonSource, cache: DiskCache, capability: int | str, warp_size: int = 32,
-                backend: str = "cuda") -> Any:
+                backend: str = "cuda", aligned: bool = True) -> Any:
     """Triton's compiled kernel for a target such as ``90`` (sm_90); needs no device. With ``backend="hip"`` the
     capability is an architecture name such as ``"gfx942"``."""
     import triton
     from triton.backends.compiler import GPUTarget
 
     function = getattr(load_module(source, cache), source.entry)
-    attributes = {(k,): [["tt.divisibility", 16]] for k in range(len(source.signature))}
+    attributes = {(k,): [["tt.divisibility", ALIGNMENT]] for k in range(len(source.signature))} if aligned else {}
     ast = triton.compiler.ASTSource(fn=function, signature=dict(source.signature), constexprs={}, attrs=attributes)
     return triton.compile(ast, target=GPUTarget(backend, capability, warp_size), options={"num_warps": source.warps})
 
@@ -59,14 +62,16 @@ def load_launcher(source: TritonSource, cache: DiskCache, device: torch.device,
     if interpreted:
         return _interpreted_launcher(source, cache)
     major, minor = torch.cuda.get_device_capability(device)
-    kernel = compile_for(source, cache, 10 * major + minor)[(source.grid, 1, 1)]
-    aligned = 16
+
+    @functools.lru_cache(maxsize=2)
+    def kernel(aligned: bool) -> Callable[..., None]:
+        return compile_for(source, cache, 10 * major + minor, aligned=aligned)[(source.grid, 1, 1)]
+
+    kernel(True)  # compiled now, so that the first run doesn't wait and a capture doesn't compile
 
     def launch(*tensors: torch.Tensor) -> None:
         pointers = [t.data_ptr() for t in tensors]
-        if any(p % aligned for p in pointers):
-            raise ValueError(f"{source.entry}: an argument isn't aligned to {aligned} bytes, as its kernel needs it")
-        kernel(*pointers)
+        kernel(not any(p % ALIGNMENT for p in pointers))(*pointers)
 
     return launch
 

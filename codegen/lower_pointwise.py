@@ -127,7 +127,7 @@ def float_floordiv(b: B, x: str, y: str) -> str:
 @rule("add", 2)
 def add(b: B, x: str, y: str, alpha: float = 1) -> str:
     if b.dtypes[x] == torch.bool:
-        return b.compute("or", x, y)
+        return b.compute("or", x, y) if alpha else x
     return b.compute("add", x, b.compute("mul", y, b.const(alpha, b.dtypes[y])) if alpha != 1 else y)
 
 

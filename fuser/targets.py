@@ -31,6 +31,12 @@ class Target:
         return CPU_ROW_BYTES if self.language == "cpp" else GPU_ROW_BYTES
 
 
+    @property
+    def programs(self) -> int:
+        """Concurrent pieces of work that keep the device busy: a few for each of its processors."""
+        return self.device.sms * (8 if self.language == "cpp" else 2)
+
+
 def target_for(device: Device) -> Target:
     """A target to plan for; nothing of it needs to exist on this machine."""
     if device.kind == "cpu":

@@ -37,6 +37,9 @@ NOT_UNIQUE = frozenset(["svd", "linalg.svd", "linalg.eig", "linalg.eigh", "pca_l
 #: Library calls whose fake result has other strides than the real one: the compiled graph keeps the traced strides.
 TRACED_STRIDES = frozenset(["nn.functional.max_unpool1d", "nn.functional.max_unpool2d", "nn.functional.max_unpool3d"])
 
+#: Integer images: eager execution interpolates in fixed point, a kernel in float32, and the last bit may differ.
+FIXED_POINT = frozenset(["nn.functional.interpolate", "nn.functional.upsample_bilinear"])
+
 #: Normalising one element by its own deviation multiplies rounding by 1 / sqrt(eps): (relative, absolute) tolerance.
 ILL_CONDITIONED = dict.fromkeys(["native_layer_norm", "nn.functional.layer_norm", "nn.functional.group_norm",
                                  "nn.functional.instance_norm", "native_batch_norm", "_native_batch_norm_legit",
@@ -129,7 +132,7 @@ def compare(ours: Any, eager: Any, tolerance: tuple[float, float], strides: bool
             sized = [d for d in range(a.dim()) if a.shape[d] != 1]
             if [a.stride(d) for d in sized] != [b.stride(d) for d in sized]:
                 return f"strides {a.stride()} instead of {b.stride()} of shape {list(a.shape)}"
-        rtol, atol = tolerance if a.is_floating_point() or a.is_complex() else (0, 0)
+        rtol, atol = tolerance if a.is_floating_point() or a.is_complex() or tolerance[1] >= 1 else (0, 0)
         try:
             torch.testing.assert_close(a.detach(), b.detach(), rtol=rtol, atol=atol, equal_nan=True)
         except AssertionError as difference:
@@ -143,6 +146,10 @@ def _check(op: OpInfo, dtype: torch.dtype, samples: list[SampleInput], first: in
     tolerance = TOLERANCES.get(dtype, TOLERANCES[torch.float32])
     if op.name in ILL_CONDITIONED and dtype == torch.float32:
         tolerance = ILL_CONDITIONED[op.name]
+    if op.name in FIXED_POINT and dtype == torch.uint8:
+        tolerance = (0, 1)
+    if op.name == "div" and dtype == torch.bfloat16:
+        tolerance = (2e-2, 1)  # eager rounds the quotient to bfloat16 before it is cut to an integer
 
     def function(values: list[tuple[Any, Any, Any]]) -> list[Any]:
         return [op.op(i, *a, **k) for i, a, k in values]

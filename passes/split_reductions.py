@@ -1,0 +1,165 @@
+"""Two-stage reductions where one stage has too few results to keep a device busy.
+
+``sum(x)`` has one result, so one program would read all of ``x``. Rewritten as ``sum(sum(view(x, [S, n/S]), -1))`` its
+first stage has ``S`` results, which ``S`` programs compute side by side, in an order that is always the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from rooffuse.passes.graph import is_concrete, packet_name, tensor_meta
+from rooffuse.passes.pipeline import Pass
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule, Node
+
+log = logging.getLogger(__name__)
+aten = torch.ops.aten
+
+#: Shortest reductions that are split: along rows a shorter one takes less time than a second launch, down columns one
+#: program has a strip of columns and so more bytes for each reduced element.
+LONG_ROW, LONG_COLUMN = 32768, 2048
+#: Fewest elements that one program reduces after the split, along rows and down columns.
+ROW_SHARE, COLUMN_SHARE = 2048, 64
+#: Columns that one program takes side by side.
+STRIP = 64
+_OPS = {"aten.sum": aten.sum.dim_IntList, "aten.mean": aten.sum.dim_IntList, "aten.amax": aten.amax.default,
+        "aten.amin": aten.amin.default}
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Cut dimension ``dim`` (padded to ``parts * share``) of the reduced ``dims`` into ``parts`` pieces."""
+
+    dims: tuple[int, ...]
+    dim: int
+    parts: int
+    share: int
+    padding: int
+
+
+def split_reductions_pass(programs: int) -> Pass:
+    """The pass for a device that needs ``programs`` concurrent programs to be busy."""
+    return Pass("split_reductions", functools.partial(split_reductions, programs=programs),
+                split_reductions.__doc__ or "")
+
+
+def split_reductions(gm: GraphModule, programs: int) -> GraphModule:
+    """Rewrite long reductions with few results as two reductions.
+
+    Requires: ``meta["val"]`` fake tensors with concrete sizes (others are left alone). Ensures: equal sizes, dtype and
+    strides of every value; sums accumulate in float32 between the stages where the input is narrower.
+    """
+    mode = detect_fake_mode([node.meta.get("val") for node in gm.graph.nodes])
+    if mode is None:
+        return gm
+    count = 0
+    for node in list(gm.graph.nodes):
+        name = packet_name(node.target) if node.op == "call_function" else ""
+        if name not in _OPS:
+            continue
+        plan = _plan(node, programs)
+        if plan is not None:
+            _rewrite(gm, node, name, plan, mode)
+            count += 1
+    log.debug("split_reductions: split %d for %d programs", count, programs)
+    return gm
+
+
+def _plan(node: Node, programs: int) -> _Split | None:
+    source, result = tensor_meta(node.args[0]), tensor_meta(node)
+    if source is None or result is None or not is_concrete((*source.shape, *source.stride())) or source.numel() == 0:
+        return None
+    dims = _reduced(node, source.dim())
+    if not dims or source.is_complex():
+        return None
+    along_rows = _innermost(source) in dims
+    reduced = prod(source.shape[d] for d in dims)
+    running = result.numel() if along_rows else max(result.numel() // STRIP, 1)
+    dim = max(dims, key=lambda d: source.shape[d])
+    size = source.shape[dim]
+    if running >= programs or reduced < (LONG_ROW if along_rows else LONG_COLUMN):
+        return None
+    largest = reduced // ROW_SHARE if along_rows else reduced // COLUMN_SHARE
+    parts = min(1 << (-(-programs // running) - 1).bit_length(), largest, size)
+    if parts < 2:
+        return None
+    share = -(-size // parts)
+    parts = -(-size // share)
+    return _Split(dims, dim, parts, share, parts * share - size)
+
+
+def _reduced(node: Node, rank: int) -> tuple[int, ...]:
+    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    if dims is None or dims == []:
+        return tuple(range(rank))
+    return tuple(sorted({d % rank for d in ([dims] if isinstance(dims, int) else dims)})) if rank else ()
+
+
+def _innermost(value: torch.Tensor) -> int:
+    """The dimension along which neighbours lie next to each other in memory."""
+    return min((d for d in range(value.dim()) if value.shape[d] > 1), key=value.stride, default=value.dim() - 1)
+
+
+def _rewrite(gm: GraphModule, node: Node, name: str, plan: _Split, mode: FakeTensorMode) -> None:
+    graph, result = gm.graph, node.meta["val"]
+    source = node.args[0]
+    value = source.meta["val"]  # type: ignore[union-attr]
+
+    def call(target: Any, *args: Any, **kwargs: Any) -> Node:
+        made = graph.call_function(target, args, kwargs)
+        values, keywords = torch.fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
+        with mode:
+            made.meta = {k: v for k, v in node.meta.items() if k not in ("val", "tensor_meta")}
+            made.meta["val"] = target(*values, **keywords)
+        return made
+
+    with graph.inserting_before(node):
+        current: Any = source
+        if plan.padding:
+            pads = [0, 0] * (value.dim() - 1 - plan.dim) + [0, plan.padding]
+            current = call(aten.constant_pad_nd.default, current, pads, _neutral(name, value.dtype))
+        shape = [*value.shape[:plan.dim], plan.parts, plan.share, *value.shape[plan.dim + 1:]]
+        current = call(aten.reshape.default, current, shape)
+        first = [d if d < plan.dim else d + 1 for d in plan.dims]
+        second = [plan.dim - sum(d < plan.dim for d in plan.dims)]
+        if name in ("aten.sum", "aten.mean"):
+            wide = _accumulation(value.dtype, result.dtype)
+            current = call(aten.sum.dim_IntList, current, first, dtype=wide)
+            current = call(aten.sum.dim_IntList, current, second)
+            if name == "aten.mean":
+                current = call(aten.div.Tensor, current, prod(value.shape[d] for d in plan.dims))
+            if current.meta["val"].dtype != result.dtype:
+                current = call(aten._to_copy.default, current, dtype=result.dtype)
+        else:
+            current = call(_OPS[name], call(_OPS[name], current, first), second)
+        if tuple(current.meta["val"].shape) != tuple(result.shape):
+            current = call(aten.view.default, current, list(result.shape))
+    node.replace_all_uses_with(current)
+    graph.erase_node(node)
+
+
+def _accumulation(source: torch.dtype, result: torch.dtype) -> torch.dtype:
+    if result in (torch.float16, torch.bfloat16) or source in (torch.float16, torch.bfloat16):
+        return torch.float32 if result != torch.float64 else result
+    return result
+
+
+def _neutral(name: str, dtype: torch.dtype) -> Any:
+    if name in ("aten.sum", "aten.mean"):
+        return 0
+    largest = name == "aten.amin"
+    if dtype.is_floating_point:
+        return float("inf") if largest else float("-inf")
+    if dtype == torch.bool:
+        return largest
+    limits = torch.iinfo(dtype)
+    return limits.max if largest else limits.min
+
+

@@ -1,0 +1,97 @@
+"""The verifier refuses each kind of broken kernel, and says which rule it breaks."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from rooffuse.codegen.errors import InvalidKernel
+from rooffuse.codegen.index import symbol
+from rooffuse.codegen.ir import Axis, Buffer, Compute, Const, Index, Kernel, Load, Nest, Reduce, Store
+from rooffuse.codegen.verify import verify
+from sympy import Integer
+
+P, R = symbol("p0"), symbol("r0")
+F32, I64, BOOL = torch.float32, torch.int64, torch.bool
+
+BUFFERS = (Buffer("i0", F32, 12), Buffer("o0", F32, 3))
+AXES = (Axis(P, 3), Axis(R, 4, reduction=True))
+BODY = (Load("v0", F32, "i0", 4 * P + R), Compute("v1", F32, "exp", ("v0",)), Reduce("v2", F32, "sum", "v1"),
+        Store("o0", P, "v2"))
+
+
+def kernel(body=BODY, axes=AXES, buffers=BUFFERS) -> Kernel:
+    return Kernel("k", tuple(buffers), (Nest(tuple(axes), tuple(body)),))
+
+
+def with_statement(at: int, stmt) -> Kernel:
+    body = list(BODY)
+    body[at:at] = [stmt]
+    return kernel(body)
+
+
+def test_sound_kernel_passes() -> None:
+    sound = kernel()
+    assert verify(sound) is sound
+
+
+@pytest.mark.parametrize("broken, rule", [
+    (kernel(buffers=(BUFFERS[0], replace(BUFFERS[1], name="i0"))), "two buffers share a name"),
+    (kernel(buffers=(*BUFFERS, Buffer("i1", F32, 1))), "buffer i1 is neither read nor written"),
+    (kernel(axes=AXES[::-1]), "a reduction axis comes before a parallel one"),
+    (kernel(axes=(Axis(P, 3), Axis(P, 4, reduction=True)), body=(
+        Load("v0", F32, "i0", P), Reduce("v2", F32, "sum", "v0"), BODY[3])), "distinct symbols"),
+    (kernel(axes=(Axis(P, 0), AXES[1])), "sizes of at least one"),
+    (with_statement(0, Compute("v9", F32, "exp", ("v0",))), "v0 is used before it is bound"),
+    (with_statement(1, BODY[0]), "v0 is bound twice"),
+    (kernel(body=BODY[:3]), "neither read nor written"),
+    (with_statement(1, Const("v9", torch.bfloat16, 1.0)), "a storage type, not a compute type"),
+    (with_statement(0, Index("v9", I64, symbol("q7") + P)), "neither an axis nor a value"),
+    (with_statement(0, Load("v9", F32, "i5", P)), "i5 is no buffer"),
+    (with_statement(0, Load("v9", F32, "i0", 5 * P + R)), "outside of 12 elements"),
+    (with_statement(0, Load("v9", F32, "i0", P - 1)), "index runs over -1..1"),
+    (with_statement(4, Store("o0", P + 1, "v2")), "outside of 3 elements"),
+    (with_statement(1, Load("v9", F32, "i0", P, "v0")), "mask v0 isn't a truth value"),
+    (with_statement(0, Load("v9", torch.float64, "i0", P)), "a load of torch.float32 gives torch.float32"),
+    (with_statement(1, Compute("v9", I64, "cast", ("v0", "v0"))), "cast takes 1 arguments"),
+    (with_statement(1, Compute("v9", F32, "frobnicate", ("v0",))), "frobnicate is no operation"),
+    (with_statement(1, Compute("v9", F32, "where", ("v0", "v0", "v0"))), "condition isn't a truth value"),
+    (with_statement(1, Reduce("v9", F32, "median", "v0")), "median is no reduction"),
+])
+def test_broken_kernel_is_refused(broken: Kernel, rule: str) -> None:
+    with pytest.raises(InvalidKernel, match=rule):
+        verify(broken)
+
+
+def test_operands_of_different_types_are_refused() -> None:
+    body = [BODY[0], Const("v8", I64, 1), Compute("v9", F32, "add", ("v0", "v8")), *BODY[1:]]
+    with pytest.raises(InvalidKernel, match="operands have different types"):
+        verify(kernel(body))
+
+
+def test_store_of_another_type_is_refused() -> None:
+    body = [*BODY[:3], Const("v9", I64, 1), Store("o0", P, "v9")]
+    with pytest.raises(InvalidKernel, match=r"a torch\.int64 is stored to torch\.float32"):
+        verify(kernel(body))
+
+
+def test_nest_without_store_is_refused() -> None:
+    nests = (Nest(AXES, BODY), Nest((Axis(P, 3),), (Load("v0", F32, "i0", P),)))
+    with pytest.raises(InvalidKernel, match="a nest stores nothing"):
+        verify(Kernel("k", BUFFERS, nests))
+
+
+def test_reduction_without_axis_is_refused() -> None:
+    body = (Load("v0", F32, "i0", 4 * P), Reduce("v2", F32, "sum", "v0"), BODY[3])
+    with pytest.raises(InvalidKernel, match="no reduction axis"):
+        verify(kernel(body, axes=AXES[:1]))
+
+
+def test_masked_access_may_reach_outside() -> None:
+    body = (Const("v8", BOOL, False), Load("v0", F32, "i0", 4 * P + R + 100, "v8"), *BODY[1:])
+    assert verify(kernel(body))
+
+
+def test_message_names_kernel_and_statement() -> None:
+    with pytest.raises(InvalidKernel, match=r"k: `v9:float32 = i0\[12\]`"):
+        verify(with_statement(0, Load("v9", F32, "i0", Integer(12))))

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from rooffuse.passes import split_reductions, verify
+from torch.fx.experimental.proxy_tensor import make_fx
+
+aten = torch.ops.aten
+
+
+def traced(fn, *args):
+    return make_fx(fn, tracing_mode="fake")(*args)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int32])
+@pytest.mark.parametrize("shape,dims,keepdim", [
+    ((70001,), [0], False), ((8, 65536), [1], True), ((8, 65536), [0, 1], False), ((5000, 96), [0], False),
+    ((4, 40000, 3), [0, 1], True), ((3, 50000), [-1], False),
+])
+def test_results_sizes_and_types_are_kept(shape, dims, keepdim, dtype):
+    def fn(x):
+        return aten.sum.dim_IntList(x, dims, keepdim), aten.amax.default(x, dims, keepdim)
+
+    x = torch.randint(-5, 5, shape).to(dtype) if not dtype.is_floating_point else torch.randn(shape).to(dtype)
+    gm = split_reductions(traced(fn, x), programs=264)
+    gm.recompile()
+    verify(gm)
+    assert sum(str(n.target) == "aten.amax.default" for n in gm.graph.nodes) == 2
+    exact = fn(x.double() if dtype.is_floating_point else x)
+    for ours, reference in zip(gm(x), exact):
+        assert ours.shape == reference.shape
+        tolerance = {torch.bfloat16: 1e-2, torch.float32: 1e-5}.get(dtype, 1e-12)
+        scale = max(reference.abs().max().item(), 1)
+        assert (ours.double() - reference.double()).abs().max().item() <= tolerance * scale
+
+
+def test_mean_divides_by_the_true_count_and_not_by_the_padded_one():
+    x = torch.full((40009,), 3.0)
+    gm = split_reductions(traced(lambda x: aten.mean.dim(x, [0]), x), programs=132)
+    gm.recompile()
+    assert any("pad" in str(n.target) for n in gm.graph.nodes)
+    torch.testing.assert_close(gm(x), torch.tensor(3.0))
+
+
+def test_a_nan_in_the_last_piece_reaches_the_maximum():
+    x = torch.zeros(50001)
+    x[-1] = float("nan")
+    gm = split_reductions(traced(lambda x: aten.amax.default(x, [0]), x), programs=132)
+    gm.recompile()
+    assert gm(x).isnan()
+
+
+@pytest.mark.parametrize("shape,dims", [((4096, 4096), [1]), ((8, 1024), [1]), ((300, 64), [0]), ((1024, 65536), [0])])
+def test_reductions_that_fill_the_device_or_are_short_are_left_alone(shape, dims):
+    gm = traced(lambda x: aten.sum.dim_IntList(x, dims), torch.empty(shape))
+    before = str(gm.graph)
+    assert str(split_reductions(gm, programs=264).graph) == before
+
+
+def test_the_first_stage_has_a_result_for_each_program():
+    gm = split_reductions(traced(lambda x: aten.sum.default(x), torch.empty(1 << 22)), programs=264)
+    first = next(n for n in gm.graph.nodes if str(n.target).startswith("aten.sum"))
+    assert first.meta["val"].numel() >= 264
