@@ -156,7 +156,7 @@ def test_integer_reductions_and_selection(dtype: torch.dtype) -> None:
     names = "sum prod argmax argmin any all max min amax amin" if dtype != torch.bool else "sum prod any all amax amin"
     calls: list[Call] = [(n, getattr(torch, n), [x]) for n in names.split()]
     calls += [("where", lambda a: torch.where(a > 0, a, 1), [x]), ("where float", lambda a: torch.where(a > 0, a, 2.5), [x]),
-              ("masked_fill", lambda a: a.masked_fill(a > 0, 1), [x]), ("float mean", lambda a: a.float().mean(), [x]),
+              ("masked_fill", lambda a: a.masked_fill(a > 0, 1), [x]), ("float mean", lambda a: a.float().mean(), [x[:6]]),
               ("divided", lambda a: a / 3, [x]), ("with 0-dim", lambda a: a + torch.tensor(1.5), [x]),
               ("with 0-dim integer", lambda a: a + torch.tensor(3), [x]), ("to bool", lambda a: a.bool(), [x]),
               ("sum of type", lambda a: a.sum(dtype=torch.int32), [x])]
