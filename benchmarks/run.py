@@ -1,67 +1,180 @@
-"""Runs a suite: every case and type, all contenders interleaved, checked against eager before they are timed."""
+"""Runs a suite: every case and type, all contenders interleaved, checked against eager before they are timed.
+
+What makes the comparison fair: all contenders get one function with one set of parameters, equal copies of the
+inputs, the same static shapes (``dynamic=False``), types and threads; they run in one process in turn (A B A B), warm,
+and each drops its results before its next call. Inference runs under ``torch.no_grad()``. A contender whose results
+differ from eager's, or that raises, is not timed: its row says so. Bytes and launches are each compiler's own count
+for its schedule. Peak memory on CUDA is the allocator's, over what was allocated before the contender compiled; on the
+CPU it is how far the resident set grows during one warm call, and for rooffuse the arena that it keeps between calls
+on top, since that is resident already.
+"""
 from __future__ import annotations
 
 import copy
+import logging
+import subprocess
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch._dynamo
 
 from .cases import DTYPES, Case, cases_of
+from .cold import CompileTimes
 from .cold import measure as measure_cold
-from .contenders import CONTENDERS
-from .measure import floor_bytes, time_calls, worst_error
+from .contenders import as_call, contender
+from .facts import Facts, observed
+from .measure import Timing, cuda_peak, floor_bytes, resident_growth, tensors_in, time_calls, worst_error
 from .rows import Row, context
+
+log = logging.getLogger(__name__)
 
 #: Largest difference from eager, relative to the largest value, that counts as right; bf16 has 8 bits.
 TOLERANCE = {"fp32": 1e-4, "bf16": 4e-2, "fp16": 1e-2}
+#: Gradients below this part of the largest are compared on this scale: many are zero but for rounding.
+GRADIENT_SCALE = 1e-2
 
 
-def run_suite(suite: str, against: Sequence[str], device: str, pattern: str = "", dtypes: Sequence[str] = (),
-              budget_s: float = 1.0, cold: bool = False) -> Iterator[list[Row]]:
-    """Rows of one case and type at a time, in the order of the suite."""
-    for found in cases_of(suite, pattern):
-        for dtype in found.dtypes:
-            if not dtypes or dtype in dtypes:
-                yield run_case(found, dtype, [*against, "rooffuse"], device, budget_s, cold)
+@dataclass(frozen=True)
+class Plan:
+    """How a suite is run. ``budget_s`` is the time for each contender's timing; an empty ``dtypes`` means all of a
+    case's; ``quick`` takes the cases of a quick round with their first type; ``cold`` measures compile times too,
+    ``primed`` also those with caches that another function filled."""
+
+    against: tuple[str, ...] = ("eager", "inductor")
+    device: str = "cpu"
+    pattern: str = ""
+    dtypes: tuple[str, ...] = ()
+    budget_s: float = 1.0
+    quick: bool = False
+    cold: bool = False
+    primed: bool = False
 
 
-def run_case(found: Case, dtype: str, names: Sequence[str], device: str, budget_s: float, cold: bool) -> list[Row]:
-    """One row a contender."""
-    where = context(device)
+@dataclass
+class _Entry:
+    """One contender on one case, as far as it has come."""
+
+    name: str
+    facts: Facts = field(default_factory=Facts)
+    error: float | None = None
+    note: str = ""
+    call: Any = None
+    peak_bytes: int | None = None
+    times: CompileTimes | None = None
+    timing: Timing | None = None
+
+
+def jobs(suite: str, plan: Plan) -> list[tuple[Case, str]]:
+    """Cases with a type each, in the order of the suite. Raises ValueError for an unknown suite."""
+    result = []
+    for case in cases_of(suite, plan.pattern, plan.device):
+        if plan.quick and not case.quick:
+            continue
+        wanted = [d for d in case.dtypes if not plan.dtypes or d in plan.dtypes]
+        result += [(case, d) for d in (wanted[:1] if plan.quick else wanted)]
+    return result
+
+
+def run_suite(suite: str, plan: Plan) -> Iterator[list[Row]]:
+    """Rows of one case and type at a time. A case that can't even run eagerly gives a row that says so."""
+    for case, dtype in jobs(suite, plan):
+        yield run_job(case, dtype, plan)
+
+
+def run_job(case: Case, dtype: str, plan: Plan) -> list[Row]:
+    """One row a contender; rooffuse is always one of them."""
+    names = [n for n in plan.against if n != "rooffuse"] + ["rooffuse"]
+    try:
+        if case.suite == "compile":
+            from .compiling import compile_rows
+
+            return compile_rows(case, dtype, names, plan)
+        return _run_case(case, dtype, names, plan)
+    except Exception as error:
+        log.debug("%s %s", case.name, dtype, exc_info=True)
+        return [Row(case.suite, case.name, dtype, "eager", note=_failure(error),
+                    **context(plan.device))]  # type: ignore[arg-type]
+
+
+def _failure(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"failed: {type(error).__name__}: {lines[0][:160]}"
+
+
+def _run_case(case: Case, dtype: str, names: Sequence[str], plan: Plan) -> list[Row]:
+    device = plan.device
     torch._dynamo.reset()
-    fn, args = found.make(device, DTYPES[dtype])
-    notes: dict[str, str] = {}
-    errors: dict[str, float] = {}
-    calls: dict[str, Any] = {}
-    with torch.set_grad_enabled(found.training):
-        reference_args = copy.deepcopy(args)
-        reference = fn(*reference_args)
-        moved = floor_bytes(args, reference)
+    fn, args = case.make(device, DTYPES[dtype])
+    with torch.set_grad_enabled(case.training):
+        eager_args = copy.deepcopy(args)
+        reference = as_call(case, fn, fn)(*eager_args)
+        before, after = tensors_in(args), tensors_in(eager_args)
+        written = [b for a, b in zip(before, after) if not torch.equal(a, b)]
+        floor = case.floor(fn, args) if case.floor else floor_bytes(fn, args, reference, written)
+        entries = []
         for name in names:
-            run, own = CONTENDERS[name](fn), copy.deepcopy(args)
+            entry = _Entry(name)
+            own = copy.deepcopy(args)
+            baseline = torch.cuda.memory_allocated() if device == "cuda" else 0
             try:
-                result = run(*own)
+                call = as_call(case, fn, contender(name, fn, case))
+                with observed(name) as entry.facts:
+                    result = call(*own)
+                scale = GRADIENT_SCALE if case.training else 0.0
+                entry.error = max(worst_error(result, reference, scale), worst_error(own, eager_args))
+                del result
+                if entry.error > (case.tolerance or TOLERANCE[dtype]):
+                    entry.note = f"wrong: differs from eager by {entry.error:.2g}"
+                else:
+                    entry.call = lambda call=call, own=own: call(*own)
+                    entry.call()
+                    entry.peak_bytes = _peak(entry, device, baseline)
             except Exception as error:
-                notes[name] = f"failed: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
-                continue
-            errors[name] = max(worst_error(result, reference), worst_error(own, reference_args))
-            if errors[name] > (found.tolerance or TOLERANCE[dtype]):
-                notes[name] = f"wrong: differs from eager by {errors[name]:.2g}"
-                continue
-            calls[name] = lambda run=run, own=own: run(*own)
-        timings = time_calls(calls, device, budget_s)
+                log.debug("%s %s %s", case.name, dtype, name, exc_info=True)
+                entry.note, entry.call = _failure(error), None
+            entries.append(entry)
+        del reference
+        timings = time_calls({e.name: e.call for e in entries if e.call is not None}, device, plan.budget_s)
+    for entry in entries:
+        entry.timing = timings.get(entry.name)
+        if plan.cold and entry.call is not None and entry.name != "eager":
+            entry.times = compile_times(case, dtype, entry.name, plan)
+    return _rows(case, dtype, entries, floor, context(device))
+
+
+def compile_times(case: Case, dtype: str, name: str, plan: Plan) -> CompileTimes | None:
+    """Compile times in fresh processes; None, with a warning in the log, where that fails."""
+    try:
+        return measure_cold(case.suite, case.name, dtype, plan.device, name, plan.primed)
+    except (RuntimeError, subprocess.TimeoutExpired) as error:
+        log.warning("%s", error)
+        return None
+
+
+def _peak(entry: _Entry, device: str, baseline: int) -> int | None:
+    if device == "cuda":
+        return cuda_peak(entry.call, baseline)
+    growth = resident_growth(entry.call)
+    return None if growth is None else growth + entry.facts.kept_bytes
+
+
+def _rows(case: Case, dtype: str, entries: Sequence[_Entry], floor: int, where: dict[str, Any]) -> list[Row]:
+    ours = next(e.facts for e in entries if e.name == "rooffuse")
+    roof_us = 1e6 * max(floor / (where["roof_gbs"] * 1e9), ours.compute_s)
     rows = []
-    for name in names:
-        timing = timings.get(name)
-        compile_s: tuple[float | None, float | None] = (None, None)
-        if cold and name != "eager" and name in calls:
-            compile_s = measure_cold(found.suite, found.name, dtype, device, name)
-        times = (timing.median_us, timing.low_us, timing.high_us) if timing else ()
+    for e in entries:
+        median = e.timing.median_us if e.timing else None
         rows.append(Row(
-            found.suite, found.name, dtype, name, *times,
-            error=errors.get(name), floor_bytes=moved,
-            achieved_gbs=moved / timing.median_us / 1e3 if timing else None, cold_s=compile_s[0], warm_s=compile_s[1],
-            note=notes.get(name, ""), **where))  # type: ignore[arg-type]
+            case.suite, case.name, dtype, e.name, median,
+            e.timing.low_us if e.timing else None, e.timing.high_us if e.timing else None,
+            error=e.error, floor_bytes=floor, flops=ours.flops,
+            achieved_gbs=floor / median / 1e3 if median else None,
+            roof_us=roof_us, share_of_roof=roof_us / median if median else None,
+            predicted_us=1e6 * e.facts.predicted_s if e.facts.predicted_s is not None else None,
+            bytes_over_floor=e.facts.bytes / floor if e.facts.bytes is not None and floor else None,
+            launches=e.facts.launches, peak_bytes=e.peak_bytes,
+            cold_s=e.times.cold_s if e.times else None, primed_s=e.times.primed_s if e.times else None,
+            warm_s=e.times.warm_s if e.times else None, note=e.note, **where))
     return rows
