@@ -1,94 +1,145 @@
-"""Benchmarks as commands: ``python -m benchmarks run --suite kernels --against eager,inductor``."""
+"""Benchmarks as commands.
+
+    python -m benchmarks run --suite kernels --against eager,inductor     measure, write rows
+    python -m benchmarks compare OLD NEW                                  what moved beyond the noise
+    python -m benchmarks table                                            write the README's tables from the rows
+    python -m benchmarks plot                                             roofline and speed-ups as PNG and SVG
+    python -m benchmarks schedule                                         bytes and launches on a GPU; needs none
+"""
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .rows import Row, folder_for, write_rows
+from .cases import SUITES
+from .rows import RESULTS, Row, folder_for, read_rows, write_json, write_rows
 
-
-def _ratios(rows: Sequence[Row]) -> str:
-    """One line for a case: each contender's time, and ours against it."""
-    times = {r.contender: r for r in rows}
-    ours = times.get("rooffuse")
-    parts = []
-    for name, row in times.items():
-        if row.median_us is None:
-            parts.append(f"{name} {row.note or '-'}")
-            continue
-        text = f"{name} {row.median_us:10.1f} us"
-        if ours is not None and ours.median_us and name != "rooffuse":
-            text += f" ({row.median_us / ours.median_us:5.2f}x)"
-        if row.cold_s is not None:
-            text += f" cold {row.cold_s:.2f} s warm {row.warm_s:.2f} s"
-        parts.append(text)
-    gbs = f"{ours.achieved_gbs:7.1f} GB/s" if ours and ours.achieved_gbs else ""
-    return f"{rows[0].case:32s} {rows[0].dtype}  " + "  ".join(parts) + f"  {gbs}"
-
-
-def _geometric_mean(values: Sequence[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / len(values)) if values else float("nan")
-
-
-def _summary(rows: Sequence[Row]) -> None:
-    by_case: dict[tuple[str, str], dict[str, Row]] = {}
-    for row in rows:
-        by_case.setdefault((row.case, row.dtype), {})[row.contender] = row
-    for name in dict.fromkeys(r.contender for r in rows if r.contender != "rooffuse"):
-        pairs = [(c[name], c["rooffuse"]) for c in by_case.values() if name in c and "rooffuse" in c]
-        times = [a.median_us / b.median_us for a, b in pairs if a.median_us and b.median_us]
-        if times:
-            print(f"rooffuse against {name}: {_geometric_mean(times):.2f}x by geometric mean over {len(times)} rows, "
-                  f"worst {min(times):.2f}x, best {max(times):.2f}x")
-        colds = [a.cold_s / b.cold_s for a, b in pairs if a.cold_s and b.cold_s]
-        if colds:
-            print(f"  cold compile: {_geometric_mean(colds):.2f}x faster by geometric mean, worst {min(colds):.2f}x")
+README = Path(__file__).parent.parent / "README.md"
 
 
 def _run(options: argparse.Namespace) -> int:
-    from .run import run_suite
+    from .contenders import CONTENDERS
+    from .progress import Progress
+    from .run import Settings, jobs, run_job
+    from .summary import case_line, summary_lines
 
+    against = tuple(options.against.split(","))
+    unknown = [n for n in against if n not in CONTENDERS]
+    if unknown:
+        raise ValueError(f"there is no contender {unknown[0]!r}; there are {', '.join(CONTENDERS)}")
+    suites = list(SUITES) if options.suite == "all" else options.suite.split(",")
+    settings = Settings(against, options.device, options.only, tuple(options.dtype.split(",")) if options.dtype else (),
+                        0.3 if options.quick else 1.5, options.quick, options.cold, options.cold and not options.quick)
+    folder = Path(options.out) if options.out else folder_for(options.device)
+    work = [(suite, case, dtype) for suite in suites for case, dtype in jobs(suite, settings)]
     rows: list[Row] = []
-    path = Path(options.out) if options.out else folder_for(options.device) / f"{options.suite}.csv"
-    start = time.perf_counter()
+    progress = Progress(len(work))
+    interrupted = False
     try:
-        for done in run_suite(options.suite, options.against.split(","), options.device, options.only,
-                              options.dtype.split(",") if options.dtype else (), 0.3 if options.quick else 1.5,
-                              options.cold):
+        for suite, case, dtype in work:
+            done = run_job(case, dtype, settings)
             rows += done
-            print(f"[{time.perf_counter() - start:5.0f} s] {_ratios(done)}", flush=True)
+            progress.line(case_line(done))
+            if not options.dry_run:
+                write_rows(folder / f"{suite}.csv", done)
     except KeyboardInterrupt:
-        print("interrupted: keeping the rows that are done")
-    except ValueError as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 2
-    _summary(rows)
+        interrupted = True
+    progress.close()
+    print("\n".join(summary_lines(rows)))
+    if options.json:
+        write_json(Path(options.json), rows)
     if not options.dry_run:
-        write_rows(path, rows)
-        print(f"{len(rows)} rows in {path}")
+        print(f"{len(rows)} rows in {folder}")
+    if interrupted:
+        print("interrupted: rows of the finished cases are kept")
+        return 130
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+def _compare(options: argparse.Namespace) -> int:
+    from .compare import compare, report
+
+    changes = compare(read_rows(Path(options.old)), read_rows(Path(options.new)))
+    print(report(changes))
+    return 1 if any(c.regression for c in changes) else 0
+
+
+def _table(options: argparse.Namespace) -> int:
+    from .table import regenerate
+
+    path = Path(options.readme)
+    text = path.read_text(encoding="utf-8")
+    fresh = regenerate(text, Path(options.results))
+    if options.check:
+        print("tables and rows agree" if fresh == text else f"{path} differs from the rows: run python -m benchmarks "
+              "table")
+        return int(fresh != text)
+    path.write_text(fresh, encoding="utf-8")
+    return 0
+
+
+def _plot(options: argparse.Namespace) -> int:
+    from .plot import plot
+
+    for file in plot(Path(options.results), Path(options.out)):
+        print(file)
+    return 0
+
+
+def _schedule(options: argparse.Namespace) -> int:
+    from .schedule import schedule_table
+
+    print(schedule_table(options.only, options.dtype, options.ours_only))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    run = commands.add_parser("run", help="measure a suite")
-    run.add_argument("--suite", default="kernels", help="kernels or blocks")
-    run.add_argument("--against", default="eager,inductor", help="contenders, comma-separated")
+    run = commands.add_parser("run", help="measure suites")
+    run.add_argument("--suite", default="kernels", help=f"comma-separated: {', '.join(SUITES)}; or all")
+    run.add_argument("--against", default="eager,inductor", help="comma-separated: eager, inductor, inductor-max")
     run.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     run.add_argument("--only", default="", help="cases whose names contain this")
     run.add_argument("--dtype", default="", help="fp32, bf16 or both, comma-separated")
-    run.add_argument("--quick", action="store_true", help="shorter timing")
+    run.add_argument("--quick", action="store_true", help="shorter timing, one type a case, no long cases")
     run.add_argument("--cold", action="store_true", help="also compile times, in fresh processes")
     run.add_argument("--dry-run", action="store_true", help="write no rows")
-    run.add_argument("--out", help="CSV file for the rows")
+    run.add_argument("--out", help="folder for the rows' CSV files (default: this device's in benchmarks/results)")
+    run.add_argument("--json", metavar="FILE", help="also write the rows as JSON")
     run.set_defaults(command=_run)
-    options = parser.parse_args(arguments)
-    return options.command(options)
+    compare = commands.add_parser("compare", help="what moved beyond the noise; exit status 1 on a regression of ours")
+    compare.add_argument("old", help="CSV file or folder of them")
+    compare.add_argument("new", help="CSV file or folder of them")
+    compare.set_defaults(command=_compare)
+    table = commands.add_parser("table", help="write the tables between the README's markers from the rows")
+    table.add_argument("--readme", default=str(README))
+    table.add_argument("--results", default=str(RESULTS))
+    table.add_argument("--check", action="store_true", help="write nothing; exit status 1 if they differ")
+    table.set_defaults(command=_table)
+    plot = commands.add_parser("plot", help="roofline and speed-up charts, PNG and SVG")
+    plot.add_argument("--results", default=str(RESULTS), help="folder with a folder of rows for each device")
+    plot.add_argument("--out", default=str(README.parent / "docs" / "figures"))
+    plot.set_defaults(command=_plot)
+    schedule = commands.add_parser("schedule", help="our GPU schedule beside Inductor's for each kernel workload")
+    schedule.add_argument("--only", default="", help="workloads whose names contain this")
+    schedule.add_argument("--dtype", default="bf16", choices=("bf16", "fp32", "fp16"))
+    schedule.add_argument("--ours-only", action="store_true", help="leave Inductor out, which takes longer")
+    schedule.set_defaults(command=_schedule)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit status: 0, 1 for a regression or a difference, 2 for a wrong request."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except (ValueError, RuntimeError) as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

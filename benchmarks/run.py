@@ -37,7 +37,7 @@ GRADIENT_SCALE = 1e-2
 
 
 @dataclass(frozen=True)
-class Plan:
+class Settings:
     """How a suite is run. ``budget_s`` is the time for each contender's timing; an empty ``dtypes`` means all of a
     case's; ``quick`` takes the cases of a quick round with their first type; ``cold`` measures compile times too,
     ``primed`` also those with caches that another function filled."""
@@ -66,36 +66,36 @@ class _Entry:
     timing: Timing | None = None
 
 
-def jobs(suite: str, plan: Plan) -> list[tuple[Case, str]]:
+def jobs(suite: str, settings: Settings) -> list[tuple[Case, str]]:
     """Cases with a type each, in the order of the suite. Raises ValueError for an unknown suite."""
     result = []
-    for case in cases_of(suite, plan.pattern, plan.device):
-        if plan.quick and not case.quick:
+    for case in cases_of(suite, settings.pattern, settings.device):
+        if settings.quick and not case.quick:
             continue
-        wanted = [d for d in case.dtypes if not plan.dtypes or d in plan.dtypes]
-        result += [(case, d) for d in (wanted[:1] if plan.quick else wanted)]
+        wanted = [d for d in case.dtypes if not settings.dtypes or d in settings.dtypes]
+        result += [(case, d) for d in (wanted[:1] if settings.quick else wanted)]
     return result
 
 
-def run_suite(suite: str, plan: Plan) -> Iterator[list[Row]]:
+def run_suite(suite: str, settings: Settings) -> Iterator[list[Row]]:
     """Rows of one case and type at a time. A case that can't even run eagerly gives a row that says so."""
-    for case, dtype in jobs(suite, plan):
-        yield run_job(case, dtype, plan)
+    for case, dtype in jobs(suite, settings):
+        yield run_job(case, dtype, settings)
 
 
-def run_job(case: Case, dtype: str, plan: Plan) -> list[Row]:
+def run_job(case: Case, dtype: str, settings: Settings) -> list[Row]:
     """One row a contender; rooffuse is always one of them."""
-    names = [n for n in plan.against if n != "rooffuse"] + ["rooffuse"]
+    names = [n for n in settings.against if n != "rooffuse"] + ["rooffuse"]
     try:
         if case.suite == "compile":
             from .compiling import compile_rows
 
-            return compile_rows(case, dtype, names, plan)
-        return _run_case(case, dtype, names, plan)
+            return compile_rows(case, dtype, names, settings)
+        return _run_case(case, dtype, names, settings)
     except Exception as error:
         log.debug("%s %s", case.name, dtype, exc_info=True)
         return [Row(case.suite, case.name, dtype, "eager", note=_failure(error),
-                    **context(plan.device))]  # type: ignore[arg-type]
+                    **context(settings.device))]  # type: ignore[arg-type]
 
 
 def _failure(error: BaseException) -> str:
@@ -103,8 +103,8 @@ def _failure(error: BaseException) -> str:
     return f"failed: {type(error).__name__}: {lines[0][:160]}"
 
 
-def _run_case(case: Case, dtype: str, names: Sequence[str], plan: Plan) -> list[Row]:
-    device = plan.device
+def _run_case(case: Case, dtype: str, names: Sequence[str], settings: Settings) -> list[Row]:
+    device = settings.device
     torch._dynamo.reset()
     fn, args = case.make(device, DTYPES[dtype])
     with torch.set_grad_enabled(case.training):
@@ -136,18 +136,18 @@ def _run_case(case: Case, dtype: str, names: Sequence[str], plan: Plan) -> list[
                 entry.note, entry.call = _failure(error), None
             entries.append(entry)
         del reference
-        timings = time_calls({e.name: e.call for e in entries if e.call is not None}, device, plan.budget_s)
+        timings = time_calls({e.name: e.call for e in entries if e.call is not None}, device, settings.budget_s)
     for entry in entries:
         entry.timing = timings.get(entry.name)
-        if plan.cold and entry.call is not None and entry.name != "eager":
-            entry.times = compile_times(case, dtype, entry.name, plan)
+        if settings.cold and entry.call is not None and entry.name != "eager":
+            entry.times = compile_times(case, dtype, entry.name, settings)
     return _rows(case, dtype, entries, floor, context(device))
 
 
-def compile_times(case: Case, dtype: str, name: str, plan: Plan) -> CompileTimes | None:
+def compile_times(case: Case, dtype: str, name: str, settings: Settings) -> CompileTimes | None:
     """Compile times in fresh processes; None, with a warning in the log, where that fails."""
     try:
-        return measure_cold(case.suite, case.name, dtype, plan.device, name, plan.primed)
+        return measure_cold(case.suite, case.name, dtype, settings.device, name, settings.primed)
     except (RuntimeError, subprocess.TimeoutExpired) as error:
         log.warning("%s", error)
         return None

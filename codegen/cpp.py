@@ -105,8 +105,10 @@ class NestPrinter(ColumnForm):
         if not self.nest.reduction and parallel:
             self._print_pointwise(parallel)
             return
+        computed: set[str] = set()
+        phases = self._print_invariant(computed)
         opened, _ = self._threads(parallel)
-        first = self.phases[0].body if not self.phases[0].sweep else ()
+        first = phases[0].body if not phases[0].sweep else ()
         levels = self._by_depth(first, self._rest)
         for name in sorted(self.held):
             row = prod(a.size for a in self.nest.reduction)
@@ -117,14 +119,46 @@ class NestPrinter(ColumnForm):
             if k < len(self._rest):
                 self.open(self._loop(self._rest[k]))
                 opened += 1
-        computed: set[str] = set()
-        for phase in self.phases[1 if first else 0:]:
+        for phase in phases[1 if first else 0:]:
             if phase.sweep:
                 self._print_sweep(phase, computed)
             else:
                 for stmt in phase.body:
                     self.add(self.line(stmt))
         self.close(opened)
+
+    def _print_invariant(self, computed: set[str]) -> list[Phase]:
+        """Print the leading sweeps that give every row the same, such as the norm of the vector that a matrix is
+        multiplied by, once and outside of all loops; returns the phases that remain."""
+        parallel = {a.symbol for a in self.nest.parallel}
+
+        def invariant(stmt: Stmt) -> bool:
+            if isinstance(stmt, Store):
+                return False
+            return not self.nest.scopes[stmt.value if isinstance(stmt, Reduce) else stmt.name] & parallel
+
+        phases = list(self.phases)
+        sweeps = [k for k, p in enumerate(phases) if p.sweep]
+        leading = 0
+        while leading < len(sweeps) and all(map(invariant, phases[sweeps[leading]].body)):
+            leading += 1
+        if not leading or not parallel or self.held:
+            return phases
+        last = sweeps[leading - 1]
+        left: list[Stmt] = []
+        for phase in phases[:last + 1]:
+            if phase.sweep:
+                self._print_sweep(phase, computed)
+                continue
+            for stmt in phase.body:
+                if invariant(stmt):
+                    self.add(self.line(stmt))
+                else:
+                    left.append(stmt)
+        rest = phases[last + 1:]
+        if rest and not rest[0].sweep:
+            return [Phase(False, (*left, *rest[0].body)), *rest[1:]]
+        return [Phase(False, tuple(left)), *rest] if left else rest
 
     def _print_pointwise(self, parallel: list[Axis]) -> None:
         lane = parallel[-1]
@@ -137,8 +171,9 @@ class NestPrinter(ColumnForm):
             if k < len(self._rest):
                 self.open(self._loop(self._rest[k]))
                 opened += 1
-        for low, high in self._pieces(lane):
-            self._decide(lane, low)
+        pieces = self._pieces(lane)
+        for low, high in pieces:
+            self._decide(lane, low, pieces)
             self.add("#pragma omp simd")
             if chunked:
                 first = "begin" if low == 0 else f"RF_MAX(begin, INT64_C({low}))"
@@ -170,19 +205,18 @@ class NestPrinter(ColumnForm):
                 found[stmt.name] = (at, stmt.op in ("lt", "le"))
         return found
 
-    def _pieces(self, lane: Axis) -> list[tuple[int, int]]:
+    def _pieces(self, lane: Axis, smallest: int = MIN_PIECE) -> list[tuple[int, int]]:
         """The lane axis cut where conditions change, so that no piece tests them: a concatenation becomes two loops."""
         cuts = sorted({at for at, _ in self._thresholds(lane).values() if 0 < at < lane.size})
         edges = [0, *cuts, lane.size]
-        if len(cuts) > MAX_CUTS or any(b - a < MIN_PIECE for a, b in pairwise(edges)):
+        if len(cuts) > MAX_CUTS or any(b - a < smallest for a, b in pairwise(edges)):
             return [(0, lane.size)]
         return list(pairwise(edges))
 
-    def _decide(self, lane: Axis, low: int) -> None:
+    def _decide(self, axis: Axis, low: int, pieces: list[tuple[int, int]]) -> None:
         """Fix the conditions that hold throughout the piece that begins at ``low``."""
-        pieces = self._pieces(lane)
         if len(pieces) > 1:
-            self._decided = {name: before == (low < at) for name, (at, before) in self._thresholds(lane).items()}
+            self._decided.update((n, before == (low < at)) for n, (at, before) in self._thresholds(axis).items())
 
     def _print_sweep(self, phase: Phase, computed: set[str]) -> None:
         """One pass over a row: accumulators, loops over the reduction axes, results."""
@@ -191,49 +225,60 @@ class NestPrinter(ColumnForm):
         for reduce in phase.reduces:
             self._declare_accumulator(reduce)
         blocked = axes[-1].size > SUM_BLOCK and any(r.op in ("sum", "prod") for r in phase.reduces)
-        levels = self._by_depth(body, axes)
-        opened = 0
-        for k, statements in enumerate(levels[:-1]):
-            for stmt in statements:
-                self.add(self.line(stmt))
-            if k < len(axes) - 1:
-                self.open(self._loop(axes[k]))
-                opened += 1
-        lane = axes[-1]
-        low, high = "0", str(lane.size)
+        self._sweep_loops(phase, axes, self._by_depth(body, axes), 0, blocked, computed)
+        for reduce in phase.reduces:
+            self._finish(reduce)
+
+    def _sweep_loops(self, phase: Phase, axes: list[Axis], levels: list[list[Stmt]], k: int, blocked: bool,
+                     computed: set[str]) -> None:
+        """The loops over ``axes[k:]``, each cut where conditions on its axis change."""
+        for stmt in levels[k]:
+            self.add(self.line(stmt))
+        axis, outside = axes[k], dict(self._decided)
+        if k == len(axes) - 1:
+            self._lane_loops(phase, axis, levels[-1], blocked, computed)
+            return
+        pieces = self._pieces(axis, smallest=1)
+        for low, high in pieces:
+            self._decide(axis, low, pieces)
+            self.open(f"for (int64_t {axis.symbol} = {low}; {axis.symbol} < {high}; ++{axis.symbol})")
+            self._sweep_loops(phase, axes, levels, k + 1, blocked, computed)
+            self.close()
+            self._decided = dict(outside)
+
+    def _lane_loops(self, phase: Phase, lane: Axis, body: list[Stmt], blocked: bool, computed: set[str]) -> None:
+        """The innermost loop over a row, in pieces, or in blocks whose partial sums keep float32's precision."""
+        blocks = [r for r in phase.reduces if blocked and r.op in ("sum", "prod")]
+        outside = dict(self._decided)
         if blocked:
             self.open(f"for (int64_t block = 0; block < {lane.size}; block += {SUM_BLOCK})")
-            opened += 1
-            low, high = "block", f"RF_MIN(block + {SUM_BLOCK}, INT64_C({lane.size}))"
-            for reduce in phase.reduces:
-                if reduce.op in ("sum", "prod"):
-                    start = self._start(reduce)
-                    self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name} = {start};")
+        for reduce in blocks:
+            self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name} = {self._start(reduce)};")
         clauses = self._clauses(phase.reduces, blocked)
-        for first, last in [(0, lane.size)] if blocked else self._pieces(lane):
-            if not blocked:
-                self._decide(lane, first)
-                low, high = str(first), str(last)
+        pieces = [(0, lane.size)] if blocked else self._pieces(lane)
+        for first, last in pieces:
+            low, high = str(first), str(last)
+            if blocked:
+                low, high = "block", f"RF_MIN(block + {SUM_BLOCK}, INT64_C({lane.size}))"
+            else:
+                self._decide(lane, first, pieces)
             if clauses is not None:
                 self.add("#pragma omp simd" + clauses)
             self.open(f"for (int64_t {lane.symbol} = {low}; {lane.symbol} < {high}; ++{lane.symbol})")
-            for stmt in levels[-1]:
+            for stmt in body:
                 if isinstance(stmt, Reduce):
                     self._accumulate(stmt, blocked)
-                else:
-                    self.add(self.line(stmt))
-                    if not isinstance(stmt, Store) and stmt.name in self.held and stmt.name not in self._read_back:
-                        self.add(f"held_{stmt.name}[{self._row_position()}] = {stmt.name};")
-                        computed.add(stmt.name)
+                    continue
+                self.add(self.line(stmt))
+                if not isinstance(stmt, Store) and stmt.name in self.held and stmt.name not in self._read_back:
+                    self.add(f"held_{stmt.name}[{self._row_position()}] = {stmt.name};")
+                    computed.add(stmt.name)
             self.close()
-        self._decided = {}
+            self._decided = dict(outside)
+        for reduce in blocks:
+            self.add(f"acc_{reduce.name} {'+' if reduce.op == 'sum' else '*'}= part_{reduce.name};")
         if blocked:
-            for reduce in phase.reduces:
-                if reduce.op in ("sum", "prod"):
-                    self.add(f"acc_{reduce.name} {'+' if reduce.op == 'sum' else '*'}= part_{reduce.name};")
-        self.close(opened)
-        for reduce in phase.reduces:
-            self._finish(reduce)
+            self.close()
 
     def _without_held(self, body: tuple[Stmt, ...], computed: set[str]) -> list[Stmt]:
         """The sweep's statements with held values read back, and without what only those needed."""

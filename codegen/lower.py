@@ -16,7 +16,7 @@ import torch
 from sympy import Expr, Integer
 from torch.fx import Graph, Node
 
-from . import lower_pointwise, lower_reductions, lower_special, lower_views
+from . import lower_contractions, lower_pointwise, lower_reductions, lower_special, lower_views
 from .builder import NestBuilder
 from .errors import NotLowerable
 from .fxinfo import dtype_of, numel_of, op_name, shape_of, span_of, strides_of, value_of
@@ -193,8 +193,26 @@ class NestLowering:
                 inner = unravel(position, reduction.sizes, b.ranges)
         else:
             inner = tuple(Integer(0) for _ in reduction.dims)
-        value = self.value(reduction.source, self._source_coords(reduction, coords, inner))
-        return b.rounded(lower_reductions.emit(b, reduction, value), dtype_of(node))
+        value = self._reduced_value(reduction, self._source_coords(reduction, coords, inner))
+        result = lower_reductions.emit(b, reduction, value)
+        bias = lower_contractions.addend(node)
+        if bias is not None:
+            result = self._with_addend(result, coords, *bias)
+        return b.rounded(result, dtype_of(node))
+
+    def _reduced_value(self, reduction: Reduction, coords: Coords) -> str:
+        if reduction.source is not None:
+            return self.value(reduction.source, coords)
+        dtype = dtype_of(reduction.node)
+        places = zip(lower_contractions.factors(reduction.node), lower_contractions.factor_coords(coords))
+        return self.builder.compute("mul", *[self.builder.cast(self.value(f, c), dtype) for f, c in places])
+
+    def _with_addend(self, product: str, coords: Coords, bias: Node, beta: float, alpha: float) -> str:
+        b = self.builder
+        dtype = b.dtypes[product]
+        added = b.cast(self.value(bias, lower_views.broadcast_coords(coords, shape_of(bias))), dtype)
+        return b.compute("add", b.compute("mul", product, b.const(alpha, dtype)),
+                         b.compute("mul", added, b.const(beta, dtype)))
 
     @staticmethod
     def _source_coords(reduction: Reduction, coords: Coords, inner: Coords) -> Coords:
@@ -203,7 +221,7 @@ class NestLowering:
             return tuple(along.get(d, c) for d, c in enumerate(coords))
         rest = iter(coords)
         return tuple(along[d] if d in along else next(rest)
-                     for d in range(len(shape_of(reduction.source))))
+                     for d in range(len(reduction.shape)))
 
 
 @dataclass
@@ -265,7 +283,7 @@ def _spread(start: Node, coords: Coords, inside: set[Node], ranges: dict, axes: 
         for user in node.users:
             if user not in inside or not isinstance(value_of(user), torch.Tensor):
                 continue
-            if is_reduction(user) and user.args[0] is node:
+            if is_reduction(user) and reduction_of(user).source is node:
                 reduction = reduction_of(user)
                 kept = tuple((Integer(0) if reduction.keepdim else None) if d in reduction.dims else c
                              for d, c in enumerate(here))
@@ -282,8 +300,9 @@ def _spread(start: Node, coords: Coords, inside: set[Node], ranges: dict, axes: 
                 learn(source, lower_views.broadcast_coords(here, shape_of(source)))
         elif is_reduction(node):
             reduction = reduction_of(node)
-            if tuple(s for s in reduction.sizes if s != 1) == reduced_sizes and not any(
-                    s in reduction_symbols for c in here for s in c.free_symbols):
+            inside_row = any(s in reduction_symbols for c in here for s in c.free_symbols)
+            same = tuple(s for s in reduction.sizes if s != 1) == reduced_sizes
+            if reduction.source is not None and same and not inside_row:
                 symbols = iter(reduction_symbols)
                 inner = tuple(next(symbols) if s != 1 else Integer(0) for s in reduction.sizes)
                 learn(reduction.source, NestLowering._source_coords(reduction, here, inner))
@@ -307,17 +326,19 @@ def _ancestors(node: Node, buffers: dict[Node, str]) -> list[Node]:
 
 def _reduced_elements(node: Node, buffers: dict[Node, str]) -> int:
     """Elements that go into the widest reduction that ``node`` needs; 0 if it needs none."""
-    return max((numel_of(n.args[0]) for n in _ancestors(node, buffers)
+    return max((prod(reduction_of(n).shape) for n in _ancestors(node, buffers)
                 if is_reduction(n) and reduction_of(n).count > 1), default=0)
 
 
 def _open_nest(target: Node, inside: set[Node], buffers: dict[Node, str], eager_rounding: bool) -> _OpenNest:
     reductions = [n for n in _ancestors(target, buffers) if is_reduction(n) and reduction_of(n).count > 1]
     if reductions:
-        hero = max(reductions, key=lambda n: numel_of(n.args[0]))
+        hero = max(reductions, key=lambda n: prod(reduction_of(n).shape))
         reduction = reduction_of(hero)
-        start = reduction.source
-        axes, coords = _axes(shape_of(start), reduction.dims)
+        axes, coords = _axes(reduction.shape, reduction.dims)
+        start = reduction.source or hero
+        if reduction.source is None:
+            coords = tuple(c for d, c in enumerate(coords) if d not in reduction.dims)
     else:
         start = target
         axes, coords = _axes(shape_of(start), ())

@@ -11,6 +11,7 @@ from .builder import NestBuilder
 from .errors import NotLowerable
 from .fxinfo import argument, dtype_of, op_name, reduced_dims, shape_of
 from .ir import compute_dtype
+from .lower_contractions import is_contraction, product_shape
 
 #: operator -> IR reduction
 REDUCTION_OPS = {"sum": "sum", "mean": "sum", "prod": "prod", "amax": "max", "amin": "min", "max": "max", "min": "min",
@@ -19,10 +20,12 @@ REDUCTION_OPS = {"sum": "sum", "mean": "sum", "prod": "prod", "amax": "max", "am
 
 @dataclass(frozen=True)
 class Reduction:
-    """``op`` of ``source`` over ``dims``; ``kept`` of its output dimensions stand for the dimensions that remain."""
+    """``op`` over the dimensions ``dims`` of a space of ``shape``: the elements of ``source``, or, where that is None,
+    the products of a contraction."""
 
     node: Node
-    source: Node
+    source: Node | None
+    shape: tuple[int, ...]
     op: str
     dims: tuple[int, ...]
     keepdim: bool
@@ -30,8 +33,7 @@ class Reduction:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Sizes of the reduced dimensions."""
-        shape = shape_of(self.source)
-        return tuple(shape[d] for d in self.dims)
+        return tuple(self.shape[d] for d in self.dims)
 
     @property
     def count(self) -> int:
@@ -43,7 +45,7 @@ def is_reduction(node: Node) -> bool:
     """Whether ``node`` is a reduction that lowers to ``Reduce``."""
     name = op_name(node)
     if name not in REDUCTION_OPS:
-        return False
+        return is_contraction(node)
     if name in ("max", "min"):  # max.dim gives two results and max.other is elementwise
         return node.target._overloadname == "default"
     return True
@@ -51,13 +53,15 @@ def is_reduction(node: Node) -> bool:
 
 def reduction_of(node: Node) -> Reduction:
     """The parts of a reduction node; raises NotLowerable for reductions of nothing."""
+    if is_contraction(node):
+        return Reduction(node, None, product_shape(node), "sum", (2,), False)
     source = node.args[0]
     rank = len(shape_of(source))
     dims = reduced_dims(argument(node, 1, "dim"), rank)
     keepdim = bool(argument(node, 2, "keepdim", False))
     if op_name(node) in ("max", "min", "prod", "any", "all") and node.target._overloadname == "default":
         dims, keepdim = tuple(range(rank)), False
-    result = Reduction(node, source, REDUCTION_OPS[op_name(node)], dims, keepdim)
+    result = Reduction(node, source, shape_of(source), REDUCTION_OPS[op_name(node)], dims, keepdim)
     if result.count == 0:
         raise NotLowerable(f"{node.name} reduces no elements")
     return result

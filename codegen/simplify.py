@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 
 from sympy import Expr, Integer, Symbol
 
@@ -79,24 +80,28 @@ def order_axes(nest: Nest) -> Nest:
     """
     positional = any(isinstance(s, Reduce) and s.op.startswith("arg") for s in nest.body)
 
-    def strides(statements: list[Expr]) -> dict[Symbol, int]:
+    def elements(index: Expr) -> int:
+        return prod(nest.ranges[s] for s in index.free_symbols if s in nest.ranges)
+
+    def strides(indices: list[Expr]) -> dict[Symbol, int]:
         result: dict[Symbol, int] = {}
-        for expr in statements:
+        for expr in indices:
             for axis, coefficient in affine(expr)[0].items():
                 result.setdefault(axis, abs(coefficient))
         return result
 
     def widest_first(indices: list[Expr]) -> list[Expr]:
-        return sorted(indices, key=lambda e: -len(e.free_symbols))
+        return sorted(indices, key=elements, reverse=True)
 
-    stores = strides(widest_first([s.index for s in nest.body if isinstance(s, Store)]))
-    loads = strides(widest_first([s.index for s in nest.body if isinstance(s, Load)]))
-    both_parallel = {**loads, **stores}
-    parallel = sorted(nest.parallel, key=lambda a: -both_parallel.get(a.symbol, 0))
+    stores = widest_first([s.index for s in nest.body if isinstance(s, Store)])
+    loads = widest_first([s.index for s in nest.body if isinstance(s, Load)])
+    both = {**strides(loads), **strides(stores)}
+    parallel = sorted(nest.parallel, key=lambda a: -both.get(a.symbol, 0))
     reduction = list(nest.reduction)
     if not positional:
-        both = {**stores, **loads}
-        reduction.sort(key=lambda a: -both.get(a.symbol, 0))
+        # An axis along which the widest load stands still is no place for vector lanes: it goes outside.
+        widest = strides(loads[:1])
+        reduction.sort(key=lambda a: -widest.get(a.symbol, 1 << 62))
     return Nest((*parallel, *reduction), nest.body)
 
 

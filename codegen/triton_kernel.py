@@ -51,6 +51,15 @@ def _memory_along_rows(nest: Nest) -> bool:
     return along >= across
 
 
+def _shares_rows(nest: Nest) -> bool:
+    """Whether some load is the same for all rows, such as a vector that multiplies each: several rows share it."""
+    row = {a.symbol for a in nest.reduction}
+    whole = {a.symbol for a in nest.axes}
+    scopes = [nest.scopes[s.name] & whole for s in nest.body if isinstance(s, Load)]
+    return any(s and s <= row for s in scopes) and any(s >= row and s - row for s in scopes) and not any(
+        isinstance(s, Store) and nest.store_scope(s) & row for s in nest.body)
+
+
 def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
     """Tile sizes from the work: enough programs to fill the device, 16 bytes a thread and access, rows in registers.
 
@@ -70,7 +79,8 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
     if _memory_along_rows(nest):
         if full <= PERSISTENT_ROW:
             xblock = 1
-            while xblock * full < 1024 and rows // (2 * xblock) >= programs_wanted:
+            wanted = 8192 if _shares_rows(nest) else 1024
+            while xblock * full < wanted and rows // (2 * xblock) >= programs_wanted:
                 xblock *= 2
             warps = max(1, min(MAX_WARPS, xblock * full // 512))
             return Tile(xblock, full, True, warps, -(-rows // xblock))
@@ -201,12 +211,15 @@ class NestPrinter(TritonStatements):
     def _row_mask(self) -> list[str]:
         return ([self.name("rmask")] if self.mask_r else []) + ([self.name("xmask")] if self.mask_x else [])
 
-    def _tile_value(self, reduce: Reduce, text: str) -> str:
+    def _tile_value(self, reduce: Reduce, text: str, looped: bool = False) -> str:
         """A value spread over the whole tile, with the neutral element where the tile reaches over the edge."""
         if reduce.op in ("any", "all"):
             text = f"{text}.to(tl.int32)"
-        full = f"tl.broadcast_to({text}, [{self.tile.xblock}, {self.tile.rblock}])"
-        masks = self._row_mask()
+        same = not self.nest.scopes[reduce.value] - self.reduction  # the same for all rows: reduced once
+        full = f"tl.broadcast_to({text}, [{1 if same and not looped else self.tile.xblock}, {self.tile.rblock}])"
+        masks = self._row_mask()[:1 if same and not looped and self.mask_r else None]
+        if same and not looped and not self.mask_r:
+            masks = []
         return f"tl.where({' & '.join(masks)}, {full}, {self._start(reduce)})" if masks else full
 
     def _reduce_tile(self, reduce: Reduce, value: str, deeper: int, accumulated: bool = False) -> None:
@@ -228,7 +241,7 @@ class NestPrinter(TritonStatements):
                 self.add(f"{name} = {name} != 0", deeper)
 
     def _accumulate(self, reduce: Reduce) -> None:
-        acc, value = self.name("acc_" + reduce.name), self._tile_value(reduce, self.name(reduce.value))
+        acc, value = self.name("acc_" + reduce.name), self._tile_value(reduce, self.name(reduce.value), looped=True)
         if reduce.op == "sum":
             self.add(f"{acc} += {value}", 1)
         elif reduce.op.startswith("arg"):

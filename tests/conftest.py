@@ -1,4 +1,5 @@
 """Fixtures for the whole test tree: golden files, and a kernel cache that no other run has filled."""
+
 from __future__ import annotations
 
 import os

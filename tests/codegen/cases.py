@@ -1,4 +1,5 @@
 """Functions that lower to one kernel, with inputs: the shapes of work that the generator knows, at awkward sizes."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -34,6 +35,7 @@ CASES: list[Case] = []
 
 def case(name: str, fn: Callable[..., Any], *shapes: Any, heavy: bool = False) -> None:
     """Inputs are given as shapes of normal numbers, or as functions that make a tensor."""
+
     def make() -> list[Tensor]:
         return [torch.randn(s) if isinstance(s, tuple) else s() for s in shapes]
 
@@ -86,8 +88,11 @@ for n in (7, 33, 300):
     case(f"column_with_row_weight_{n}", lambda x, w: x.sum(0) * w.sum(), (n, 16), (n,))
 case("sum_to_scalar_of_three", lambda x: x.sum(), (3, 5, 7))
 case("cross_row_and_total", lambda x: (x.sum(-1), (x * x).sum(-1)), (9, 40))
-case("masked_softmax", lambda x: F.softmax(x.masked_fill(torch.ones(13, 13).triu(1).bool(), float("-inf")), -1),
-     (2, 13, 13))
+case(
+    "masked_softmax",
+    lambda x: F.softmax(x.masked_fill(torch.ones(13, 13).triu(1).bool(), float("-inf")), -1),
+    (2, 13, 13),
+)
 case("residual_rms_norm", rms_norm, (6, 64), (6, 64), (64,))
 case("rope", rope, (2, 3, 5, 16), (5, 16), (5, 16))
 case("constants_with_their_sum", lambda x: (torch.zeros_like(x), torch.zeros_like(x).sum(0)), (5, 40))
@@ -127,9 +132,12 @@ case("scalar_and_row", lambda x, y: x * y + y.sum(), (), (9,))
 
 # layouts
 _LAYOUTS: dict[str, Callable[[], Tensor]] = {
-    "transposed": lambda: torch.randn(19, 33).t(), "expanded": lambda: torch.randn(1, 19).expand(33, 19),
-    "stepped": lambda: torch.randn(99, 40)[1::3, 2::2], "misaligned": lambda: torch.randn(800)[3:3 + 33 * 19].view(33, 19),
-    "column_of_one": lambda: torch.randn(33, 1).expand(33, 19)}
+    "transposed": lambda: torch.randn(19, 33).t(),
+    "expanded": lambda: torch.randn(1, 19).expand(33, 19),
+    "stepped": lambda: torch.randn(99, 40)[1::3, 2::2],
+    "misaligned": lambda: torch.randn(800)[3 : 3 + 33 * 19].view(33, 19),
+    "column_of_one": lambda: torch.randn(33, 1).expand(33, 19),
+}
 for layout, make in _LAYOUTS.items():
     case(f"{layout}_softmax", lambda x: F.softmax(x, -1), make)
     case(f"{layout}_column_sum", lambda x: (x * x).sum(0), make)
@@ -147,13 +155,21 @@ for dtype in FLOATS:
 for dtype in INTEGERS:
     kind = str(dtype)[6:]
     low = 0 if dtype == torch.uint8 else -100
-    case(f"pointwise_{kind}", lambda x, y: (x * y + x, x // y, x % y, x & y, x > y),
-         integers(100, 5, 33, low=low, dtype=dtype), integers(9, 5, 33, low=1, dtype=dtype))
+    case(
+        f"pointwise_{kind}",
+        lambda x, y: (x * y + x, x // y, x % y, x & y, x > y),
+        integers(100, 5, 33, low=low, dtype=dtype),
+        integers(9, 5, 33, low=1, dtype=dtype),
+    )
     case(f"sum_{kind}", lambda x: (x.sum(-1), x.amax(-1), x.amin(-1)), integers(100, 5, 33, low=low, dtype=dtype))
     case(f"arg_{kind}", lambda x: (x.argmax(-1), x.argmin(-1)), integers(100, 5, 33, low=low, dtype=dtype))
     case(f"to_float_{kind}", lambda x: x.float() / 3, integers(100, 5, 33, low=low, dtype=dtype))
-case("truth", lambda x, y: (x & y, x | y, x ^ y, ~x), integers(2, 5, 9, dtype=torch.bool),
-     integers(2, 5, 9, dtype=torch.bool))
+case(
+    "truth",
+    lambda x, y: (x & y, x | y, x ^ y, ~x),
+    integers(2, 5, 9, dtype=torch.bool),
+    integers(2, 5, 9, dtype=torch.bool),
+)
 case("truth_reduced", lambda x: (x.any(-1), x.all(-1), x.sum(-1)), integers(2, 9, 3, dtype=torch.bool))
 
 BY_NAME = {c.name: c for c in CASES}

@@ -1,4 +1,5 @@
 """Runs one kernel three ways - reference interpreter, C++, Triton's interpreter - on guarded and poisoned memory."""
+
 from __future__ import annotations
 
 import ctypes
@@ -26,8 +27,12 @@ GUARD, POISON = 256, 0xFD
 
 #: What a correct kernel may differ from eager execution by: relative and absolute, by type. The sum of a long row in
 #: another order moves the last digits of float32; bfloat16 and float16 are rounded once where eager rounds more often.
-TOLERANCE = {torch.float64: (1e-10, 1e-10), torch.float32: (1e-4, 1e-4), torch.bfloat16: (2e-2, 2e-2),
-             torch.float16: (3e-3, 3e-3)}
+TOLERANCE = {
+    torch.float64: (1e-10, 1e-10),
+    torch.float32: (1e-4, 1e-4),
+    torch.bfloat16: (2e-2, 2e-2),
+    torch.float16: (3e-3, 3e-3),
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Lowered:
 
 def lower(fn: Callable[..., Any], *inputs: Tensor, eager_rounding: bool = False) -> Lowered:
     """``fn`` as a single kernel; its graph goes through the passes first. Raises NotLowerable if it needs several."""
+
     def flat(*args: Tensor) -> tuple[Tensor, ...]:
         result = fn(*args)
         return tuple(result) if isinstance(result, tuple | list) else (result,)
@@ -70,7 +76,7 @@ class Memory:
 
     def flat(self, buffer: Buffer) -> Tensor:
         if buffer.name in self.blocks:
-            return self.blocks[buffer.name][GUARD:GUARD + buffer.size * buffer.dtype.itemsize].view(buffer.dtype)
+            return self.blocks[buffer.name][GUARD : GUARD + buffer.size * buffer.dtype.itemsize].view(buffer.dtype)
         return flat_view(self.inputs[self.lowered.group.inputs[buffer.name]], buffer.size)
 
     def all_flat(self) -> list[Tensor]:

@@ -1,4 +1,5 @@
 """The cache of compiled kernels: damaged entries, several processes, no second compilation."""
+
 from __future__ import annotations
 
 import logging
@@ -41,9 +42,16 @@ def test_another_source_is_another_entry(tmp_path: Path) -> None:
     assert compile_library(SOURCE % 2, cache) != compile_library(SOURCE % 3, cache)
 
 
-@pytest.mark.parametrize("damage", [lambda p: p.write_bytes(p.read_bytes()[:100]), lambda p: p.write_bytes(b""),
-                                    lambda p: p.unlink(), lambda p: Path(f"{p}.sha256").unlink()],
-                         ids=["cut", "emptied", "deleted", "without checksum"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda p: p.write_bytes(p.read_bytes()[:100]),
+        lambda p: p.write_bytes(b""),
+        lambda p: p.unlink(),
+        lambda p: Path(f"{p}.sha256").unlink(),
+    ],
+    ids=["cut", "emptied", "deleted", "without checksum"],
+)
 def test_damaged_entry_is_built_again(damage, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     compiler, log = counting_compiler(tmp_path)
     cache = DiskCache(tmp_path / "cache")
@@ -59,13 +67,19 @@ def test_damaged_entry_is_built_again(damage, tmp_path: Path, caplog: pytest.Log
 
 def test_processes_that_ask_at_once_compile_once(tmp_path: Path) -> None:
     compiler, log = counting_compiler(tmp_path, seconds=0.5)
-    code = (f"from pathlib import Path; from rooffuse.codegen.cache import DiskCache\n"
-            f"from rooffuse.codegen.build_cpp import compile_library, load_library\n"
-            f"print('ready', flush=True); input()\n"
-            f"p = compile_library({SOURCE % 5!r}, DiskCache(Path({str(tmp_path / 'cache')!r})), {str(compiler)!r})\n"
-            f"assert load_library(p).rooffuse_run(0, 0, None) == 5")
-    workers = [subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                env=dict(os.environ)) for _ in range(2)]
+    code = (
+        f"from pathlib import Path; from rooffuse.codegen.cache import DiskCache\n"
+        f"from rooffuse.codegen.build_cpp import compile_library, load_library\n"
+        f"print('ready', flush=True); input()\n"
+        f"p = compile_library({SOURCE % 5!r}, DiskCache(Path({str(tmp_path / 'cache')!r})), {str(compiler)!r})\n"
+        f"assert load_library(p).rooffuse_run(0, 0, None) == 5"
+    )
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ)
+        )
+        for _ in range(2)
+    ]
     for worker in workers:
         assert worker.stdout is not None and worker.stdout.readline() == "ready\n"
     for worker in workers:

@@ -1,4 +1,5 @@
 """What three well-known kernels look like: loop IR, C++ and Triton. ``pytest --update-golden`` writes them anew."""
+
 from __future__ import annotations
 
 import os
@@ -21,7 +22,7 @@ def texts(case: str) -> str:
     """IR, C++ function and the Triton function without its module's prelude."""
     kernel = lower(BY_NAME[case].fn, *BY_NAME[case].inputs()).group.kernel
     triton = print_kernel(kernel, programs_wanted=264).text
-    return "\n\n".join([str(kernel), print_function(kernel, "kernel"), triton[triton.index("def kernel("):]])
+    return "\n\n".join([str(kernel), print_function(kernel, "kernel"), triton[triton.index("def kernel(") :]])
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -31,13 +32,18 @@ def test_kernel_is_as_recorded(name: str, golden: Callable[[str, str], None]) ->
 
 def test_output_is_the_same_in_every_process() -> None:
     """Cache keys are made of these texts: no set's order may get into them."""
-    code = ("from tests.codegen.test_golden import KERNELS, texts\n"
-            "from tests.codegen.cases import BY_NAME\n"
-            "print('\\n'.join(texts(n) for n in [*KERNELS.values(), 'statistics_31', 'concat', 'two_sizes', 'index_two']))")
+    code = (
+        "from tests.codegen.test_golden import KERNELS, texts\n"
+        "from tests.codegen.cases import BY_NAME\n"
+        "print('\\n'.join(texts(n) for n in [*KERNELS.values(), 'statistics_31', 'concat', 'two_sizes', 'index_two']))"
+    )
     root = str(Path(__file__).parents[2])
     found = []
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": root}
-        found.append(subprocess.run([sys.executable, "-c", code], env=environment, cwd=root, capture_output=True,
-                                    text=True, check=True).stdout)
+        found.append(
+            subprocess.run(
+                [sys.executable, "-c", code], env=environment, cwd=root, capture_output=True, text=True, check=True
+            ).stdout
+        )
     assert found[0] == found[1] and len(found[0]) > 1000

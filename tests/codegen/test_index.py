@@ -1,4 +1,5 @@
 """Index arithmetic against brute force: every simplification holds at every point of the axes."""
+
 from __future__ import annotations
 
 from itertools import product
@@ -132,8 +133,9 @@ def test_affine_parts_add_up(expr: Expr, ranges: dict) -> None:
         assert total == evaluate(expr, point)
 
 
-@pytest.mark.parametrize("expr, n, expected", [
-    (4 * X + Y, 4, X), (4 * X + Y + 8, 4, X + 2), (12 * X + 3 * Y, 12, X), (Y, 4, Integer(0))])
+@pytest.mark.parametrize(
+    "expr, n, expected", [(4 * X + Y, 4, X), (4 * X + Y + 8, 4, X + 2), (12 * X + 3 * Y, 12, X), (Y, 4, Integer(0))]
+)
 def test_divisions_that_vanish(expr: Expr, n: int, expected: Expr) -> None:
     """With ``p1 < 4`` nothing of the division is left."""
     assert floordiv(expr, n, {X: 100, Y: 4}) == expected

@@ -1,4 +1,5 @@
 """Every kernel shape through three back ends, against eager execution, on poisoned and guarded memory."""
+
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +12,9 @@ from .cases import BY_NAME, CASES
 from .kernels import CppUnit, Lowered, assert_same, lower, run_interpreter, run_triton
 
 # Triton's interpreter divides by what lies behind the mask, too.
-pytestmark = pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning",
-                                        "ignore:invalid value:RuntimeWarning", "ignore:overflow:RuntimeWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:divide by zero:RuntimeWarning", "ignore:invalid value:RuntimeWarning", "ignore:overflow:RuntimeWarning"
+)
 
 NAMES = [c.name for c in CASES]
 UNIT_SIZE = 40
@@ -31,7 +33,7 @@ def lowered() -> dict[str, Lowered]:
 @pytest.fixture(scope="module")
 def units(lowered: dict[str, Lowered], cache: DiskCache) -> dict[str, CppUnit]:
     """The C++ library that holds each case; two compilers run at a time."""
-    parts = [NAMES[k:k + UNIT_SIZE] for k in range(0, len(NAMES), UNIT_SIZE)]
+    parts = [NAMES[k : k + UNIT_SIZE] for k in range(0, len(NAMES), UNIT_SIZE)]
     with ThreadPoolExecutor(2) as pool:
         built = list(pool.map(lambda names: CppUnit({n: lowered[n] for n in names}, cache), parts))
     return {name: unit for names, unit in zip(parts, built) for name in names}
@@ -55,8 +57,17 @@ def test_triton(name: str, lowered: dict[str, Lowered], cache: DiskCache) -> Non
     assert_same(run_triton(lowered[name], inputs, cache), BY_NAME[name].fn(*inputs))
 
 
-@pytest.mark.parametrize("name", ["softmax_row_20011", "layer_norm_20011", "argmax_row_20011", "statistics_20011",
-                                  "softmax_column_4097", "argmin_column_4097"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "softmax_row_20011",
+        "layer_norm_20011",
+        "argmax_row_20011",
+        "statistics_20011",
+        "softmax_column_4097",
+        "argmin_column_4097",
+    ],
+)
 def test_triton_long_rows(name: str, lowered: dict[str, Lowered], cache: DiskCache) -> None:
     """Rows beyond what stays in registers are swept in a loop."""
     inputs = BY_NAME[name].inputs()
@@ -86,6 +97,7 @@ def test_gather_out_of_range_is_reported(cache: DiskCache) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_rounding_of_every_operator_can_be_kept(dtype: torch.dtype, cache: DiskCache) -> None:
     """With eager rounding a chain gives eager's very bits; without it, a value nearer to the exact one."""
+
     def chain(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return ((x + y) * x - y) * 3 + x
 

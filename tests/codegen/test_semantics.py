@@ -2,6 +2,7 @@
 
 Each test compiles many calls as one function, so that one C++ build serves them, and names those that differ.
 """
+
 from __future__ import annotations
 
 import math
@@ -14,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 INF, NAN = math.inf, math.nan
-SPECIAL = torch.tensor([0.0, -0.0, 1.0, -1.0, NAN, INF, -INF, 0.5, -0.5, 1.5, 2.5, -2.5, 3.7, -3.7, 1e10, -1e10, 2.0, 3.0,
-                        127.5, -128.7])
+SPECIAL = torch.tensor(
+    [0.0, -0.0, 1.0, -1.0, NAN, INF, -INF, 0.5, -0.5, 1.5, 2.5, -2.5, 3.7, -3.7, 1e10, -1e10, 2.0, 3.0, 127.5, -128.7]
+)
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -46,10 +48,14 @@ def check(calls: Sequence[Call], **options: Any) -> None:
 
     torch._dynamo.reset()
     arguments = [a for _, _, a in calls]
-    compiled = torch.compile(function, backend="rooffuse", fullgraph=True,
-                             options={"strict": True, "verify": True, **options})
-    wrong = [f"{name}: {d}" for (name, _, _), ours, eager in zip(calls, compiled(arguments), function(arguments))
-             if (d := differences(ours, eager))]
+    compiled = torch.compile(
+        function, backend="rooffuse", fullgraph=True, options={"strict": True, "verify": True, **options}
+    )
+    wrong = [
+        f"{name}: {d}"
+        for (name, _, _), ours, eager in zip(calls, compiled(arguments), function(arguments))
+        if (d := differences(ours, eager))
+    ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -75,16 +81,23 @@ def test_special_values_of_binary_functions(dtype: torch.dtype) -> None:
 def test_division_with_remainder_of_floats(dtype: torch.dtype) -> None:
     some = SPECIAL[SPECIAL.abs().nan_to_num(0) < 1e9].to(dtype)
     x, y = some[:, None], some[None]
-    check([(name, getattr(torch, name), [x, y]) for name in ("fmod", "remainder", "floor_divide")]
-          + [(f"div {mode}", lambda a, b, m=mode: torch.div(a, b, rounding_mode=m), [x, y]) for mode in ("floor", "trunc")]
-          + [(f"by {s}", lambda a, s=s: (a // s, a % s, torch.fmod(a, s)), [some]) for s in (2, -0.3, 0.7)])
+    check(
+        [(name, getattr(torch, name), [x, y]) for name in ("fmod", "remainder", "floor_divide")]
+        + [
+            (f"div {mode}", lambda a, b, m=mode: torch.div(a, b, rounding_mode=m), [x, y])
+            for mode in ("floor", "trunc")
+        ]
+        + [(f"by {s}", lambda a, s=s: (a // s, a % s, torch.fmod(a, s)), [some]) for s in (2, -0.3, 0.7)]
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_powers(dtype: torch.dtype) -> None:
     x = SPECIAL.to(dtype)
-    check([(f"x ** {s}", lambda a, s=s: a ** s, [x]) for s in (0, 1, 2, 3, 0.5, -0.5, -1, -2, 4, 2.5, -3)]
-          + [(f"{s} ** x", lambda a, s=s: s ** a, [x]) for s in (0, 1, 2, 0.5, -1)])
+    check(
+        [(f"x ** {s}", lambda a, s=s: a**s, [x]) for s in (0, 1, 2, 3, 0.5, -0.5, -1, -2, 4, 2.5, -3)]
+        + [(f"{s} ** x", lambda a, s=s: s**a, [x]) for s in (0, 1, 2, 0.5, -1)]
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -92,17 +105,32 @@ def test_activations_and_limits(dtype: torch.dtype) -> None:
     x = SPECIAL.to(dtype)
     names = """relu6 hardtanh hardswish hardsigmoid softplus elu silu mish leaky_relu logsigmoid celu selu softsign
     tanhshrink softshrink hardshrink""".split()
-    check([(n, getattr(F, n), [x]) for n in names] + [
-        ("gelu", F.gelu, [x[x != INF]]), ("gelu tanh", lambda a: F.gelu(a, approximate="tanh"), [x]),
-        ("threshold", lambda a: F.threshold(a, 0.1, 3.0), [x]), ("clamp", lambda a: a.clamp(-1, 1), [x]),
-        ("clamp nan", lambda a: a.clamp(min=NAN), [x]), ("clamp tensors", lambda a: a.clamp(a.flip(0), a), [x]),
-        ("round decimals", lambda a: torch.round(a, decimals=1), [x[7:14]])])
+    check(
+        [(n, getattr(F, n), [x]) for n in names]
+        + [
+            ("gelu", F.gelu, [x[x != INF]]),
+            ("gelu tanh", lambda a: F.gelu(a, approximate="tanh"), [x]),
+            ("threshold", lambda a: F.threshold(a, 0.1, 3.0), [x]),
+            ("clamp", lambda a: a.clamp(-1, 1), [x]),
+            ("clamp nan", lambda a: a.clamp(min=NAN), [x]),
+            ("clamp tensors", lambda a: a.clamp(a.flip(0), a), [x]),
+            ("round decimals", lambda a: torch.round(a, decimals=1), [x[7:14]]),
+        ]
+    )
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_zero_keeps_its_sign(dtype: torch.dtype) -> None:
     zeros = torch.tensor([0.0, -0.0] * 20, dtype=dtype)
-    functions = [torch.neg, torch.relu, torch.abs, torch.floor, torch.sqrt, lambda a: a * -1, lambda a: a.to(torch.float64)]
+    functions = [
+        torch.neg,
+        torch.relu,
+        torch.abs,
+        torch.floor,
+        torch.sqrt,
+        lambda a: a * -1,
+        lambda a: a.to(torch.float64),
+    ]
     torch._dynamo.reset()
     compiled = torch.compile(lambda a: [f(a) for f in functions], backend="rooffuse")
     for k, (ours, function) in enumerate(zip(compiled(zeros), functions)):
@@ -112,7 +140,19 @@ def test_zero_keeps_its_sign(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_reductions_with_nan_and_infinity(dtype: torch.dtype) -> None:
     x = SPECIAL.to(dtype)
-    rows = [x[:4], x[:4].flip(0), x[5:7], x[[2, 3, 7]], x[[5, 2]], x[[6, 3]], x[[0]], x[[4]], x[[5, 5]], x[[6, 6]], x[[2, 4, 5]]]
+    rows = [
+        x[:4],
+        x[:4].flip(0),
+        x[5:7],
+        x[[2, 3, 7]],
+        x[[5, 2]],
+        x[[6, 3]],
+        x[[0]],
+        x[[4]],
+        x[[5, 5]],
+        x[[6, 6]],
+        x[[2, 4, 5]],
+    ]
     names = "sum prod amax amin argmax argmin any all max min mean var".split()
     calls = [(f"{n} {r.tolist()}", getattr(torch, n), [r]) for n in names for r in rows if n != "var" or len(r) > 1]
     calls += [(f"logsumexp {r.tolist()}", lambda a: torch.logsumexp(a, 0), [r]) for r in rows]
@@ -131,11 +171,19 @@ def test_integer_arithmetic(dtype: torch.dtype) -> None:
     logical_xor""".split()
     calls: list[Call] = [(n, getattr(torch, n), [column, row]) for n in names]
     calls += [(n, getattr(torch, n), [dividend, divisor]) for n in ("fmod", "remainder", "floor_divide", "div")]
-    calls += [(f"div {m}", lambda a, b, m=m: torch.div(a, b, rounding_mode=m), [dividend, divisor])
-              for m in ("floor", "trunc")]
+    calls += [
+        (f"div {m}", lambda a, b, m=m: torch.div(a, b, rounding_mode=m), [dividend, divisor])
+        for m in ("floor", "trunc")
+    ]
     exponents = torch.tensor([0, 1, 2, 3, 7, 31], dtype=dtype)[None]
-    calls += [("pow", torch.pow, [column, exponents]), ("not", torch.bitwise_not, [x]), ("abs", torch.abs, [x]),
-              ("sign", torch.sign, [x]), ("square", torch.square, [x]), ("x * x * x + x", lambda a: a * a * a + a, [x])]
+    calls += [
+        ("pow", torch.pow, [column, exponents]),
+        ("not", torch.bitwise_not, [x]),
+        ("abs", torch.abs, [x]),
+        ("sign", torch.sign, [x]),
+        ("square", torch.square, [x]),
+        ("x * x * x + x", lambda a: a * a * a + a, [x]),
+    ]
     calls += [(f"x {s}", lambda a, s=s: (a + s, a * s, a < s, a == s, a - s), [x]) for s in (2, 3, 2.5, -1)]
     calls += [(f"{s} ** x", lambda a, s=s: torch.pow(s, a), [exponents[0]]) for s in (-2, -1, 0, 1, 2, 3)]
     check(calls)
@@ -146,8 +194,12 @@ def test_integer_shifts(dtype: torch.dtype) -> None:
     x = whole_numbers(dtype)
     bits = 8 * dtype.itemsize
     amounts = torch.tensor([0, 1, 2, 3, bits - 2, bits - 1], dtype=dtype)[None]
-    check([("left", torch.bitwise_left_shift, [x[:, None], amounts]),
-           ("right", torch.bitwise_right_shift, [x[:, None], amounts])])
+    check(
+        [
+            ("left", torch.bitwise_left_shift, [x[:, None], amounts]),
+            ("right", torch.bitwise_right_shift, [x[:, None], amounts]),
+        ]
+    )
 
 
 @pytest.mark.parametrize("dtype", [*INTEGERS, torch.bool], ids=str)
@@ -155,25 +207,47 @@ def test_integer_reductions_and_selection(dtype: torch.dtype) -> None:
     x = whole_numbers(dtype) if dtype != torch.bool else torch.tensor([True, False, True, True, False])
     names = "sum prod argmax argmin any all max min amax amin" if dtype != torch.bool else "sum prod any all amax amin"
     calls: list[Call] = [(n, getattr(torch, n), [x]) for n in names.split()]
-    calls += [("where", lambda a: torch.where(a > 0, a, 1), [x]), ("where float", lambda a: torch.where(a > 0, a, 2.5), [x]),
-              ("masked_fill", lambda a: a.masked_fill(a > 0, 1), [x]), ("float mean", lambda a: a.float().mean(), [x[:6]]),
-              ("divided", lambda a: a / 3, [x]), ("with 0-dim", lambda a: a + torch.tensor(1.5), [x]),
-              ("with 0-dim integer", lambda a: a + torch.tensor(3), [x]), ("to bool", lambda a: a.bool(), [x]),
-              ("sum of type", lambda a: a.sum(dtype=torch.int32), [x])]
+    calls += [
+        ("where", lambda a: torch.where(a > 0, a, 1), [x]),
+        ("where float", lambda a: torch.where(a > 0, a, 2.5), [x]),
+        ("masked_fill", lambda a: a.masked_fill(a > 0, 1), [x]),
+        ("float mean", lambda a: a.float().mean(), [x[:6]]),
+        ("divided", lambda a: a / 3, [x]),
+        ("with 0-dim", lambda a: a + torch.tensor(1.5), [x]),
+        ("with 0-dim integer", lambda a: a + torch.tensor(3), [x]),
+        ("to bool", lambda a: a.bool(), [x]),
+        ("sum of type", lambda a: a.sum(dtype=torch.int32), [x]),
+    ]
     if dtype != torch.bool:
-        calls += [("clamp", lambda a: a.clamp(2, 90), [x]), ("clamp by float", lambda a: a.clamp(1.5), [x]),
-                  ("clamp tensors", lambda a: a.clamp(min=a.flip(0), max=a), [x]), ("as float", lambda a: a.float().to(a.dtype), [x[:6]])]
+        calls += [
+            ("clamp", lambda a: a.clamp(2, 90), [x]),
+            ("clamp by float", lambda a: a.clamp(1.5), [x]),
+            ("clamp tensors", lambda a: a.clamp(min=a.flip(0), max=a), [x]),
+            ("as float", lambda a: a.float().to(a.dtype), [x[:6]]),
+        ]
     check(calls)
 
 
 def test_truth_values() -> None:
     x, y = torch.tensor([True, False, True, False]), torch.tensor([True, True, False, False])
-    check([("add", torch.add, [x, y]), ("mul", torch.mul, [x, y]), ("or", torch.bitwise_or, [x, y]),
-           ("xor", torch.logical_xor, [x, y]), ("not", torch.logical_not, [x]), ("bitwise not", torch.bitwise_not, [x]),
-           ("max", torch.maximum, [x, y]), ("lt", torch.lt, [x, y]), ("times 3", lambda a: a * 3, [x]),
-           ("plus 1.5", lambda a: a + 1.5, [x]), ("sign", torch.sign, [x]), ("div", torch.div, [x, y]),
-           ("add alpha", lambda a, b: torch.add(a, b, alpha=False), [x, y]),
-           ("abs of float", lambda a: (a.float() * -1).bool(), [x])])
+    check(
+        [
+            ("add", torch.add, [x, y]),
+            ("mul", torch.mul, [x, y]),
+            ("or", torch.bitwise_or, [x, y]),
+            ("xor", torch.logical_xor, [x, y]),
+            ("not", torch.logical_not, [x]),
+            ("bitwise not", torch.bitwise_not, [x]),
+            ("max", torch.maximum, [x, y]),
+            ("lt", torch.lt, [x, y]),
+            ("times 3", lambda a: a * 3, [x]),
+            ("plus 1.5", lambda a: a + 1.5, [x]),
+            ("sign", torch.sign, [x]),
+            ("div", torch.div, [x, y]),
+            ("add alpha", lambda a, b: torch.add(a, b, alpha=False), [x, y]),
+            ("abs of float", lambda a: (a.float() * -1).bool(), [x]),
+        ]
+    )
 
 
 @pytest.mark.parametrize("source", FLOATS, ids=str)
@@ -181,12 +255,24 @@ def test_casts(source: torch.dtype) -> None:
     x = torch.tensor([0.0, -0.0, 0.9, 1.5, 2.5, 100.7, 3.99], dtype=source)
     wide = torch.cat([x, -x])
     targets: list[torch.dtype] = [*INTEGERS, torch.bool, *FLOATS]
-    check([(str(t), lambda a, t=t: a.to(t), [x if t == torch.uint8 else wide]) for t in targets]
-          + [("nan is true", lambda a: a.bool(), [torch.tensor([NAN, INF, 1e-30], dtype=source)])])
+    check(
+        [(str(t), lambda a, t=t: a.to(t), [x if t == torch.uint8 else wide]) for t in targets]
+        + [("nan is true", lambda a: a.bool(), [torch.tensor([NAN, INF, 1e-30], dtype=source)])]
+    )
 
 
 def test_type_promotion() -> None:
     half, single, double = (torch.randn(4).to(d) for d in (torch.bfloat16, torch.float32, torch.float64))
     integer, byte, truth = torch.arange(4), torch.arange(4, dtype=torch.uint8), torch.tensor([True, False, True, True])
-    operands = [half, single, double, integer, byte, truth, torch.tensor(1.5), torch.tensor(2), torch.tensor(1.5, dtype=torch.float64)]
+    operands = [
+        half,
+        single,
+        double,
+        integer,
+        byte,
+        truth,
+        torch.tensor(1.5),
+        torch.tensor(2),
+        torch.tensor(1.5, dtype=torch.float64),
+    ]
     check([(f"{x.dtype} {y.dtype}", lambda a, b: (a + b, a * b, a > b), [x, y]) for x in operands for y in operands])

@@ -1,4 +1,5 @@
 """Generated Triton kernels compile for three generations of devices, none of which is needed, without spilling."""
+
 from __future__ import annotations
 
 import re
@@ -18,12 +19,36 @@ from .cases import BY_NAME, rms_norm, rope
 from .kernels import lower
 
 CAPABILITIES = (80, 90, 100)
-#: A kernel of each shape: pointwise, row kept in registers, looped row, columns, gather, masks, several nests, integers.
-CASES = ["pointwise_1000", "softmax_row_1000", "layer_norm_4097", "statistics_20011", "argmax_row_65",
-         "softmax_column_1000", "sum_column_4097", "argmin_column_65", "transpose_129", "label_log_probability_300",
-         "sum_all_20011", "embedding", "index_two", "concat", "concat_types", "pad", "two_sizes", "masked_softmax",
-         "pointwise_int32", "pointwise_uint8", "arg_int64", "truth_reduced", "pointwise_bfloat16", "softmax_float16",
-         "to_truth_bfloat16", "constants_with_their_sum", "scalar_and_row"]
+#: A kernel of each shape: pointwise, row kept in registers, looped row, columns, gather, masks, several nests.
+CASES = [
+    "pointwise_1000",
+    "softmax_row_1000",
+    "layer_norm_4097",
+    "statistics_20011",
+    "argmax_row_65",
+    "softmax_column_1000",
+    "sum_column_4097",
+    "argmin_column_65",
+    "transpose_129",
+    "label_log_probability_300",
+    "sum_all_20011",
+    "embedding",
+    "index_two",
+    "concat",
+    "concat_types",
+    "pad",
+    "two_sizes",
+    "masked_softmax",
+    "pointwise_int32",
+    "pointwise_uint8",
+    "arg_int64",
+    "truth_reduced",
+    "pointwise_bfloat16",
+    "softmax_float16",
+    "to_truth_bfloat16",
+    "constants_with_their_sum",
+    "scalar_and_row",
+]
 
 
 def cuobjdump() -> str:
@@ -37,8 +62,9 @@ def resources(cubin: bytes, folder: Path) -> dict[str, int]:
     """Registers, stack and local bytes of the one kernel in ``cubin``."""
     path = folder / "kernel.cubin"
     path.write_bytes(cubin)
-    text = subprocess.run([cuobjdump(), "--dump-resource-usage", str(path)], capture_output=True, text=True,
-                          check=True).stdout
+    text = subprocess.run(
+        [cuobjdump(), "--dump-resource-usage", str(path)], capture_output=True, text=True, check=True
+    ).stdout
     found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", text)}
     assert "REG" in found, text
     return found
@@ -53,13 +79,16 @@ def test_compiles_without_spills(name: str, tmp_path: Path) -> None:
         assert used["REG"] <= 255
 
 
-@pytest.mark.parametrize("name, fn, shapes", [
-    ("softmax", lambda x: F.softmax(x, -1), [(4096, 4096)]),
-    ("rms_norm", rms_norm, [(4096, 4096), (4096, 4096), (4096,)]),
-    ("rope", rope, [(2, 32, 2048, 128), (2048, 128), (2048, 128)]),
-    ("cross_entropy", lambda x: F.log_softmax(x, -1), [(256, 32000)]),
-    ("column_sum", lambda x: x.sum(0), [(4096, 4096)]),
-])
+@pytest.mark.parametrize(
+    "name, fn, shapes",
+    [
+        ("softmax", lambda x: F.softmax(x, -1), [(4096, 4096)]),
+        ("rms_norm", rms_norm, [(4096, 4096), (4096, 4096), (4096,)]),
+        ("rope", rope, [(2, 32, 2048, 128), (2048, 128), (2048, 128)]),
+        ("cross_entropy", lambda x: F.log_softmax(x, -1), [(256, 32000)]),
+        ("column_sum", lambda x: x.sum(0), [(4096, 4096)]),
+    ],
+)
 def test_real_sizes_do_not_spill(name: str, fn, shapes, tmp_path: Path) -> None:
     with FakeTensorMode():
         inputs = [torch.empty(s, dtype=torch.bfloat16) for s in shapes]

@@ -1,4 +1,5 @@
 """The verifier refuses each kind of broken kernel, and says which rule it breaks."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -16,8 +17,12 @@ F32, I64, BOOL = torch.float32, torch.int64, torch.bool
 
 BUFFERS = (Buffer("i0", F32, 12), Buffer("o0", F32, 3))
 AXES = (Axis(P, 3), Axis(R, 4, reduction=True))
-BODY = (Load("v0", F32, "i0", 4 * P + R), Compute("v1", F32, "exp", ("v0",)), Reduce("v2", F32, "sum", "v1"),
-        Store("o0", P, "v2"))
+BODY = (
+    Load("v0", F32, "i0", 4 * P + R),
+    Compute("v1", F32, "exp", ("v0",)),
+    Reduce("v2", F32, "sum", "v1"),
+    Store("o0", P, "v2"),
+)
 
 
 def kernel(body=BODY, axes=AXES, buffers=BUFFERS) -> Kernel:
@@ -35,29 +40,37 @@ def test_sound_kernel_passes() -> None:
     assert verify(sound) is sound
 
 
-@pytest.mark.parametrize("broken, rule", [
-    (kernel(buffers=(BUFFERS[0], replace(BUFFERS[1], name="i0"))), "two buffers share a name"),
-    (kernel(buffers=(*BUFFERS, Buffer("i1", F32, 1))), "buffer i1 is neither read nor written"),
-    (kernel(axes=AXES[::-1]), "a reduction axis comes before a parallel one"),
-    (kernel(axes=(Axis(P, 3), Axis(P, 4, reduction=True)), body=(
-        Load("v0", F32, "i0", P), Reduce("v2", F32, "sum", "v0"), BODY[3])), "distinct symbols"),
-    (kernel(axes=(Axis(P, 0), AXES[1])), "sizes of at least one"),
-    (with_statement(0, Compute("v9", F32, "exp", ("v0",))), "v0 is used before it is bound"),
-    (with_statement(1, BODY[0]), "v0 is bound twice"),
-    (kernel(body=BODY[:3]), "neither read nor written"),
-    (with_statement(1, Const("v9", torch.bfloat16, 1.0)), "a storage type, not a compute type"),
-    (with_statement(0, Index("v9", I64, symbol("q7") + P)), "neither an axis nor a value"),
-    (with_statement(0, Load("v9", F32, "i5", P)), "i5 is no buffer"),
-    (with_statement(0, Load("v9", F32, "i0", 5 * P + R)), "outside of 12 elements"),
-    (with_statement(0, Load("v9", F32, "i0", P - 1)), "index runs over -1..1"),
-    (with_statement(4, Store("o0", P + 1, "v2")), "outside of 3 elements"),
-    (with_statement(1, Load("v9", F32, "i0", P, "v0")), "mask v0 isn't a truth value"),
-    (with_statement(0, Load("v9", torch.float64, "i0", P)), "a load of torch.float32 gives torch.float32"),
-    (with_statement(1, Compute("v9", I64, "cast", ("v0", "v0"))), "cast takes 1 arguments"),
-    (with_statement(1, Compute("v9", F32, "frobnicate", ("v0",))), "frobnicate is no operation"),
-    (with_statement(1, Compute("v9", F32, "where", ("v0", "v0", "v0"))), "condition isn't a truth value"),
-    (with_statement(1, Reduce("v9", F32, "median", "v0")), "median is no reduction"),
-])
+@pytest.mark.parametrize(
+    "broken, rule",
+    [
+        (kernel(buffers=(BUFFERS[0], replace(BUFFERS[1], name="i0"))), "two buffers share a name"),
+        (kernel(buffers=(*BUFFERS, Buffer("i1", F32, 1))), "buffer i1 is neither read nor written"),
+        (kernel(axes=AXES[::-1]), "a reduction axis comes before a parallel one"),
+        (
+            kernel(
+                axes=(Axis(P, 3), Axis(P, 4, reduction=True)),
+                body=(Load("v0", F32, "i0", P), Reduce("v2", F32, "sum", "v0"), BODY[3]),
+            ),
+            "distinct symbols",
+        ),
+        (kernel(axes=(Axis(P, 0), AXES[1])), "sizes of at least one"),
+        (with_statement(0, Compute("v9", F32, "exp", ("v0",))), "v0 is used before it is bound"),
+        (with_statement(1, BODY[0]), "v0 is bound twice"),
+        (kernel(body=BODY[:3]), "neither read nor written"),
+        (with_statement(1, Const("v9", torch.bfloat16, 1.0)), "a storage type, not a compute type"),
+        (with_statement(0, Index("v9", I64, symbol("q7") + P)), "neither an axis nor a value"),
+        (with_statement(0, Load("v9", F32, "i5", P)), "i5 is no buffer"),
+        (with_statement(0, Load("v9", F32, "i0", 5 * P + R)), "outside of 12 elements"),
+        (with_statement(0, Load("v9", F32, "i0", P - 1)), "index runs over -1..1"),
+        (with_statement(4, Store("o0", P + 1, "v2")), "outside of 3 elements"),
+        (with_statement(1, Load("v9", F32, "i0", P, "v0")), "mask v0 isn't a truth value"),
+        (with_statement(0, Load("v9", torch.float64, "i0", P)), "a load of torch.float32 gives torch.float32"),
+        (with_statement(1, Compute("v9", I64, "cast", ("v0", "v0"))), "cast takes 1 arguments"),
+        (with_statement(1, Compute("v9", F32, "frobnicate", ("v0",))), "frobnicate is no operation"),
+        (with_statement(1, Compute("v9", F32, "where", ("v0", "v0", "v0"))), "condition isn't a truth value"),
+        (with_statement(1, Reduce("v9", F32, "median", "v0")), "median is no reduction"),
+    ],
+)
 def test_broken_kernel_is_refused(broken: Kernel, rule: str) -> None:
     with pytest.raises(InvalidKernel, match=rule):
         verify(broken)

@@ -7,6 +7,7 @@
 All samples of an operator and type are compiled as one function, so that one C++ build serves them. A failure is
 narrowed to its first failing sample. The exit status is the number of failing operators, at most 100.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -26,13 +27,41 @@ from torch.testing._internal.opinfo.core import OpInfo, SampleInput
 from torch.utils._pytree import tree_flatten, tree_map
 
 #: Operators whose result eager execution doesn't define, or that aren't functions of tensors.
-UNDEFINED = frozenset([
-    "empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided", "resize_", "resize_as_",
-    "item", "equal", "allclose", "is_pinned", "tolist"])
+UNDEFINED = frozenset(
+    [
+        "empty",
+        "empty_like",
+        "empty_strided",
+        "empty_permuted",
+        "new_empty",
+        "new_empty_strided",
+        "resize_",
+        "resize_as_",
+        "item",
+        "equal",
+        "allclose",
+        "is_pinned",
+        "tolist",
+    ]
+)
 #: Operators that draw random numbers outside of the default generator's order, or whose factors are unique only up to
 #: sign or basis, so that two right answers may differ.
-NOT_UNIQUE = frozenset(["svd", "linalg.svd", "linalg.eig", "linalg.eigh", "pca_lowrank", "svd_lowrank", "geqrf",
-                        "linalg.qr", "qr", "ormqr", "linalg.householder_product", "lobpcg"])
+NOT_UNIQUE = frozenset(
+    [
+        "svd",
+        "linalg.svd",
+        "linalg.eig",
+        "linalg.eigh",
+        "pca_lowrank",
+        "svd_lowrank",
+        "geqrf",
+        "linalg.qr",
+        "qr",
+        "ormqr",
+        "linalg.householder_product",
+        "lobpcg",
+    ]
+)
 
 #: Library calls whose fake result has other strides than the real one: the compiled graph keeps the traced strides.
 TRACED_STRIDES = frozenset(["nn.functional.max_unpool1d", "nn.functional.max_unpool2d", "nn.functional.max_unpool3d"])
@@ -41,14 +70,28 @@ TRACED_STRIDES = frozenset(["nn.functional.max_unpool1d", "nn.functional.max_unp
 FIXED_POINT = frozenset(["nn.functional.interpolate", "nn.functional.upsample_bilinear"])
 
 #: Normalising one element by its own deviation multiplies rounding by 1 / sqrt(eps): (relative, absolute) tolerance.
-ILL_CONDITIONED = dict.fromkeys(["native_layer_norm", "nn.functional.layer_norm", "nn.functional.group_norm",
-                                 "nn.functional.instance_norm", "native_batch_norm", "_native_batch_norm_legit",
-                                 "nn.functional.batch_norm", "nn.functional.normalize"], (2e-3, 2e-3))
+ILL_CONDITIONED = dict.fromkeys(
+    [
+        "native_layer_norm",
+        "nn.functional.layer_norm",
+        "nn.functional.group_norm",
+        "nn.functional.instance_norm",
+        "native_batch_norm",
+        "_native_batch_norm_legit",
+        "nn.functional.batch_norm",
+        "nn.functional.normalize",
+    ],
+    (2e-3, 2e-3),
+)
 
 #: (relative, absolute) tolerance by type. Float32 allows for another order of summation and another library's last
 #: digits; bfloat16 for the rounding between operators that eager execution has and a fused kernel hasn't.
-TOLERANCES = {torch.float32: (2e-4, 1e-4), torch.float64: (1e-9, 1e-10), torch.bfloat16: (4e-2, 4e-2),
-              torch.float16: (6e-3, 6e-3)}
+TOLERANCES = {
+    torch.float32: (2e-4, 1e-4),
+    torch.float64: (1e-9, 1e-10),
+    torch.bfloat16: (4e-2, 4e-2),
+    torch.float16: (6e-3, 6e-3),
+}
 
 
 @dataclass(frozen=True)
@@ -94,11 +137,12 @@ def samples_of(op: OpInfo, dtype: torch.dtype, count: int, requires_grad: bool) 
     return found
 
 
-
 def _copies(samples: list[SampleInput]) -> list[tuple[Any, Any, Any]]:
     def copy(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            return value.detach().clone().requires_grad_(value.requires_grad) if value.layout == torch.strided else value
+            return (
+                value.detach().clone().requires_grad_(value.requires_grad) if value.layout == torch.strided else value
+            )
         return value
 
     return [tree_map(copy, (s.input, s.args, s.kwargs)) for s in samples]
@@ -140,8 +184,9 @@ def compare(ours: Any, eager: Any, tolerance: tuple[float, float], strides: bool
     return None
 
 
-def _check(op: OpInfo, dtype: torch.dtype, samples: list[SampleInput], first: int, gradients: bool,
-           options: dict[str, Any]) -> Failure | None:
+def _check(
+    op: OpInfo, dtype: torch.dtype, samples: list[SampleInput], first: int, gradients: bool, options: dict[str, Any]
+) -> Failure | None:
     name = full_name(op)
     tolerance = TOLERANCES.get(dtype, TOLERANCES[torch.float32])
     if op.name in ILL_CONDITIONED and dtype == torch.float32:
@@ -168,7 +213,8 @@ def _check(op: OpInfo, dtype: torch.dtype, samples: list[SampleInput], first: in
     except Exception as error:
         return Failure(name, dtype, first, "crash", _last_words(error))
     difference = compare(ours, eager, tolerance, op.name not in TRACED_STRIDES) or compare(
-        ours_in, theirs_in, tolerance)
+        ours_in, theirs_in, tolerance
+    )
     if difference:
         return Failure(name, dtype, first, "result", difference)
     if gradients:
@@ -186,12 +232,17 @@ def _last_words(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     ours = [f for f in frames if "/codegen/" in f.filename or "/fuser/" in f.filename or "/passes/" in f.filename]
     cause = error.__cause__
-    place = f" at {ours[-1].filename.rsplit('/', 2)[-2]}/{ours[-1].filename.rsplit('/', 1)[-1]}:{ours[-1].lineno}" if ours else ""
+    place = (
+        f" at {ours[-1].filename.rsplit('/', 2)[-2]}/{ours[-1].filename.rsplit('/', 1)[-1]}:{ours[-1].lineno}"
+        if ours
+        else ""
+    )
     return f"{type(error).__name__}{place}: {text}" + (f" from {type(cause).__name__}: {cause}" if cause else "")
 
 
-def check_op(op: OpInfo, dtype: torch.dtype, count: int = 4, seconds: int = 60,
-             options: dict[str, Any] | None = None) -> Failure | None:
+def check_op(
+    op: OpInfo, dtype: torch.dtype, count: int = 4, seconds: int = 60, options: dict[str, Any] | None = None
+) -> Failure | None:
     """Compare ``op`` with eager on ``count`` samples; None where they agree (or eager refuses the samples)."""
     options = {"strict": True, **(options or {})}
     gradients = dtype == torch.float32 and op.supports_autograd
@@ -220,8 +271,13 @@ def check_op(op: OpInfo, dtype: torch.dtype, count: int = 4, seconds: int = 60,
         signal.signal(signal.SIGALRM, before)
 
 
-def sweep(ops: Sequence[OpInfo], dtypes: Sequence[torch.dtype], count: int, seconds: int,
-          options: dict[str, Any] | None = None) -> Iterator[tuple[OpInfo, Failure | None]]:
+def sweep(
+    ops: Sequence[OpInfo],
+    dtypes: Sequence[torch.dtype],
+    count: int,
+    seconds: int,
+    options: dict[str, Any] | None = None,
+) -> Iterator[tuple[OpInfo, Failure | None]]:
     """Check each operator with each type that it supports."""
     for op in ops:
         for dtype in dtypes:
@@ -244,8 +300,9 @@ def main() -> int:
     ops = swept_ops(arguments.only)[part::parts]
     failures, start, count = [], time.time(), 0
     options = {"eager_casts": True} if arguments.eager_casts else {}
-    for _, failure in sweep(ops, [getattr(torch, d) for d in arguments.dtypes], arguments.samples, arguments.seconds,
-                            options):
+    for _, failure in sweep(
+        ops, [getattr(torch, d) for d in arguments.dtypes], arguments.samples, arguments.seconds, options
+    ):
         count += 1
         if failure:
             failures.append(failure)

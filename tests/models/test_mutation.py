@@ -1,0 +1,169 @@
+"""In-place operators on inputs and views, inputs that share memory, results that are inputs or each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .eager import LAYOUTS, Make, randn, same_as_eager
+
+
+def _add_in_place(x: Tensor) -> Tensor:
+    x.add_(1)
+    return x * 2
+
+
+def _through_a_view(x: Tensor) -> Tensor:
+    x[1:].mul_(2)
+    return x.sum()
+
+
+def _slices(x: Tensor) -> Tensor:
+    x[:, 1:3] = 5
+    x[0] += x[1]
+    return x.t()
+
+
+def _into_itself_reversed(x: Tensor) -> Tensor:
+    x.copy_(x.flip(0))
+    return x + 1
+
+
+def _shifted_into_itself(x: Tensor) -> Tensor:
+    x[:-1] = x[1:] * 1
+    return x
+
+
+def _normalised_in_place(x: Tensor) -> Tensor:
+    x.copy_(x.softmax(-1))
+    x.sub_(x.mean())
+    return x
+
+
+def _fresh_then_mutated(x: Tensor) -> Tensor:
+    y = x + 1
+    y[0] = 0
+    return y.relu_()
+
+
+def _overlapping_views(x: Tensor) -> Any:
+    a = x.view(-1)[::2]
+    a += 1
+    b = x[2]
+    b *= a[:6]
+    return a, b, x
+
+
+def _cache_update(x: Tensor) -> Tensor:
+    x[:, 2:4] = x[:, :2] * 2
+    return F.softmax(x @ x.t(), -1)
+
+
+def _returned_view_of_mutated(x: Tensor) -> Tensor:
+    y = x[1:]
+    y.add_(x[0])
+    return y
+
+
+def _metadata(x: Tensor) -> Tensor:
+    x.unsqueeze_(0)
+    return x * 2
+
+
+def _filled(x: Tensor) -> Tensor:
+    x.zero_()
+    return x.fill_(3).exp_()
+
+
+MUTATIONS = [
+    _add_in_place,
+    _through_a_view,
+    _slices,
+    _into_itself_reversed,
+    _shifted_into_itself,
+    _normalised_in_place,
+    _fresh_then_mutated,
+    _overlapping_views,
+    _cache_update,
+    _returned_view_of_mutated,
+    _metadata,
+    _filled,
+]
+
+
+@pytest.mark.parametrize("fn", MUTATIONS, ids=lambda f: f.__name__[1:])
+def test_mutated_inputs(fn: Callable[..., Any]) -> None:
+    same_as_eager(fn, randn((5, 6)))
+
+
+@pytest.mark.parametrize("layout", ["transposed", "stepped", "misaligned"])
+def test_mutated_inputs_of_other_layouts(layout: str) -> None:
+    def fn(x: Tensor) -> Tensor:
+        x.mul_(x.sum(0))
+        x[1:].add_(1)
+        x.copy_(x.flip(0))
+        return x + 1
+
+    same_as_eager(fn, lambda: [LAYOUTS[layout]()])
+
+
+def _mutate_first(x: Tensor, y: Tensor) -> Tensor:
+    x.mul_(2)
+    return y + 1
+
+
+def _overlapping() -> list[Tensor]:
+    base = torch.randn(30)
+    return [base[:20], base[10:]]
+
+
+def _twice_the_same() -> list[Tensor]:
+    x = torch.randn(5, 6)
+    return [x, x]
+
+
+@pytest.mark.parametrize("make", [_overlapping, _twice_the_same], ids=lambda f: f.__name__[1:])
+def test_inputs_that_share_memory(make: Make) -> None:
+    same_as_eager(_mutate_first, make)
+    same_as_eager(lambda x, y: (x + 1, y * 2, x.sum()), make)
+
+
+def _aliased_outputs(x: Tensor) -> Any:
+    y = x + 1
+    return y, y.t(), y[1:], y.view(-1), y
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        _aliased_outputs,
+        lambda x: (x, x.t(), x[0], x + 1, x + 1, 3, None, x.view(-1)),
+        lambda x: x,
+        lambda x: torch.ones(3),
+        lambda x: (torch.ones(3), x.sum(), torch.zeros(2, 2).long()),
+        lambda x: (x.sum(0),) * 3,
+        lambda x: {"a": x * 2, "b": [x.sum(), x.exp().t()]},
+        lambda x: (x + 1).expand(3, 5, 6),
+        lambda x: (x * 2).t().contiguous().t(),
+        lambda x: torch.fft.ihfft(x),
+    ],
+    ids=[
+        "aliased",
+        "inputs",
+        "identity",
+        "constant",
+        "constants",
+        "same",
+        "nested",
+        "expanded",
+        "strides",
+        "conjugate",
+    ],
+)
+def test_outputs(fn: Callable[..., Any]) -> None:
+    same_as_eager(fn, randn((5, 6)))
