@@ -1,6 +1,7 @@
 """Bytes that a kernel moves between memory and chip, counted on its loop IR."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 
 import sympy
@@ -30,12 +31,12 @@ def sweeps(nest: Nest) -> int:
     return sum(p.sweep for p in plan_phases(nest))
 
 
-def kernel_traffic(kernel: Kernel, on_chip_bytes: int) -> tuple[int, int]:
-    """``(bytes read, bytes written)``. A later sweep over a row counts again unless a row's bytes stay on chip, that
-    is, are at most ``on_chip_bytes``."""
+def kernel_traffic(kernel: Kernel, holds: Callable[[Kernel, Nest], bool]) -> tuple[int, int]:
+    """``(bytes read, bytes written)``. A later sweep over a row counts again unless the nest ``holds`` rows on chip:
+    in registers on a GPU, in cache on a CPU."""
     read = written = 0
     for nest in kernel.nests:
-        held = row_bytes(kernel, nest) <= on_chip_bytes
+        held = holds(kernel, nest)
         phases = plan_phases(nest)
         groups = [[s for p in phases for s in p.body]] if held else [list(p.body) for p in phases]
         for body in groups:

@@ -13,13 +13,13 @@ import torch
 from sympy import Symbol
 
 from .index import affine, bounds
-from .ir import Axis, Kernel, Load, Nest, Reduce, Store
-from .sweeps import Phase, plan_phases
+from .ir import Axis, Kernel, Load, Nest, Reduce, Store, operands
+from .sweeps import Phase, inner_values, plan_phases
 from .triton_spelling import POINTERS, PRELUDE, TYPES, TritonStatements
 
-#: Longest row that is kept in registers, in elements.
-PERSISTENT_ROW = 16384
-MAX_WARPS = 16
+#: Elements that a program keeps in registers: 32 in each of 1024 threads, half of what the register file has.
+PERSISTENT_ELEMENTS = 32768
+MAX_WARPS = 32
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,15 @@ def _memory_along_rows(nest: Nest) -> bool:
     return along >= across
 
 
+def _kept_tiles(nest: Nest) -> int:
+    """How many row-wide values have to be kept across a reduction, at least one."""
+    inner = inner_values(nest)
+    last_use = {name: k for k, s in enumerate(nest.body) for name in operands(s)}
+    made = {s.name: k for k, s in enumerate(nest.body) if not isinstance(s, Store) and s.name in inner}
+    barriers = [k for k, s in enumerate(nest.body) if isinstance(s, Reduce)]
+    return max((sum(made[n] < k < last_use.get(n, 0) for n in made) for k in barriers), default=1) or 1
+
+
 def _shares_rows(nest: Nest) -> bool:
     """Whether some load is the same for all rows, such as a vector that multiplies each: several rows share it."""
     row = {a.symbol for a in nest.reduction}
@@ -77,14 +86,14 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
     row = prod(a.size for a in nest.reduction)
     full = power_of_two(row)
     if _memory_along_rows(nest):
-        if full <= PERSISTENT_ROW:
+        if full * _kept_tiles(nest) <= PERSISTENT_ELEMENTS:
             xblock = 1
             wanted = 8192 if _shares_rows(nest) else 1024
             while xblock * full < wanted and rows // (2 * xblock) >= programs_wanted:
                 xblock *= 2
             warps = max(1, min(MAX_WARPS, xblock * full // 512))
             return Tile(xblock, full, True, warps, -(-rows // xblock))
-        return Tile(1, 4096, False, MAX_WARPS, rows)
+        return Tile(1, 4096, False, 16, rows)
     xblock = min(power_of_two(rows), 64)
     while xblock > 16 and rows // xblock < programs_wanted:
         xblock //= 2

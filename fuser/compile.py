@@ -140,7 +140,7 @@ def cpp_source(steps: Sequence[KernelStep]) -> str:
 
 
 def triton_source(step: KernelStep, target: Target) -> TritonSource:
-    return print_kernel(kernel_of(step), programs_wanted=2 * target.device.sms)
+    return print_kernel(kernel_of(step), programs_wanted=target.programs)
 
 
 def step_source(step: KernelStep, target: Target) -> str:

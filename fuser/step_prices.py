@@ -28,7 +28,7 @@ def step_price(step: KernelStep | CallStep, target: Target) -> StepPrice:
         priced = node_price(step.node)
         return StepPrice(priced.cost, priced.dtype, priced.unit)
     assert step.group.lowered is not None
-    read, written = kernel_traffic(step.group.lowered.kernel, target.on_chip_bytes)
+    read, written = kernel_traffic(step.group.lowered.kernel, target.holds)
     flops = sum(int(node_price(n).cost.flops) for n in step.group.nodes)
     return StepPrice(Cost(flops, read, written), torch.float32, "vector")
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rooffuse.codegen.ir import Kernel, Nest
+from rooffuse.codegen.traffic import row_bytes
+from rooffuse.codegen.triton_kernel import choose_tile
 from rooffuse.cost_model import Device, local_device
 
 #: Bytes of a row that a C++ kernel may sweep again without going to memory: within the second-level cache.
 CPU_ROW_BYTES = 1 << 19
-#: Bytes of a row that a Triton program keeps in registers.
-GPU_ROW_BYTES = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,13 @@ class Target:
     torch_device: torch.device
     interpreted: bool = False
 
-    @property
-    def on_chip_bytes(self) -> int:
-        return CPU_ROW_BYTES if self.language == "cpp" else GPU_ROW_BYTES
-
+    def holds(self, kernel: Kernel, nest: Nest) -> bool:
+        """Whether the rows of ``nest`` stay on chip from one sweep to the next."""
+        if not nest.reduction:
+            return True
+        if self.language == "cpp":
+            return row_bytes(kernel, nest) <= CPU_ROW_BYTES
+        return choose_tile(kernel, nest, self.programs).persistent
 
     @property
     def programs(self) -> int:
