@@ -71,11 +71,8 @@ def pretended_gpu() -> Iterator[None]:
         stack.enter_context(mock.patch.object(CudaInterface.Worker, "get_device_properties",
                                               staticmethod(lambda *_: PROPERTIES)))
         stack.enter_context(mock.patch.object(torch.version, "cuda", "13.0"))
-        driver.set_active(_Driver())
-        try:
-            yield
-        finally:
-            driver.reset_active()
+        driver.set_active(_Driver())  # for good: going back would load CUDA's library, which isn't there
+        yield
 
 
 def _on_gpu(value: Any) -> Any:

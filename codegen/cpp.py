@@ -11,6 +11,7 @@ from itertools import pairwise
 from math import prod
 
 from .cpp_columns import ColumnForm
+from .cpp_reduce import ONLINE_LANES
 from .cpp_spelling import COMPUTE, PRELUDE, STORAGE
 from .index import affine
 from .ir import Axis, Compute, Const, Index, Kernel, Load, Nest, Reduce, Stmt, Store, operands
@@ -255,6 +256,7 @@ class NestPrinter(ColumnForm):
         for reduce in blocks:
             self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name} = {self._start(reduce)};")
         clauses = self._clauses(phase.reduces, blocked)
+        online = any(r.op == "expsum" for r in phase.reduces)
         pieces = [(0, lane.size)] if blocked else self._pieces(lane)
         for first, last in pieces:
             low, high = str(first), str(last)
@@ -262,9 +264,15 @@ class NestPrinter(ColumnForm):
                 low, high = "block", f"RF_MIN(block + {SUM_BLOCK}, INT64_C({lane.size}))"
             else:
                 self._decide(lane, first, pieces)
+            if online:
+                self.open(f"for (int64_t base = {low}; base < {high}; base += {ONLINE_LANES})")
             if clauses is not None:
                 self.add("#pragma omp simd" + clauses)
-            self.open(f"for (int64_t {lane.symbol} = {low}; {lane.symbol} < {high}; ++{lane.symbol})")
+            if online:
+                self.open(f"for (int64_t l = 0; l < RF_MIN(INT64_C({ONLINE_LANES}), {high} - base); ++l)")
+                self.add(f"const int64_t {lane.symbol} = base + l;")
+            else:
+                self.open(f"for (int64_t {lane.symbol} = {low}; {lane.symbol} < {high}; ++{lane.symbol})")
             for stmt in body:
                 if isinstance(stmt, Reduce):
                     self._accumulate(stmt, blocked)
@@ -273,7 +281,7 @@ class NestPrinter(ColumnForm):
                 if not isinstance(stmt, Store) and stmt.name in self.held and stmt.name not in self._read_back:
                     self.add(f"held_{stmt.name}[{self._row_position()}] = {stmt.name};")
                     computed.add(stmt.name)
-            self.close()
+            self.close(2 if online else 1)
             self._decided = dict(outside)
         for reduce in blocks:
             self.add(f"acc_{reduce.name} {'+' if reduce.op == 'sum' else '*'}= part_{reduce.name};")

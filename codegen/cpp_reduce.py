@@ -9,6 +9,9 @@ from .cpp_loops import LoopWriter
 from .cpp_spelling import COMPUTE, literal
 from .ir import Reduce
 
+#: Lanes of an online sum: each keeps a maximum and a sum of its own until the row ends.
+ONLINE_LANES = 64
+
 
 class Accumulators(LoopWriter):
     """Reductions in scalars (row form) or in arrays over a block of lanes (column form)."""
@@ -22,8 +25,8 @@ class Accumulators(LoopWriter):
 
     def _start(self, reduce: Reduce) -> str:
         dtype = self.dtypes[reduce.value]
-        if reduce.op in ("sum", "prod"):
-            return literal(0 if reduce.op == "sum" else 1, reduce.dtype)
+        if reduce.op in ("sum", "prod", "expsum"):
+            return literal(1 if reduce.op == "prod" else 0, reduce.dtype)
         if reduce.op in ("any", "all"):
             return "0" if reduce.op == "any" else "1"
         largest = reduce.op in ("max", "argmax")
@@ -35,6 +38,12 @@ class Accumulators(LoopWriter):
         return literal(limits.min if largest else limits.max, dtype)
 
     def _declare_accumulator(self, reduce: Reduce, lanes: int | None = None) -> None:
+        if reduce.op == "expsum":
+            kind, low = COMPUTE[reduce.dtype], literal(float("-inf"), reduce.dtype)
+            self.add(f"{kind} acc_{reduce.name}[{ONLINE_LANES}], top_{reduce.name}[{ONLINE_LANES}];")
+            self.add(f"for (int64_t l = 0; l < {ONLINE_LANES}; ++l) "
+                     f"acc_{reduce.name}[l] = 0, top_{reduce.name}[l] = {low};")
+            return
         array = "" if lanes is None else f"[{lanes}]"
         names = [(f"acc_{reduce.name}", self._accumulator_type(reduce), self._start(reduce))]
         if reduce.op in ("argmax", "argmin"):
@@ -62,6 +71,8 @@ class Accumulators(LoopWriter):
             return None
         groups: dict[str, list[str]] = {}
         for reduce in reduces:
+            if reduce.op == "expsum":  # accumulated in arrays
+                continue
             kind = {"sum": "+", "prod": "*", "max": "max", "min": "min", "any": "|", "all": "&"}[reduce.op]
             part = blocked and reduce.op in ("sum", "prod")
             groups.setdefault(kind, []).append(f"part_{reduce.name}" if part else f"acc_{reduce.name}")
@@ -71,7 +82,16 @@ class Accumulators(LoopWriter):
 
     def _accumulate(self, reduce: Reduce, blocked: bool, lane: str = "") -> None:
         value, acc = reduce.value, f"acc_{reduce.name}{lane}"
-        if reduce.op in ("sum", "prod"):
+        if reduce.op == "expsum":
+            suffix = "" if reduce.dtype == torch.float64 else "f"
+            top, d, e = f"top_{reduce.name}[l]", f"d_{reduce.name}", f"e_{reduce.name}"
+            kind = COMPUTE[reduce.dtype]
+            exp = "exp" if suffix == "" else "rf_exp"
+            self.add(f"const {kind} {d} = {value} == {top} ? 0 : {value} - {top};")
+            self.add(f"const {kind} {e} = {exp}(-__builtin_fabs{suffix}({d}));")
+            self.add(f"acc_{reduce.name}[l] = {d} > 0 ? acc_{reduce.name}[l] * {e} + 1 : acc_{reduce.name}[l] + {e};")
+            self.add(f"{top} = {d} > 0 ? {value} : {top};")
+        elif reduce.op in ("sum", "prod"):
             target = f"part_{reduce.name}{lane}" if blocked else acc
             self.add(f"{target} {'+' if reduce.op == 'sum' else '*'}= {value};")
         elif reduce.op in ("any", "all"):
@@ -91,7 +111,9 @@ class Accumulators(LoopWriter):
 
     def _finish(self, reduce: Reduce) -> None:
         result = f"acc_{reduce.name}"
-        if reduce.op in ("argmax", "argmin"):
+        if reduce.op == "expsum":
+            result = f"rf_expsum(acc_{reduce.name}, top_{reduce.name}, {ONLINE_LANES})"
+        elif reduce.op in ("argmax", "argmin"):
             result = f"at_{reduce.name}"
         elif self._watches_nan(reduce):
             suffix = "" if reduce.dtype == torch.float64 else "f"

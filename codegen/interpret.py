@@ -94,6 +94,7 @@ class _NestRun:
         ops: dict[str, Callable[[Tensor], Tensor]] = {
             "sum": lambda x: x.sum(-1, dtype=stmt.dtype), "prod": lambda x: x.prod(-1, dtype=stmt.dtype),
             "max": lambda x: x.amax(-1), "min": lambda x: x.amin(-1), "any": lambda x: x.any(-1),
+            "expsum": lambda x: (x - x.amax(-1, keepdim=True)).exp().sum(-1),
             "all": lambda x: x.all(-1), "argmax": lambda x: x.argmax(-1), "argmin": lambda x: x.argmin(-1)}
         return ops[stmt.op](rows).to(stmt.dtype).reshape(*full.shape[:parallel], *[1] * (len(self.shape) - parallel))
 

@@ -44,7 +44,8 @@ OPS: Mapping[str, int] = {
 }
 
 #: Reductions and the value each starts from (for floats; the printers know the integer limits).
-REDUCTIONS = ("sum", "prod", "max", "min", "any", "all", "argmax", "argmin")
+#: "expsum" is the sum of ``exp(x - max(x))``.
+REDUCTIONS = ("sum", "prod", "max", "min", "any", "all", "argmax", "argmin", "expsum")
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

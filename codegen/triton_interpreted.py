@@ -5,6 +5,7 @@ import contextlib
 import math
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import triton
@@ -59,15 +60,29 @@ def interpreting() -> Iterator[None]:
     """
     before = triton.knobs.runtime.interpret
     modules = [m for name, m in list(sys.modules.items()) if name.startswith("triton.language") and m is not None]
-    replaced = [(m, name, value) for m in modules for name, value in list(vars(m).items())
-                if isinstance(value, JITFunction)]
-    interpreted = {id(value): InterpretedFunction(value.fn) for _, _, value in replaced}
+    # The interpreter changes the language's classes, too, and a call of one interpreted function by another leaves
+    # them changed, with which nothing compiles any more.
+    classes = [tl.core.tensor, tl.core.tensor_descriptor_base, tl.core.dtype, tl.core.condition]
+    saved = [(owner, dict(vars(owner))) for owner in (*modules, *classes)]
+    interpreted: dict[int, InterpretedFunction] = {}
     try:
         triton.knobs.runtime.interpret = True
-        for module, name, value in replaced:
-            setattr(module, name, interpreted[id(value)])
+        for module in modules:
+            for name, value in list(vars(module).items()):
+                if isinstance(value, JITFunction):
+                    setattr(module, name, interpreted.setdefault(id(value), InterpretedFunction(value.fn)))
         yield
     finally:
         triton.knobs.runtime.interpret = before
-        for module, name, value in replaced:
-            setattr(module, name, value)
+        for owner, attributes in saved:
+            _restore(owner, attributes)
+
+
+def _restore(owner: Any, attributes: dict[str, Any]) -> None:
+    """Give ``owner`` back the attributes that it had. What was added to a module stays: functions that the interpreter
+    has rewritten, which it keeps, look it up there."""
+    for name, value in list(vars(owner).items()):
+        if name in attributes and value is not attributes[name]:
+            setattr(owner, name, attributes[name])
+        elif name not in attributes and isinstance(owner, type):
+            delattr(owner, name)

@@ -38,7 +38,7 @@ def power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def _memory_along_rows(nest: Nest) -> bool:
+def memory_along_rows(nest: Nest) -> bool:
     """Whether neighbouring row elements are neighbours in memory for at least half of the elements accessed."""
     row = nest.reduction[-1].symbol
     along = across = 0
@@ -85,7 +85,7 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
         return Tile(block, 0, False, max(1, min(4, block // 32)), -(-rows // block))
     row = prod(a.size for a in nest.reduction)
     full = power_of_two(row)
-    if _memory_along_rows(nest):
+    if memory_along_rows(nest):
         if full * _kept_tiles(nest) <= PERSISTENT_ELEMENTS:
             xblock = 1
             wanted = 8192 if _shares_rows(nest) else 1024
@@ -179,6 +179,9 @@ class NestPrinter(TritonStatements):
             for reduce in phase.reduces:
                 self.add(f"{self.name('acc_' + reduce.name)} = tl.full([{self.tile.xblock}, {self.tile.rblock}], "
                          f"{self._start(reduce)}, {self._accumulator(reduce)})")
+                if reduce.op == "expsum":
+                    self.add(f"{self.name('top_' + reduce.name)} = tl.full([{self.tile.xblock}, {self.tile.rblock}], "
+                             f'float("-inf"), {TYPES[reduce.dtype]})')
                 if reduce.op.startswith("arg"):
                     self.add(f"{self.name('at_' + reduce.name)} = tl.full([{self.tile.xblock}, {self.tile.rblock}], "
                              "2147483647, tl.int32)")
@@ -201,7 +204,7 @@ class NestPrinter(TritonStatements):
         return TYPES[self.dtypes[reduce.value] if reduce.op.startswith("arg") else reduce.dtype]
 
     def _start(self, reduce: Reduce) -> str:
-        if reduce.op in ("sum", "any"):
+        if reduce.op in ("sum", "any", "expsum"):
             return "0"
         if reduce.op in ("prod", "all"):
             return "1"
@@ -234,7 +237,17 @@ class NestPrinter(TritonStatements):
     def _reduce_tile(self, reduce: Reduce, value: str, deeper: int, accumulated: bool = False) -> None:
         name = self.name(reduce.name)
         tile = value if accumulated else self._tile_value(reduce, value)
-        if reduce.op == "sum":
+        if reduce.op == "expsum":
+            top = self.name("top_" + reduce.name)
+            if accumulated:
+                self.add(f"{name} = rf_expsum({tile}, {top})[:, None]", deeper)
+            else:
+                self.add(f"{top} = tl.broadcast_to({value}, [{self.tile.xblock}, {self.tile.rblock}])", deeper)
+                masks = self._row_mask()
+                if masks:
+                    self.add(f'{top} = tl.where({" & ".join(masks)}, {top}, float("-inf"))', deeper)
+                self.add(f"{name} = rf_expsum(tl.where({top} == {top}, 1.0, {top}), {top})[:, None]", deeper)
+        elif reduce.op == "sum":
             kind = TYPES[reduce.dtype]
             self.add(f"{name} = tl.sum({tile}, 1)[:, None].to({kind})", deeper)
         elif reduce.op.startswith("arg"):
@@ -251,7 +264,12 @@ class NestPrinter(TritonStatements):
 
     def _accumulate(self, reduce: Reduce) -> None:
         acc, value = self.name("acc_" + reduce.name), self._tile_value(reduce, self.name(reduce.value), looped=True)
-        if reduce.op == "sum":
+        if reduce.op == "expsum":
+            top = self.name("top_" + reduce.name)
+            if self._row_mask():
+                value = value[:value.rindex(",")] + ', float("-inf"))'
+            self.add(f"{acc}, {top} = rf_online({acc}, {top}, {value})", 1)
+        elif reduce.op == "sum":
             self.add(f"{acc} += {value}", 1)
         elif reduce.op.startswith("arg"):
             at = self.name("at_" + reduce.name)

@@ -57,6 +57,22 @@ def rf_argmin(a, i, b, j):
 
 
 @triton.jit
+def rf_online(total, top, x):
+    d = tl.where(x == top, 0.0, x - top)
+    e = tl.exp(-tl.abs(d))
+    return tl.where(d > 0, total * e + 1, total + e), tl.where(d > 0, x, top)
+
+
+@triton.jit
+def rf_expsum(total, top):
+    largest = tl.max(top, 1)
+    shifted = top - largest[:, None]
+    parts = tl.where(top == float("-inf"), tl.where(total == total, 0.0, total), total * tl.exp(shifted))
+    summed = tl.sum(parts, 1)
+    return tl.where(tl.abs(largest) == float("inf"), float("nan"), summed)
+
+
+@triton.jit
 def rf_remainder(a, b):
     r = a % b
     return tl.where((r != 0) & ((r < 0) != (b < 0)), r + b, r)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import heapq
 import logging
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import networkx as nx
 from rooffuse.codegen.errors import NotLowerable
 from rooffuse.codegen.fxinfo import op_name
+from rooffuse.codegen.ir import Kernel
 from rooffuse.codegen.lower import LoweredGroup, lower_group
 from rooffuse.codegen.lower_reductions import is_reduction
 from rooffuse.codegen.verify import verify
@@ -72,14 +73,16 @@ class Grouping:
 Lower = Callable[[GroupGraph], LoweredGroup]
 
 
-def memoised_lowering(eager_rounding: bool) -> Lower:
-    """Lowering that does equal structures once, refusals included."""
+def memoised_lowering(eager_rounding: bool, finish: Callable[[Kernel], Kernel] | None = None) -> Lower:
+    """Lowering that does equal structures once, refusals included; ``finish`` makes a kernel fit its target."""
     known: dict[Hashable, LoweredGroup | NotLowerable] = {}
 
     def lower(group: GroupGraph) -> LoweredGroup:
         if group.key not in known:
             try:
                 lowered = lower_group(group.graph, eager_rounding=eager_rounding)
+                if finish is not None:
+                    lowered = replace(lowered, kernel=finish(lowered.kernel))
                 verify(lowered.kernel)
                 known[group.key] = lowered
             except NotLowerable as reason:

@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 from rooffuse.codegen.ir import Kernel, Nest
+from rooffuse.codegen.online import merge_online
 from rooffuse.codegen.traffic import row_bytes
-from rooffuse.codegen.triton_kernel import choose_tile
+from rooffuse.codegen.triton_kernel import choose_tile, memory_along_rows
 from rooffuse.cost_model import Device, local_device
 
 #: Bytes of a row that a C++ kernel may sweep again without going to memory: within the second-level cache.
 CPU_ROW_BYTES = 1 << 19
+#: Programs of a looped kernel that a GPU's multiprocessor runs at once.
+RUNNING_PROGRAMS = 2
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,13 @@ class Target:
             return True
         if self.language == "cpp":
             return row_bytes(kernel, nest) <= CPU_ROW_BYTES
-        return choose_tile(kernel, nest, self.programs).persistent
+        # A looped row is read again from the second-level cache if the rows of all running programs fit there.
+        running = RUNNING_PROGRAMS * self.device.sms * row_bytes(kernel, nest)
+        return choose_tile(kernel, nest, self.programs).persistent or running <= self.device.l2_bytes
+
+    def finish(self, kernel: Kernel) -> Kernel:
+        """The kernel in the form that suits this target: online sums where a row's second sweep goes to memory."""
+        return merge_online(kernel, lambda k, nest: memory_along_rows(nest) and not self.holds(k, nest))
 
     @property
     def programs(self) -> int:

@@ -1,0 +1,80 @@
+"""Online sums: one sweep for a maximum and the exponentials relative to it, with the values that make it hard."""
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+from rooffuse.codegen import triton_kernel
+from rooffuse.codegen.build_cpp import compile_library, load_library
+from rooffuse.codegen.build_triton import load_launcher
+from rooffuse.codegen.cache import DiskCache
+from rooffuse.codegen.cpp import print_unit
+from rooffuse.codegen.interpret import interpret
+from rooffuse.codegen.lower import lower_group
+from rooffuse.codegen.online import merge_online
+from rooffuse.codegen.sweeps import plan_phases
+from rooffuse.codegen.verify import verify
+from torch.fx.experimental.proxy_tensor import make_fx
+
+INF, NAN = float("inf"), float("nan")
+
+
+def log_sum(x):
+    largest = x.amax(-1, keepdim=True)
+    total = (x - largest).exp().sum(-1, keepdim=True)
+    return (x - largest).exp() / total, total, (largest + total.log()).squeeze(-1)
+
+
+def hard_rows(width):
+    torch.manual_seed(0)
+    x = torch.randn(9, width) * 3
+    x[1] = -INF
+    x[2, : width // 2] = -INF
+    x[3, 7] = INF
+    x[4, 9] = NAN
+    x[5, 3:] = -INF
+    x[6] = x[6].sort()[0]
+    x[7, 0] = -INF
+    return x
+
+
+def lowered(x):
+    group = lower_group(make_fx(log_sum, tracing_mode="fake")(x).graph)
+    return group, verify(merge_online(group.kernel, lambda kernel, nest: True))
+
+
+@pytest.mark.parametrize("width", [16, 63, 1000, 5000])
+@pytest.mark.parametrize("how", ["interpreter", "cpp", "triton persistent", "triton looped"])
+def test_values_that_have_no_finite_maximum(how, width, tmp_path, monkeypatch):
+    x = hard_rows(width)
+    group, kernel = lowered(x)
+    outputs = [torch.full_like(r, 77.0) for r in log_sum(x)]
+    buffers = {**dict.fromkeys(group.inputs, x), **{name: outputs[k] for name, k in group.outputs.items()}}
+    ordered = [buffers[b.name] for b in kernel.buffers]
+    cache = DiskCache(tmp_path)
+    if how == "interpreter":
+        interpret(kernel, {name: t.reshape(-1) for name, t in buffers.items()})
+    elif how == "cpp":
+        library = load_library(compile_library(print_unit([kernel], [(0, tuple(range(len(ordered))))]), cache))
+        assert library.rooffuse_run(0, 1, (ctypes.c_void_p * len(ordered))(*[t.data_ptr() for t in ordered])) == 0
+    else:
+        monkeypatch.setattr(triton_kernel, "PERSISTENT_ELEMENTS", 1 << 20 if "persistent" in how else 0)
+        load_launcher(triton_kernel.print_kernel(kernel), cache, torch.device("cpu"), interpreted=True)(*ordered)
+    for ours, reference in zip(outputs, log_sum(x)):
+        torch.testing.assert_close(ours, reference, equal_nan=True, atol=1e-5, rtol=1e-5)
+
+
+def test_it_saves_a_sweep():
+    group, kernel = lowered(torch.randn(4, 100))
+    before, after = (sum(p.sweep for p in plan_phases(k.nests[0])) for k in (group.kernel, kernel))
+    assert (before, after) == (3, 2)
+
+
+def test_other_sums_stay():
+    def variance(x):
+        centred = x - x.mean(-1, keepdim=True)
+        return (centred * centred).sum(-1), (x - x.amin(-1, keepdim=True)).exp().sum(-1)
+
+    kernel = lower_group(make_fx(variance, tracing_mode="fake")(torch.randn(4, 100)).graph).kernel
+    assert merge_online(kernel, lambda kernel, nest: True) == kernel
