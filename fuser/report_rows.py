@@ -72,7 +72,8 @@ def graph_report(plan: Plan, kind: str, options: Options) -> GraphReport:
                 fallbacks.append(FallbackRow(names, reason))
         else:
             continue
-        groups.update(dict.fromkeys(names, name))
+        for node_name in names:  # a producer that several kernels compute is counted with the first
+            groups.setdefault(node_name, name)
         cost = step_price(step, target).cost
         kernels.append(KernelRow(name, row_kind, names, source=source,
                                  **_measures(cost, step_estimate(step, target))))  # type: ignore[arg-type]
