@@ -20,6 +20,8 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 def _run(options: argparse.Namespace) -> int:
+    from rooffuse.cost_model import local_device
+
     from .contenders import CONTENDERS
     from .progress import Progress
     from .run import Settings, jobs, run_job
@@ -34,6 +36,9 @@ def _run(options: argparse.Namespace) -> int:
                         0.3 if options.quick else 1.5, options.quick, options.cold, options.cold and not options.quick)
     folder = Path(options.out) if options.out else folder_for(options.device)
     work = [(suite, case, dtype) for suite in suites for case, dtype in jobs(suite, settings)]
+    if not local_device(options.device).calibrated:
+        print("rates of this device are estimates, and so are the roofs; to measure them: "
+              f"python -c 'from rooffuse.cost_model import calibrate; calibrate(\"{options.device}\")'")
     rows: list[Row] = []
     progress = Progress(len(work))
     interrupted = False

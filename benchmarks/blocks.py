@@ -69,7 +69,7 @@ def llama_256(device: str, dtype: torch.dtype):
     return _llama(256, 4, device, dtype)
 
 
-@case("blocks", "llama_1024")
+@case("blocks", "llama_1024", quick=False)
 def llama_1024(device: str, dtype: torch.dtype):
     return _llama(1024, 4, device, dtype)
 
@@ -150,15 +150,6 @@ def unet_block(device: str, dtype: torch.dtype):
             inputs(device, dtype, batch, channels, size, size) + inputs(device, dtype, batch, 4 * channels))
 
 
-@case("blocks", "mamba")
-def mamba(device: str, dtype: torch.dtype):
-    from transformers import MambaConfig, MambaModel
-
-    hidden, length = (768, 128) if device == "cuda" else (256, 32)
-    config = MambaConfig(vocab_size=128, hidden_size=hidden, num_hidden_layers=1, state_size=16)
-    return part(lambda: MambaModel(config), without_cache, device, dtype), inputs(device, dtype, 2, length, hidden)
-
-
 @case("blocks", "mixture_of_experts", tolerance=6e-2)
 def mixture_of_experts(device: str, dtype: torch.dtype):
     from transformers import MixtralConfig, MixtralModel
@@ -168,3 +159,12 @@ def mixture_of_experts(device: str, dtype: torch.dtype):
                            num_attention_heads=hidden // 64, num_key_value_heads=hidden // 128, num_local_experts=8)
     return (part(lambda: MixtralModel(config), without_cache, device, dtype),
             inputs(device, dtype, batch, length, hidden))
+
+
+@case("blocks", "mamba")
+def mamba(device: str, dtype: torch.dtype):
+    from transformers import MambaConfig, MambaModel
+
+    hidden, length = (768, 128) if device == "cuda" else (256, 16)
+    config = MambaConfig(vocab_size=128, hidden_size=hidden, num_hidden_layers=1, state_size=16)
+    return part(lambda: MambaModel(config), without_cache, device, dtype), inputs(device, dtype, 2, length, hidden)

@@ -39,7 +39,8 @@ GRADIENT_SCALE = 1e-2
 @dataclass(frozen=True)
 class Settings:
     """How a suite is run. ``budget_s`` is the time for each contender's timing; an empty ``dtypes`` means all of a
-    case's; ``quick`` takes the cases of a quick round with their first type; ``cold`` measures compile times too,
+    case's; ``quick`` takes the cases of a quick round, each in the first
+    type that it has; ``cold`` measures compile times too,
     ``primed`` also those with caches that another function filled."""
 
     against: tuple[str, ...] = ("eager", "inductor")
@@ -72,7 +73,7 @@ def jobs(suite: str, settings: Settings) -> list[tuple[Case, str]]:
     for case in cases_of(suite, settings.pattern, settings.device):
         if settings.quick and not case.quick:
             continue
-        wanted = [d for d in case.dtypes if not settings.dtypes or d in settings.dtypes]
+        wanted = [d for d in settings.dtypes or case.dtypes if d in case.dtypes]
         result += [(case, d) for d in (wanted[:1] if settings.quick else wanted)]
     return result
 

@@ -50,7 +50,9 @@ def compile_for(source: TritonSource, cache: DiskCache, capability: int | str, w
     function = getattr(load_module(source, cache), source.entry)
     attributes = {(k,): [["tt.divisibility", ALIGNMENT]] for k in range(len(source.signature))} if aligned else {}
     ast = triton.compiler.ASTSource(fn=function, signature=dict(source.signature), constexprs={}, attrs=attributes)
-    return triton.compile(ast, target=GPUTarget(backend, capability, warp_size), options={"num_warps": source.warps})
+    # Contraction of a multiplication and an addition is asked for: Triton's own default changes between versions.
+    options = {"num_warps": source.warps, "enable_fp_fusion": True}
+    return triton.compile(ast, target=GPUTarget(backend, capability, warp_size), options=options)
 
 
 def load_launcher(source: TritonSource, cache: DiskCache, device: torch.device,

@@ -31,6 +31,7 @@ class NestBuilder:
         self.mask: str | None = None
         self.eager_rounding = eager_rounding
         self._known: dict[tuple, str] = {}
+        self._unrounded: dict[str, tuple[str, torch.dtype]] = {}
         self._positions: dict[str, Expr] = {}  # values that are index expressions with known bounds
 
     def _emit(self, kind: type, dtype: torch.dtype, *fields) -> str:
@@ -91,9 +92,15 @@ class NestBuilder:
 
     def rounded(self, value: str, dtype: torch.dtype) -> str:
         """``value`` rounded to storage type ``dtype`` but kept in its compute type, if eager rounding is asked for."""
-        if not self.eager_rounding or compute_dtype(dtype) == dtype:
+        return self.rounded_always(value, dtype) if self.eager_rounding else value
+
+    def rounded_always(self, value: str, dtype: torch.dtype) -> str:
+        """The same for a conversion that the user wrote: what is asked for is kept."""
+        if compute_dtype(dtype) == dtype:
             return value
-        return self._emit(Compute, self.dtypes[value], "round_to", (value,), dtype)
+        name = self._emit(Compute, self.dtypes[value], "round_to", (value,), dtype)
+        self._unrounded[name] = (value, dtype)
+        return name
 
     def compute(self, op: str, *args: str, dtype: torch.dtype | None = None) -> str:
         """``op(args)``, of the last argument's type unless it is a comparison or ``dtype`` is given."""
@@ -116,7 +123,10 @@ class NestBuilder:
         """Reduce ``value`` over all reduction axes into compute type ``dtype``."""
         return self._emit(Reduce, compute_dtype(dtype), op, value)
 
-    def store(self, buffer: str, index: Expr, value: str, mask: str | None = None) -> None:
+    def store(self, buffer: str, dtype: torch.dtype, index: Expr, value: str, mask: str | None = None) -> None:
+        """Store ``value`` to a buffer of ``dtype``, which rounds: what was rounded to that type before needn't be."""
+        unrounded, rounding = self._unrounded.get(value, (value, dtype))
+        value = unrounded if rounding == dtype else value
         self.body.append(Store(buffer, index, value, mask))
 
     def scope_has_reduction_axis(self, coords: Sequence[Expr]) -> bool:

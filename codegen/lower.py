@@ -152,7 +152,10 @@ class NestLowering:
         result = rule.emit(b, *operands, *extra, **{k: v for k, v in keywords.items() if k not in keep})
         if op_name(node) == "copy":
             result = self._operand(arguments[1], node, coords) or result
-        return b.rounded(b.cast(result, dtype_of(node)), dtype_of(node))
+        result = b.cast(result, dtype_of(node))
+        if op_name(node) == "_to_copy" and dtype_of(node.args[0]) != dtype_of(node):
+            return b.rounded_always(result, dtype_of(node))
+        return b.rounded(result, dtype_of(node))
 
     @staticmethod
     def _condition_position(node: Node, rule: lower_pointwise.PointwiseRule) -> int | None:
@@ -397,7 +400,7 @@ def _place(node: Node, buffer: str, nests: list[_OpenNest], inside: set[Node], b
 def _store(nest: _OpenNest, node: Node, buffer: str, coords: Coords, buffers: dict[Node, str]) -> None:
     b = nest.builder
     if op_name(node) != "copy_":
-        b.store(buffer, dot(coords, strides_of(node)), nest.lowering.value(node, coords))
+        b.store(buffer, dtype_of(node), dot(coords, strides_of(node)), nest.lowering.value(node, coords))
         return
     destination, source = node.args[0], node.args[1]
     value = nest.lowering.value(source, lower_views.broadcast_coords(coords, shape_of(source)))
@@ -405,7 +408,7 @@ def _store(nest: _OpenNest, node: Node, buffer: str, coords: Coords, buffers: di
         if not lower_views.is_alias(destination):
             raise NotLowerable(f"{node.name} writes into {destination.name}, which isn't a view of an input")
         destination, coords = lower_views.INDEX_MAPS[op_name(destination)](destination, coords, b.ranges)
-    b.store(buffers[destination], dot(coords, strides_of(destination)), b.cast(value, dtype_of(node)))
+    b.store(buffers[destination], dtype_of(node), dot(coords, strides_of(destination)), b.cast(value, dtype_of(node)))
 
 
 def _assemble(name: str, nests: tuple[Nest, ...], placeholders: list[Node], buffers: dict[Node, str],
