@@ -78,8 +78,8 @@ def compare(old: Sequence[Row], new: Sequence[Row]) -> list[Change]:
         raise ValueError("the two sets of rows have no case in common")
     for a, b in pairs:
         if (a.device, a.threads) != (b.device, b.threads):
-            raise ValueError(f"{'/'.join(b.key)} was measured on {a.device} with {a.threads} threads, then on {b.device} "
-                             f"with {b.threads}: compare rows of one machine")
+            raise ValueError(f"{'/'.join(b.key)} was measured on {a.device} with {a.threads} threads, then on "
+                             f"{b.device} with {b.threads}: compare rows of one machine")
     changes = [c for a, b in pairs for c in _moved(a, b)]
     return sorted(changes, key=lambda c: (not c.regression, not c.worse, -_ratio(c), c.key, c.column))
 

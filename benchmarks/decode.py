@@ -17,6 +17,9 @@ from .measure import tensors_in
 class _SteadyLayer(StaticLayer):
     """A layer of the cache whose length doesn't grow, so that every call does the same step."""
 
+    keys: Any
+    values: Any
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         position = torch.arange(key_states.shape[-2], device=key_states.device) + self.cumulative_length
         self.keys.index_copy_(2, position, key_states)
@@ -25,7 +28,7 @@ class _SteadyLayer(StaticLayer):
 
 
 def _cache(config: LlamaConfig, batch: int, context: int, filled: int, device: str, dtype: torch.dtype) -> StaticCache:
-    cache = StaticCache(config, max_cache_len=context)
+    cache: Any = StaticCache(config, max_cache_len=context)
     cache.layers = [_SteadyLayer(context) for _ in cache.layers]
     cache.early_initialization(batch, config.num_key_value_heads, config.head_dim, dtype, torch.device(device))
     for layer in cache.layers:

@@ -1,6 +1,8 @@
 """What a compiler says of its own work: launches, bytes, and in rooffuse's case the predicted time."""
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,6 +12,8 @@ from unittest import mock
 from rooffuse.compile import Plan
 from rooffuse.program import CallStep, KernelStep
 from rooffuse.step_prices import step_estimate, step_price
+
+_LAUNCH = re.compile(r"\b(?:triton_\w+\.run|cpp_fused\w*|extern_kernels\.\w+|torch\.ops\.\w+\.[\w.]+)\(")
 
 
 @dataclass
@@ -65,16 +69,41 @@ def _rooffuse() -> Iterator[Facts]:
 
 @contextmanager
 def _inductor() -> Iterator[Facts]:
-    from torch._dynamo.utils import counters
-    from torch._inductor import metrics
+    from torch._functorch import config as functorch_config
+    from torch._inductor import compile_fx, config, metrics
+    from torch._inductor.graph import GraphLowering
 
     metrics.reset()
-    counters["inductor"].clear()
-    facts = Facts()
-    yield facts
-    if metrics.generated_kernel_count or metrics.num_bytes_accessed:
-        facts.launches = metrics.generated_kernel_count + counters["inductor"]["extern_calls"]
+    facts, codes = Facts(), []  # type: tuple[Facts, list[str]]
+    # Bytes are counted only for a listener, and nothing is counted for a graph that comes from a cache. Compiled
+    # kernels still come from theirs.
+    with (config.patch(fx_graph_cache=False), functorch_config.patch(enable_autograd_cache=False),
+          _listening(compile_fx.inductor_metrics_log),
+          mock.patch.object(GraphLowering, "save_output_code", staticmethod(codes.append))):
+        yield facts
+    if codes:
+        facts.launches = sum(map(inductor_launches, codes))
         facts.bytes = metrics.num_bytes_accessed or None
+
+
+def inductor_launches(code: str) -> int:
+    """Kernels and library calls in the run function of Inductor's generated code."""
+    body = code.partition("def call(")[2].partition("\ndef get_args")[0].partition("\ndef benchmark_compiled")[0]
+    lines = "\n".join(line for line in body.splitlines() if not line.lstrip().startswith("#"))
+    return len(_LAUNCH.findall(lines))
+
+
+@contextmanager
+def _listening(logger: logging.Logger) -> Iterator[None]:
+    """Has ``logger`` at level INFO, with nobody to hear it."""
+    before = logger.level, logger.propagate, logger.handlers
+    logger.setLevel(logging.INFO)
+    logger.propagate, logger.handlers = False, [logging.NullHandler()]
+    try:
+        yield
+    finally:
+        logger.setLevel(before[0])
+        logger.propagate, logger.handlers = before[1:]
 
 
 @contextmanager

@@ -10,7 +10,6 @@ touches it, later sweeps over a row not counted. Uses private parts of torch; se
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -106,6 +105,7 @@ def inductor_schedule(name: str, dtype: str) -> dict[str, int]:
     from torch._inductor.graph import GraphLowering
     from torch._inductor.virtualized import V
 
+    from .facts import inductor_launches
     from .gpu_shapes import gpu_case, trace
 
     case = gpu_case(name, dtype)
@@ -121,10 +121,7 @@ def inductor_schedule(name: str, dtype: str) -> dict[str, int]:
                 lowering.run(*args)
                 printed = lowering.codegen()[0]
                 moved = lowering.count_bytes()[0]
-    body = str(getattr(printed, "value", printed)).partition("def call(")[2]
-    kernels = len(re.findall(r"\btriton_\w+\.run\(", body))
-    library = len(re.findall(r"\bextern_kernels\.\w+\(|\btorch\.ops\.aten\.[\w.]+\(", body))
-    return {"launches": kernels + library, "bytes": int(moved)}
+    return {"launches": inductor_launches(str(getattr(printed, "value", printed))), "bytes": int(moved)}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from .cases import cases_of
 from .facts import launching
 from .gpu_shapes import floor_of, gpu_case, trace
 from .summary import geometric_mean
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,15 @@ def inductor_schedule(name: str, dtype: str, floor: int) -> Schedule | str:
     return Schedule(found["bytes"] / floor, found["launches"])
 
 
-def schedule_rows(pattern: str = "", dtype: str = "bf16", ours_only: bool = False) -> list[tuple[str, Schedule | str,
-                                                                                             Schedule | str | None]]:
+Line = tuple[str, Schedule | str, Schedule | str | None]
+
+
+def schedule_rows(pattern: str = "", dtype: str = "bf16", ours_only: bool = False) -> list[Line]:
     """``(workload, ours, Inductor's)``; a message in place of a schedule that failed. A workload that has not the type
     is scheduled in its own first one."""
-    rows: list[tuple[str, Schedule | str, Schedule | str | None]] = []
+    rows: list[Line] = []
     for case in cases_of("kernels", pattern):
+        log.info("%s", case.name)
         chosen = dtype if dtype in case.dtypes else case.dtypes[0]
         ours: Schedule | str
         theirs: Schedule | str | None = None

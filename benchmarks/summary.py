@@ -64,6 +64,11 @@ def summary_lines(rows: Sequence[Row]) -> list[str]:
             if found:
                 lines.append(f"{what} against {name}: {geometric_mean(found):.2f}x by geometric mean over "
                              f"{len(found)} rows, worst {min(found):.2f}x, best {max(found):.2f}x")
+    predicted = [r.predicted_us / r.median_us for r in rows if r.predicted_us and r.median_us]
+    if predicted:
+        within = sum(1 / 1.25 <= p <= 1.25 for p in predicted)
+        lines.append(f"predicted over measured time: {geometric_mean(predicted):.2f} by geometric mean, {within} of "
+                     f"{len(predicted)} within 25%, {min(predicted):.2f} to {max(predicted):.2f}")
     bad = [r for r in rows if r.note.startswith(("failed", "wrong"))]
     lines += [f"{r.case} {r.dtype} {r.contender} {r.note}" for r in bad]
     return lines

@@ -1,7 +1,8 @@
 """Tables of a Markdown file, regenerated from the rows.
 
 A table stands between ``<!-- benchmarks:NAME -->`` and ``<!-- /benchmarks -->``. NAME is ``summary``, or a suite and a
-device type such as ``kernels/cpu``. Of several devices of a type, the one measured last is shown.
+device type such as ``kernels/cuda``; a suite alone is the CPU's. Of several devices of a type, the one measured last is
+shown.
 """
 from __future__ import annotations
 
@@ -36,9 +37,10 @@ def table(name: str, results: Path) -> str:
     if name == "summary":
         return _summary(results)
     suite, _, device_type = name.partition("/")
+    device_type = device_type or DEVICE_TYPES[0]
     if suite not in SUITES or device_type not in DEVICE_TYPES:
-        raise ValueError(f"there is no table {name!r}; there are summary, and SUITE/cpu and SUITE/cuda for the suites "
-                         f"{', '.join(SUITES)}")
+        raise ValueError(f"there is no table {name!r}; there are summary, and SUITE, SUITE/cpu and SUITE/cuda for the "
+                         f"suites {', '.join(SUITES)}")
     rows = [r for r in rows_of(results, device_type) if r.suite == suite]
     if not rows:
         return "Not measured."

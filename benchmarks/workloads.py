@@ -141,10 +141,10 @@ def linear_m1(device: str, dtype: torch.dtype):
 def layernorm_linear(device: str, dtype: torch.dtype):
     new, rows = _make(device, dtype), _scaled(device, 8192, 512)
 
-    def fn(x, w, b, weight, bias):
-        return F.gelu(F.linear(F.layer_norm(x, (1024,), w, b), weight, bias), approximate="tanh") + x
+    def fn(x, residual, w, b, weight, bias):
+        return F.gelu(F.linear(F.layer_norm(x, (1024,), w, b), weight, bias), approximate="tanh") + residual
 
-    return fn, (new(rows, 1024), new(1024), new(1024), new(1024, 1024), new(1024))
+    return fn, (new(rows, 1024), new(rows, 1024), new(1024), new(1024), new(1024, 1024), new(1024))
 
 
 @case("kernels", "batch_norm_statistics")
@@ -185,7 +185,13 @@ def router(device: str, dtype: torch.dtype):
     return fn, (new(rows, 64),)
 
 
-@case("kernels", "embedding_norm")
+def _rows_of_the_table(fn: object, args: tuple[torch.Tensor, ...]) -> int:
+    """Indices, the rows that they name, the weight, and the result."""
+    tokens, table, weight = args
+    return tokens.nbytes + weight.nbytes + 2 * tokens.numel() * table.shape[1] * table.element_size()
+
+
+@case("kernels", "embedding_norm", floor=_rows_of_the_table)
 def embedding_norm(device: str, dtype: torch.dtype):
     new, rows = _make(device, dtype), _scaled(device, 16384, 1024)
     tokens = torch.randint(0, 32000, (rows,), device=device)

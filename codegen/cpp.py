@@ -7,14 +7,13 @@ not ("column" form: accumulators are arrays over a block of lanes). Leading para
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from math import prod
 
-from .cpp_columns import ColumnForm
+from .cpp_cuts import CutLoops
 from .cpp_reduce import ONLINE_LANES
 from .cpp_spelling import COMPUTE, PRELUDE, STORAGE
 from .index import affine
-from .ir import Axis, Compute, Const, Index, Kernel, Load, Nest, Reduce, Stmt, Store, operands
+from .ir import Axis, Compute, Kernel, Load, Nest, Reduce, Stmt, Store, operands
 from .sweeps import Phase, inner_values
 
 #: Bytes of thread-local memory for a row of values that several sweeps need.
@@ -26,13 +25,15 @@ _HEAVY = frozenset((
 ).split())
 
 
-#: Most places at which the lane axis is cut, and the fewest lanes of a piece.
-MAX_CUTS, MIN_PIECE = 4, 8
+#: Rows from which on values that are the same for all of them are computed beforehand.
+SHARING_ROWS = 8
+#: Longest innermost loop of several whose sums are kept apart by lane until the whole row is done.
+SHORT_LANES = 256
 #: Sums are accumulated in blocks of this many terms, so that float32 keeps its precision over long rows.
 SUM_BLOCK = 4096
 
 
-class NestPrinter(ColumnForm):
+class NestPrinter(CutLoops):
     """Prints one nest; ``lines`` holds the result."""
 
     def __init__(self, kernel: Kernel, nest: Nest) -> None:
@@ -40,8 +41,10 @@ class NestPrinter(ColumnForm):
         self.inner = inner_values(nest)
         self.column = self._column_axis()
         self.held = self._held_values()
+        self.shared_rows = self._shared_row_values()
+        self._wanted: frozenset[str] = frozenset()
         self._read_back: frozenset[str] = frozenset()
-        self._decided: dict[str, bool] = {}
+        self._short = False
 
     # -- choices ------------------------------------------------------------------------------------------------
 
@@ -88,6 +91,31 @@ class NestPrinter(ColumnForm):
                 if row * stmt.dtype.itemsize <= HELD_BYTES and len(result) < 4 and stmt.name not in result:
                     result.append(stmt.name)
         return frozenset(result)
+
+    def _shared_row_values(self) -> frozenset[str]:
+        """Inner values that are the same for every row, computed once for all rows instead of once in each.
+
+        Such as the vector that a matrix is multiplied by: converted to float, normalised. What is loaded as it is and
+        in order gains nothing.
+        """
+        row = prod(a.size for a in self.nest.reduction)
+        rows = prod(a.size for a in self.nest.parallel)
+        if self.column is not None or self.held or not self.nest.reduction or rows < SHARING_ROWS:
+            return frozenset()
+        parallel = {a.symbol for a in self.nest.parallel}
+        scopes = self.nest.scopes
+        varying = [s for s in self.nest.body if not isinstance(s, Store | Reduce) and scopes[s.name] & parallel]
+        used = {n for s in varying for n in operands(s)}
+        found = [s.name for s in self.nest.body if not isinstance(s, Store | Reduce) and s.name in used
+                 and s.name in self.inner and not scopes[s.name] & parallel and self._worth_sharing(s)]
+        fits = [n for n in found if row * self.dtypes[n].itemsize <= HELD_BYTES]
+        return frozenset(fits[:4])
+
+    def _worth_sharing(self, stmt: Stmt) -> bool:
+        if not isinstance(stmt, Load):
+            return isinstance(stmt, Compute) and stmt.dtype.is_floating_point
+        in_order = affine(stmt.index)[0].get(self.nest.reduction[-1].symbol) == 1
+        return stmt.mask is None and (not in_order or self.kernel.buffer(stmt.buffer).dtype != stmt.dtype)
 
     def print(self) -> list[str]:
         """Lines of the whole nest, in a block of their own."""
@@ -143,11 +171,13 @@ class NestPrinter(ColumnForm):
         leading = 0
         while leading < len(sweeps) and all(map(invariant, phases[sweeps[leading]].body)):
             leading += 1
-        if not leading or not parallel or self.held:
+        if not parallel or self.held or not (leading or self.shared_rows):
             return phases
-        last = sweeps[leading - 1]
+        cut = sweeps[leading - 1] + 1 if leading else 0
+        if self.shared_rows and cut < len(phases) and not phases[cut].sweep:
+            cut += 1  # what is known once a row before the next sweep may be what the shared values need
         left: list[Stmt] = []
-        for phase in phases[:last + 1]:
+        for phase in phases[:cut]:
             if phase.sweep:
                 self._print_sweep(phase, computed)
                 continue
@@ -156,10 +186,36 @@ class NestPrinter(ColumnForm):
                     self.add(self.line(stmt))
                 else:
                     left.append(stmt)
-        rest = phases[last + 1:]
+        self._print_shared_rows(phases[cut:], computed)
+        rest = phases[cut:]
         if rest and not rest[0].sweep:
             return [Phase(False, (*left, *rest[0].body)), *rest[1:]]
         return [Phase(False, tuple(left)), *rest] if left else rest
+
+    def _print_shared_rows(self, rest: list[Phase], computed: set[str]) -> None:
+        """Fill the arrays of the row values that all rows share, if what they need is known by now."""
+        later = {s.name for p in rest for s in p.body if isinstance(s, Reduce)}
+        made = {s.name: s for s in self.nest.body if not isinstance(s, Store)}
+        wanted = {n for n in self.shared_rows if not self._needs(n, later, made)}
+        self.shared_rows = frozenset(wanted)
+        if not wanted:
+            return
+        row = prod(a.size for a in self.nest.reduction)
+        for name in sorted(wanted):
+            self.add(f"{COMPUTE[self.dtypes[name]]} held_{name}[{row}];")
+        needed = set(wanted)
+        body: list[Stmt] = []
+        for stmt in reversed(self.nest.body):
+            if not isinstance(stmt, Store | Reduce) and stmt.name in needed and stmt.name in self.inner:
+                needed.update(operands(stmt))
+                body.append(stmt)
+        self._wanted = self.shared_rows
+        self._print_sweep(Phase(True, tuple(reversed(body))), computed)
+        self._wanted = frozenset()
+
+    def _needs(self, name: str, later: set[str], made: dict[str, Stmt]) -> bool:
+        """Whether a value depends on one of ``later``."""
+        return name in later or any(self._needs(n, later, made) for n in operands(made[name]))
 
     def _print_pointwise(self, parallel: list[Axis]) -> None:
         lane = parallel[-1]
@@ -188,37 +244,6 @@ class NestPrinter(ColumnForm):
         self._decided = {}
         self.close(opened)
 
-    # -- conditions on the lane ---------------------------------------------------------------------------------
-
-    def _thresholds(self, lane: Axis) -> dict[str, tuple[int, bool]]:
-        """Conditions that change once along the lane axis: name to (position, truth before it)."""
-        made = {s.name: s for s in self.nest.body if not isinstance(s, Store)}
-        found: dict[str, tuple[int, bool]] = {}
-        for stmt in self.nest.body:
-            if not (isinstance(stmt, Compute) and stmt.op in ("lt", "le", "gt", "ge")):
-                continue
-            position, limit = (made[a] for a in stmt.args)
-            if not (isinstance(position, Index) and isinstance(limit, Const)):
-                continue
-            coefficients, constant, others = affine(position.expr)
-            if coefficients == {lane.symbol: 1} and not others:
-                at = int(limit.value) - constant + (stmt.op in ("le", "gt"))
-                found[stmt.name] = (at, stmt.op in ("lt", "le"))
-        return found
-
-    def _pieces(self, lane: Axis, smallest: int = MIN_PIECE) -> list[tuple[int, int]]:
-        """The lane axis cut where conditions change, so that no piece tests them: a concatenation becomes two loops."""
-        cuts = sorted({at for at, _ in self._thresholds(lane).values() if 0 < at < lane.size})
-        edges = [0, *cuts, lane.size]
-        if len(cuts) > MAX_CUTS or any(b - a < smallest for a, b in pairwise(edges)):
-            return [(0, lane.size)]
-        return list(pairwise(edges))
-
-    def _decide(self, axis: Axis, low: int, pieces: list[tuple[int, int]]) -> None:
-        """Fix the conditions that hold throughout the piece that begins at ``low``."""
-        if len(pieces) > 1:
-            self._decided.update((n, before == (low < at)) for n, (at, before) in self._thresholds(axis).items())
-
     def _print_sweep(self, phase: Phase, computed: set[str]) -> None:
         """One pass over a row: accumulators, loops over the reduction axes, results."""
         axes = list(self.nest.reduction)
@@ -226,9 +251,18 @@ class NestPrinter(ColumnForm):
         for reduce in phase.reduces:
             self._declare_accumulator(reduce)
         blocked = axes[-1].size > SUM_BLOCK and any(r.op in ("sum", "prod") for r in phase.reduces)
+        self._short = (len(axes) > 1 and axes[-1].size <= SHORT_LANES and bool(phase.reduces)
+                       and all(r.op == "sum" for r in phase.reduces))
+        for reduce in phase.reduces if self._short else ():
+            self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name}[{axes[-1].size}];")
+            self.add(f"for (int64_t l = 0; l < {axes[-1].size}; ++l) part_{reduce.name}[l] = 0;")
         self._sweep_loops(phase, axes, self._by_depth(body, axes), 0, blocked, computed)
         for reduce in phase.reduces:
+            if self._short:
+                self.add(f"#pragma omp simd reduction(+ : acc_{reduce.name})")
+                self.add(f"for (int64_t l = 0; l < {axes[-1].size}; ++l) acc_{reduce.name} += part_{reduce.name}[l];")
             self._finish(reduce)
+        self._short = False
 
     def _sweep_loops(self, phase: Phase, axes: list[Axis], levels: list[list[Stmt]], k: int, blocked: bool,
                      computed: set[str]) -> None:
@@ -255,7 +289,7 @@ class NestPrinter(ColumnForm):
             self.open(f"for (int64_t block = 0; block < {lane.size}; block += {SUM_BLOCK})")
         for reduce in blocks:
             self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name} = {self._start(reduce)};")
-        clauses = self._clauses(phase.reduces, blocked)
+        clauses = "" if self._short else self._clauses(phase.reduces, blocked)
         online = any(r.op == "expsum" for r in phase.reduces)
         pieces = [(0, lane.size)] if blocked else self._pieces(lane)
         for first, last in pieces:
@@ -275,10 +309,11 @@ class NestPrinter(ColumnForm):
                 self.open(f"for (int64_t {lane.symbol} = {low}; {lane.symbol} < {high}; ++{lane.symbol})")
             for stmt in body:
                 if isinstance(stmt, Reduce):
-                    self._accumulate(stmt, blocked)
+                    self._accumulate(stmt, blocked or self._short, f"[{lane.symbol}]" if self._short else "")
                     continue
                 self.add(self.line(stmt))
-                if not isinstance(stmt, Store) and stmt.name in self.held and stmt.name not in self._read_back:
+                kept = self.held | self._wanted
+                if not isinstance(stmt, Store) and stmt.name in kept and stmt.name not in self._read_back:
                     self.add(f"held_{stmt.name}[{self._row_position()}] = {stmt.name};")
                     computed.add(stmt.name)
             self.close(2 if online else 1)
@@ -290,8 +325,8 @@ class NestPrinter(ColumnForm):
 
     def _without_held(self, body: tuple[Stmt, ...], computed: set[str]) -> list[Stmt]:
         """The sweep's statements with held values read back, and without what only those needed."""
-        ready = frozenset(n for n in self.held if n in computed)
-        needed: set[str] = set()
+        ready = frozenset(n for n in self.held | self.shared_rows if n in computed)
+        needed: set[str] = set(self._wanted)
         kept: list[Stmt] = []
         for stmt in reversed(body):
             name = None if isinstance(stmt, Store) else stmt.name
@@ -304,8 +339,6 @@ class NestPrinter(ColumnForm):
         return list(reversed(kept))
 
     def line(self, stmt: Stmt) -> str:
-        if not isinstance(stmt, Store) and stmt.name in self._decided:
-            return self.declare(stmt.name, stmt.dtype, "true" if self._decided[stmt.name] else "false")
         if not isinstance(stmt, Store) and stmt.name in self._read_back:
             return self.declare(stmt.name, stmt.dtype, f"held_{stmt.name}[{self._row_position()}]")
         return super().line(stmt)

@@ -20,15 +20,18 @@ from . import lower_contractions, lower_pointwise, lower_reductions, lower_speci
 from .builder import NestBuilder
 from .errors import NotLowerable
 from .fxinfo import dtype_of, numel_of, op_name, shape_of, span_of, strides_of, value_of
-from .index import dot, ravel, symbol, unravel
-from .ir import Axis, Buffer, Kernel, Load, Nest, Store, compute_dtype
-from .lower_reductions import Reduction, is_reduction, reduction_of
+from .index import dot, ravel, unravel
+from .ir import Buffer, Kernel, Load, Nest, Store, compute_dtype
+from .lower_domain import Domain, open_domain, reduced_elements
+from .lower_reductions import Reduction, is_reduction, reduction_of, source_coords
 from .simplify import simplify_nest
 
 Coords = tuple[Expr, ...]
 
 STORAGE_TYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int8, torch.uint8,
                            torch.int16, torch.int32, torch.int64, torch.bool})
+#: Types whose values bfloat16 (with 8 significant bits) and float16 hold exactly.
+EXACT_IN_HALF = (torch.bool, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ class NestLowering:
         if op_name(node) == "copy":
             result = self._operand(arguments[1], node, coords) or result
         result = b.cast(result, dtype_of(node))
-        if op_name(node) == "_to_copy" and dtype_of(node.args[0]) != dtype_of(node):
+        if op_name(node) == "_to_copy" and dtype_of(node.args[0]) not in (dtype_of(node), *EXACT_IN_HALF):
             return b.rounded_always(result, dtype_of(node))
         return b.rounded(result, dtype_of(node))
 
@@ -196,7 +199,7 @@ class NestLowering:
                 inner = unravel(position, reduction.sizes, b.ranges)
         else:
             inner = tuple(Integer(0) for _ in reduction.dims)
-        value = self._reduced_value(reduction, self._source_coords(reduction, coords, inner))
+        value = self._reduced_value(reduction, source_coords(reduction, coords, inner))
         result = lower_reductions.emit(b, reduction, value)
         bias = lower_contractions.addend(node)
         if bias is not None:
@@ -217,137 +220,12 @@ class NestLowering:
         return b.compute("add", b.compute("mul", product, b.const(alpha, dtype)),
                          b.compute("mul", added, b.const(beta, dtype)))
 
-    @staticmethod
-    def _source_coords(reduction: Reduction, coords: Coords, inner: Coords) -> Coords:
-        along = dict(zip(reduction.dims, inner))
-        if reduction.keepdim:
-            return tuple(along.get(d, c) for d, c in enumerate(coords))
-        rest = iter(coords)
-        return tuple(along[d] if d in along else next(rest)
-                     for d in range(len(reduction.shape)))
 
 
 @dataclass
 class _OpenNest:
-    builder: NestBuilder
+    domain: Domain
     lowering: NestLowering
-    coords: dict[Node, Coords]
-
-    def placed(self, node: Node) -> Coords | None:
-        """Coordinates at which this nest visits each element of ``node`` exactly once, or None."""
-        coords = self.coords.get(node)
-        if coords is None:
-            return None
-        axes = self.builder.axes
-        symbols = {s for c in coords for s in c.free_symbols}
-        parallel = {a.symbol for a in axes if not a.reduction}
-        if symbols == parallel and numel_of(node) == prod(a.size for a in axes if not a.reduction):
-            return coords
-        everything = {a.symbol for a in axes}
-        return coords if symbols == everything and numel_of(node) == prod(a.size for a in axes) else None
-
-    def counted(self, node: Node) -> Coords | None:
-        """The elements of ``node`` in the order of the parallel axes, if there are as many."""
-        axes = [a for a in self.builder.axes if not a.reduction]
-        sizes = [a.size for a in axes]
-        if prod(sizes) != numel_of(node):
-            return None
-        return unravel(ravel([a.symbol for a in axes], sizes), shape_of(node), self.builder.ranges)
-
-
-def _axes(shape: tuple[int, ...], reduced: tuple[int, ...]) -> tuple[tuple[Axis, ...], Coords]:
-    """Axes over a tensor of ``shape`` with the dimensions ``reduced`` as reduction axes, and its coordinates."""
-    axes, coords = [], []
-    for d, size in enumerate(shape):
-        if size == 1:
-            coords.append(Integer(0))
-            continue
-        axis = Axis(symbol(f"{'r' if d in reduced else 'p'}{d}"), size, d in reduced)
-        axes.append(axis)
-        coords.append(axis.symbol)
-    return tuple(sorted(axes, key=lambda a: a.reduction)), tuple(coords)
-
-
-def _spread(start: Node, coords: Coords, inside: set[Node], ranges: dict, axes: tuple[Axis, ...]) -> dict[Node, Coords]:
-    """Coordinates of every node of the group that follow one to one from those of ``start``."""
-    known = {start: coords}
-    work = [start]
-    reduction_symbols = tuple(a.symbol for a in axes if a.reduction)
-    reduced_sizes = tuple(a.size for a in axes if a.reduction)
-
-    def learn(node: Node, found: Coords | None) -> None:
-        if found is not None and node not in known and (node in inside):
-            known[node] = found
-            work.append(node)
-
-    while work:
-        node = work.pop()
-        here = known[node]
-        for user in node.users:
-            if user not in inside or not isinstance(value_of(user), torch.Tensor):
-                continue
-            if is_reduction(user) and reduction_of(user).source is node:
-                reduction = reduction_of(user)
-                kept = tuple((Integer(0) if reduction.keepdim else None) if d in reduction.dims else c
-                             for d, c in enumerate(here))
-                learn(user, tuple(c for c in kept if c is not None))
-            elif op_name(user) in lower_pointwise.RULES or op_name(user) == "copy_":
-                if shape_of(user) == shape_of(node):
-                    learn(user, here)
-            elif op_name(user) in lower_views.INDEX_MAPS and user.args[0] is node:
-                learn(user, lower_views.forward_coords(user, here, ranges))
-        if node.op == "placeholder":
-            continue
-        if op_name(node) in lower_pointwise.RULES:
-            for source in node.all_input_nodes:
-                learn(source, lower_views.broadcast_coords(here, shape_of(source)))
-        elif is_reduction(node):
-            reduction = reduction_of(node)
-            inside_row = any(s in reduction_symbols for c in here for s in c.free_symbols)
-            same = tuple(s for s in reduction.sizes if s != 1) == reduced_sizes
-            if reduction.source is not None and same and not inside_row:
-                symbols = iter(reduction_symbols)
-                inner = tuple(next(symbols) if s != 1 else Integer(0) for s in reduction.sizes)
-                learn(reduction.source, NestLowering._source_coords(reduction, here, inner))
-        elif op_name(node) in lower_views.INDEX_MAPS and lower_views.is_alias(node):
-            source, inner = lower_views.INDEX_MAPS[op_name(node)](node, here, ranges)
-            if isinstance(source, Node) and numel_of(source) == numel_of(node):
-                learn(source, inner)
-    return known
-
-
-def _ancestors(node: Node, buffers: dict[Node, str]) -> list[Node]:
-    """Nodes that ``node`` needs, itself first, buffers left out, nearest first."""
-    seen, work = {node: None}, [node]
-    while work:
-        for source in work.pop(0).all_input_nodes:
-            if source not in seen and source not in buffers:
-                seen[source] = None
-                work.append(source)
-    return list(seen)
-
-
-def _reduced_elements(node: Node, buffers: dict[Node, str]) -> int:
-    """Elements that go into the widest reduction that ``node`` needs; 0 if it needs none."""
-    return max((prod(reduction_of(n).shape) for n in _ancestors(node, buffers)
-                if is_reduction(n) and reduction_of(n).count > 1), default=0)
-
-
-def _open_nest(target: Node, inside: set[Node], buffers: dict[Node, str], eager_rounding: bool) -> _OpenNest:
-    reductions = [n for n in _ancestors(target, buffers) if is_reduction(n) and reduction_of(n).count > 1]
-    if reductions:
-        hero = max(reductions, key=lambda n: prod(reduction_of(n).shape))
-        reduction = reduction_of(hero)
-        axes, coords = _axes(reduction.shape, reduction.dims)
-        start = reduction.source or hero
-        if reduction.source is None:
-            coords = tuple(c for d, c in enumerate(coords) if d not in reduction.dims)
-    else:
-        start = target
-        axes, coords = _axes(shape_of(start), ())
-    builder = NestBuilder(axes, eager_rounding)
-    known = _spread(start, coords, inside, builder.ranges, axes)
-    return _OpenNest(builder, NestLowering(builder, buffers), known)
 
 
 def lower_group(graph: Graph, name: str = "fused", eager_rounding: bool = False) -> LoweredGroup:
@@ -365,11 +243,11 @@ def lower_group(graph: Graph, name: str = "fused", eager_rounding: bool = False)
         if node not in buffers and op_name(node) != "copy_":
             targets.append((node, f"o{k}"))
     targets += [(n, "") for n in graph.nodes if op_name(n) == "copy_"]
-    targets.sort(key=lambda t: (-_reduced_elements(t[0], buffers), -numel_of(t[0])))
+    targets.sort(key=lambda t: (-reduced_elements(t[0], buffers), -numel_of(t[0])))
     nests: list[_OpenNest] = []
     for node, buffer in targets:
         _place(node, buffer, nests, inside, buffers, eager_rounding)
-    finished = tuple(simplify_nest(n.builder.finish()) for n in nests)
+    finished = tuple(simplify_nest(n.domain.builder.finish()) for n in nests)
     return _assemble(name, finished, placeholders, buffers, outputs)
 
 
@@ -378,11 +256,15 @@ def _place(node: Node, buffer: str, nests: list[_OpenNest], inside: set[Node], b
     """Add the store of ``node`` to the first nest that visits its elements once, else to a nest of its own."""
     source = node.args[1] if op_name(node) == "copy_" else node
     for nest in (*nests, None):
-        opened = nest or _open_nest(source if numel_of(source) == numel_of(node) else node, inside, buffers,
-                                    eager_rounding)
-        coords = opened.placed(node)
+        if nest is None:
+            start = source if numel_of(source) == numel_of(node) else node
+            domain = open_domain(start, inside, buffers, eager_rounding)
+            opened = _OpenNest(domain, NestLowering(domain.builder, buffers))
+        else:
+            opened = nest
+        coords = opened.domain.placed(node)
         if coords is None and nest is None:
-            coords = opened.counted(node)
+            coords = opened.domain.counted(node)
         if coords is None:
             continue
         try:
@@ -398,7 +280,7 @@ def _place(node: Node, buffer: str, nests: list[_OpenNest], inside: set[Node], b
 
 
 def _store(nest: _OpenNest, node: Node, buffer: str, coords: Coords, buffers: dict[Node, str]) -> None:
-    b = nest.builder
+    b = nest.domain.builder
     if op_name(node) != "copy_":
         b.store(buffer, dtype_of(node), dot(coords, strides_of(node)), nest.lowering.value(node, coords))
         return

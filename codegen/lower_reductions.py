@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
+from sympy import Expr
 from torch.fx import Node
 
 from .builder import NestBuilder
@@ -86,3 +87,12 @@ def _reduce(builder: NestBuilder, reduction: Reduction, value: str, dtype: torch
     if reduction.count == 1:
         return builder.const(0, dtype) if reduction.op in ("argmax", "argmin") else value
     return builder.reduce(reduction.op, value, dtype)
+
+
+def source_coords(reduction: Reduction, coords: tuple[Expr, ...], inner: tuple[Expr, ...]) -> tuple[Expr, ...]:
+    """Where in the reduced space the result at ``coords`` takes the element at ``inner`` of the reduced dimensions."""
+    along = dict(zip(reduction.dims, inner))
+    if reduction.keepdim:
+        return tuple(along.get(d, c) for d, c in enumerate(coords))
+    rest = iter(coords)
+    return tuple(along[d] if d in along else next(rest) for d in range(len(reduction.shape)))

@@ -37,7 +37,8 @@ def default_folder() -> Path:
     return Path(platformdirs.user_cache_dir("rooffuse")) / "calibration"
 
 
-def _path(device: Device, folder: Path) -> Path:
+def stored_in(device: Device, folder: Path) -> Path:
+    """The file of ``device``'s calibration."""
     # Cores are part of the identity of a CPU: rates depend on how many torch may use.
     name = f"{device.name}-{device.sms}" if device.kind == "cpu" else device.name
     return folder / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json")
@@ -45,7 +46,7 @@ def _path(device: Device, folder: Path) -> Path:
 
 def load(device: Device, folder: Path) -> Device | None:
     """The stored calibration of ``device``, or None. An unreadable file is ignored with a warning."""
-    path = _path(device, folder)
+    path = stored_in(device, folder)
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -65,7 +66,7 @@ def load(device: Device, folder: Path) -> Device | None:
 
 def save(device: Device, folder: Path) -> Path:
     """Store a calibrated device; other processes see the old file or the new one, never half of it."""
-    path = _path(device, folder)
+    path = stored_in(device, folder)
     folder.mkdir(parents=True, exist_ok=True)
     incomplete = path.with_suffix(f".{os.getpid()}.tmp")
     incomplete.write_text(

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .explain import explain
+    from .explanation import explain
     from .options import OptionError, Options, make_options
     from .report import Report
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OptionError", "Options", "Report", "__version__", "explain", "make_options"]
 
-_HOMES = {"explain": "explain", "Report": "report", "Options": "options", "OptionError": "options",
+_HOMES = {"explain": "explanation", "Report": "report", "Options": "options", "OptionError": "options",
           "make_options": "options"}
 
 

@@ -5,21 +5,41 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rooffuse.cost_model import Device
-
     from .report import Report
-    from .report_target import ReportTarget
 
 _EXAMPLES = """\
 examples:
   rooffuse report examples/llama.py:decode_step --device h100
   rooffuse report examples/norms.py:add_rms_norm --source
+  rooffuse calibrate
+  rooffuse profile examples/norms.py:add_rms_norm
   rooffuse devices
+"""
+
+_PROFILE = """\
+Compile a function for this machine's CPU, run its kernels one by one, and print for each the predicted and the measured
+time, what bandwidth and rate it reached, and the microseconds lost above the roof. TARGET is as for `rooffuse report`;
+inputs and weights are made up in the traced shapes. Calibrate first: predictions use the rates measured then.
+Kernels on a GPU can't be timed yet.
+"""
+
+_PROFILE_EXAMPLES = """\
+examples:
+  rooffuse profile norms.py:softmax
+  rooffuse profile examples/llama.py:prefill --sort lost --top 10
+  rooffuse profile examples/llama.py:decode_step --json times.json
+"""
+
+_CALIBRATE = """\
+Measure this machine's streaming bandwidth, the matmul peak of each type and the fixed cost of a kernel, in under a
+minute, and keep them in the user's cache folder. Every later plan, report and profile for this machine uses them;
+a report's first line says which rates it used.
 """
 
 _REPORT = """\
@@ -49,6 +69,20 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds; it must be more than 0")
+    return value
+
+
+def _target(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", metavar="TARGET", help="file.py:function or module:function")
+
+
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
@@ -59,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", formatter_class=raw, description=_REPORT, epilog=_REPORT_EXAMPLES,
                                  help="price a function node by node and kernel by kernel, for any device")
-    report.add_argument("target", metavar="TARGET", help="file.py:function or module:function")
+    _target(report)
     report.add_argument("--device", metavar="D", help="a name of `rooffuse devices`, or a TOML file (default: this "
                                                       "machine's)")
     report.add_argument("--json", metavar="FILE", help="write the report as JSON; - for standard output, with no text")
@@ -70,6 +104,23 @@ def _parser() -> argparse.ArgumentParser:
                         help="order of the rows (default: the order of running)")
     report.add_argument("--top", metavar="N", type=_count, help="show the first N rows of each table")
     report.set_defaults(run=_report)
+
+    profile = commands.add_parser("profile", formatter_class=raw, description=_PROFILE, epilog=_PROFILE_EXAMPLES,
+                                  help="time every kernel beside its prediction")
+    _target(profile)
+    profile.add_argument("--sort", choices=("time", "lost", "ratio", "bytes", "flops", "name"),
+                         help="order of the rows (default: the order of running)")
+    profile.add_argument("--top", metavar="N", type=_count, help="show the first N rows")
+    profile.add_argument("--budget", metavar="S", type=_seconds, default=10.0,
+                         help="about how many seconds to run (default: 10)")
+    profile.add_argument("--json", metavar="FILE", help="write the kernels as JSON; - for standard output, no text")
+    profile.set_defaults(run=_profile)
+
+    calibrate = commands.add_parser("calibrate", formatter_class=raw, description=_CALIBRATE,
+                                    epilog="examples:\n  rooffuse calibrate\n  rooffuse calibrate --device cuda\n",
+                                    help="measure this machine's rates, for every later price")
+    calibrate.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what to measure (default: cpu)")
+    calibrate.set_defaults(run=_calibrate)
 
     devices = commands.add_parser("devices", formatter_class=raw, help="list devices with bandwidth, peaks and ridges",
                                   description="List the devices that plans can be made for, this machine's first: "
@@ -89,12 +140,13 @@ def _source(report: Report, kernel: str) -> str:
     return "\n\n".join(f"{marks[row.kind]} {name}: {', '.join(row.nodes)}\n{row.source()}" for name, row in found)
 
 
-def _explained(name: str, target: ReportTarget, device: Device | None) -> Report:
-    """The report. Raises ValueError, with the place in the traced code, for whatever tracing raises."""
-    from .explain import explain_call, raised_at
+@contextmanager
+def _tracing(name: str) -> Iterator[None]:
+    """Turns whatever tracing the target raises into a ValueError with the place in the traced code."""
+    from .explanation import raised_at
 
     try:
-        return explain_call(target.function, target.args, target.kwargs, device)
+        yield
     except ValueError:
         raise
     except Exception as error:
@@ -105,6 +157,7 @@ def _explained(name: str, target: ReportTarget, device: Device | None) -> Report
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    from .explanation import explain_call
     from .report_target import load_target
 
     try:
@@ -112,23 +165,55 @@ def _report(arguments: argparse.Namespace) -> int:
 
         device = get_device(arguments.device) if arguments.device else None
         target = load_target(arguments.target)
-        report = _explained(arguments.target, target, device)
+        with _tracing(arguments.target):
+            report = explain_call(target.function, target.args, target.kwargs, device)
         text = _source(report, arguments.source) if arguments.source is not None else report.text(
             arguments.level, arguments.sort, arguments.top)
     except KeyError as error:  # no such kernel
         return _complain(str(error.args[0]))
     except ValueError as error:  # the device, the target, an option in the environment
         return _complain(str(error))
-    if arguments.json is not None:
-        data = json.dumps(report.to_dict(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-        if arguments.json == "-":
-            sys.stdout.write(data)
+    return _written(text, arguments.json, report.to_dict())
+
+
+def _written(text: str, json_file: str | None, data: dict[str, Any]) -> int:
+    """Print the text, or write the data where ``--json`` says."""
+    if json_file is not None:
+        encoded = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        if json_file == "-":
+            sys.stdout.write(encoded)
             return 0
         try:
-            Path(arguments.json).write_text(data, encoding="utf-8")
+            Path(json_file).write_text(encoded, encoding="utf-8")
         except OSError as error:
-            return _complain(f"can't write {arguments.json!r}: {error.strerror}")
+            return _complain(f"can't write {json_file!r}: {error.strerror}")
     print(text)
+    return 0
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    from .profiling import profile_call
+    from .report_target import load_target
+
+    try:
+        target = load_target(arguments.target)
+        with _tracing(arguments.target):
+            profile = profile_call(target.function, target.args, target.kwargs, arguments.budget)
+        text = profile.text(arguments.sort, arguments.top)
+    except ValueError as error:
+        return _complain(str(error))
+    return _written(text, arguments.json, profile.to_dict())
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from .calibrate_command import calibrate_here
+
+    try:
+        print(calibrate_here(arguments.device, sys.stderr))
+    except ValueError as error:
+        return _complain(str(error))
+    except OSError as error:
+        return _complain(f"can't store the calibration: {error}")
     return 0
 
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+
 from benchmarks import cases, rows, run
 from benchmarks.__main__ import main
 from benchmarks.cases import Case
@@ -99,7 +100,7 @@ def test_tensors_of_nested_results():
 
 
 def test_resident_growth_sees_what_a_call_allocates():
-    grown = resident_growth(lambda: torch.ones(32 << 20, dtype=torch.uint8).sum())
+    grown = resident_growth(lambda: torch.ones(8 << 20).sum())
     if grown is None:
         pytest.skip("the system has no counters of resident memory")
     assert 30 << 20 < grown < 64 << 20
@@ -214,3 +215,16 @@ def test_an_interrupt_keeps_finished_rows(tmp_path, capsys, monkeypatch):
 def test_a_wrong_request_is_answered(words, capsys):
     assert main(["run", "--dry-run", *words]) == 2
     assert "nothing" in capsys.readouterr().err
+
+
+def test_a_result_nearer_to_the_truth_than_eagers_is_right():
+    def rounding(x):
+        return (x.sum(0) if x.dtype == torch.float32 else x.cumsum(0)[-1])
+
+    x = torch.rand(4096, 4).to(torch.bfloat16) * 0 + 1.0078125
+    eager = torch.full((4,), 3000.0, dtype=torch.bfloat16)
+    case = Case("c", "kernels", _make)
+    nearer, further = x.float().sum(0).to(torch.bfloat16), torch.full((4,), 9000.0, dtype=torch.bfloat16)
+    assert run._closer_than_eager(case, "bf16", rounding, (x,), nearer, eager)
+    assert not run._closer_than_eager(case, "bf16", rounding, (x,), further, eager)
+    assert not run._closer_than_eager(case, "fp32", rounding, (x,), nearer, eager)

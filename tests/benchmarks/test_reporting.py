@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from benchmarks.__main__ import README, main
 from benchmarks.compare import compare, report
 from benchmarks.gpu_shapes import gpu_case
@@ -16,8 +17,8 @@ from benchmarks.summary import geometric_mean, speedups, summary_lines
 from benchmarks.table import regenerate, table
 
 OURS = Row("kernels", "softmax", "bf16", "rooffuse", 100.0, 98.0, 102.0, floor_bytes=10**6, flops=10**6,
-           achieved_gbs=10.0, roof_us=50.0, share_of_roof=0.5, launches=1, cold_s=1.0, device_type="cpu", device="Some CPU",
-           roof_gbs=20.0, threads=2, torch="2.13", triton="3.9", commit="abc", date="2026-01-02")
+           achieved_gbs=10.0, roof_us=50.0, share_of_roof=0.5, launches=1, cold_s=1.0, device_type="cpu",
+           device="Some CPU", roof_gbs=20.0, threads=2, torch="2.13", triton="3.9", commit="abc", date="2026-01-02")
 INDUCTOR = replace(OURS, contender="inductor", median_us=150.0, low_us=145.0, high_us=155.0, launches=2, cold_s=8.0)
 EAGER = replace(OURS, contender="eager", median_us=300.0, low_us=290.0, high_us=310.0, launches=None, cold_s=None)
 
@@ -90,8 +91,8 @@ def test_means_and_speedups():
 
 def test_a_table_shows_every_contender(results):
     text = table("kernels/cpu", results)
-    assert "| softmax | bf16   | 300 us  | 150 us     | 100 us     | 3.00      | 1.50         | 50%" in " ".join(
-        text.split("\n")).replace("| softmax |", "| softmax |")
+    cells = [c.strip() for c in next(line for line in text.splitlines() if "softmax" in line).split("|")]
+    assert cells[1:-1] == ["softmax", "bf16", "300 us", "150 us", "100 us", "3.00", "1.50", "50%", "2", "1"]
     assert "Some CPU, 2 threads, torch 2.13" in text and "commit abc" in text
 
 
@@ -99,6 +100,7 @@ def test_what_lost_or_failed_is_in_the_table(tmp_path):
     write_rows(tmp_path / "some-cpu" / "kernels.csv",
                [EAGER, replace(OURS, median_us=None, note="wrong: differs from eager by 0.3")])
     assert "wrong" in table("kernels/cpu", tmp_path)
+    assert table("kernels", tmp_path) == table("kernels/cpu", tmp_path)
 
 
 def test_without_rows_a_table_says_so(tmp_path):
@@ -113,20 +115,20 @@ def test_an_unknown_table_is_named(tmp_path):
 
 def test_tables_stand_between_their_markers(results, tmp_path, capsys):
     readme = tmp_path / "README.md"
-    readme.write_text("a\n<!-- benchmarks:summary -->\nold\n<!-- /benchmarks -->\nb\n")
+    readme.write_text("a\n<!-- benchmarks:summary -->\nstale\n<!-- /benchmarks -->\nb\n")
     words = ["table", "--readme", str(readme), "--results", str(results)]
     assert main([*words, "--check"]) == 1
     assert main(words) == 0
     text = readme.read_text()
-    assert text.startswith("a\n") and text.endswith("\nb\n") and "old" not in text and "3.00" in text
+    assert text.startswith("a\n") and text.endswith("\nb\n") and "stale" not in text and "3.00" in text
     assert main([*words, "--check"]) == 0
     assert regenerate(text, results) == text
 
 
 def test_readme_and_rows_agree():
     text = README.read_text(encoding="utf-8")
-    if "<!-- benchmarks:" not in text:
-        pytest.skip("README has no tables of benchmarks")
+    if "<!-- benchmarks:" not in text or not RESULTS.is_dir():
+        pytest.skip("README has no tables of benchmarks, or there are no rows for them")
     assert regenerate(text, RESULTS) == text, "run python -m benchmarks table"
 
 
@@ -162,7 +164,7 @@ def test_written_arguments_count_twice():
 
 def test_a_gathered_table_counts_what_is_read():
     _, floor = our_schedule("embedding_norm")
-    assert floor == 16384 * 8 + (2 * 16384 * 4096 + 4096) * 2
+    assert floor == 16384 * 8 + (2 * 16384 * 1024 + 1024) * 2
 
 
 def test_the_schedule_table():

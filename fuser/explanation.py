@@ -149,6 +149,28 @@ def explain(fn: Callable[..., Any], /, *args: Any, device: str | Device | None =
 def explain_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any],
                  device: str | Device | None = None) -> Report:
     """`explain` for arguments whose names may be those of its own."""
+    planned = planned_call(fn, args, kwargs, device)
+    rows: dict[int, GraphReport] = {}
+    for plan, kind in planned.calls:
+        if id(plan) not in rows:
+            rows[id(plan)] = graph_report(plan, kind, planned.options)
+    return Report(planned.target.device, tuple(rows[id(p)] for p, _ in planned.calls), planned.breaks)
+
+
+@dataclass(frozen=True)
+class PlannedCall:
+    """The plans of one call of a function: ``calls`` has the plan and its kind for each graph in order of the calls,
+    the same plan several times if its graph is called as often."""
+
+    target: Target
+    options: Options
+    calls: tuple[tuple[Plan, str], ...]
+    breaks: tuple[GraphBreak, ...]
+
+
+def planned_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any],
+                 device: str | Device | None = None) -> PlannedCall:
+    """Trace and plan as `explain` does, without making rows."""
     target = target_for(_chosen_device(device, (fn, args, kwargs)))
     options = make_options()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -163,9 +185,4 @@ def explain_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[
         except _VALUES_NEEDED as error:
             ended.append(GraphBreak("A tensor's value is needed here, and nothing is run: what follows is not in this "
                                     "report", raised_at(error)))
-    rows: dict[int, GraphReport] = {}
-    called = recorder.graphs()
-    for plan, kind in called:
-        if id(plan) not in rows:
-            rows[id(plan)] = graph_report(plan, kind, options)
-    return Report(target.device, tuple(rows[id(p)] for p, _ in called), (*trace.breaks, *ended))
+    return PlannedCall(target, options, tuple(recorder.graphs()), (*trace.breaks, *ended))

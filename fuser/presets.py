@@ -1,0 +1,220 @@
+"""Well-known models by name, and any model of a local Hugging Face ``config.json``, built on the meta device: nothing is
+downloaded and nothing has values, so a model of any size takes next to no memory."""
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .report_target import ReportTarget, TargetError
+
+PHASES = ("prefill", "decode", "train")
+DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
+    {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32})
+
+_LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192}
+
+#: Fields of each preset's published ``config.json`` on Hugging Face that decide shapes.
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
+    "llama-3.1-8b": {
+        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072,
+        "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "rope_parameters": {**_LLAMA3_ROPE, "factor": 8.0}},
+    "llama-3.2-1b": {
+        "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128256,
+        "max_position_embeddings": 131072, "tie_word_embeddings": True, "rms_norm_eps": 1e-5,
+        "rope_parameters": {**_LLAMA3_ROPE, "factor": 32.0}},
+    "llama-2-7b": {
+        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000, "max_position_embeddings": 4096,
+        "tie_word_embeddings": False, "rms_norm_eps": 1e-5},
+    "llama-3.1-70b": {
+        "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+        "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072,
+        "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "rope_parameters": {**_LLAMA3_ROPE, "factor": 8.0}},
+    "qwen3-8b": {
+        "model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
+        "max_position_embeddings": 40960, "tie_word_embeddings": False, "rms_norm_eps": 1e-6},
+    "gpt2": {
+        "model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50257},
+    "bert-base": {
+        "model_type": "bert", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+        "num_attention_heads": 12, "vocab_size": 30522, "max_position_embeddings": 512},
+    "vit-b-16": {
+        "model_type": "vit", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+        "num_attention_heads": 12, "image_size": 224, "patch_size": 16},
+})
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """How a model is run: ``batch`` sequences or images, ``context`` tokens (None for a default that the model takes),
+    ``phase`` one of `PHASES` (None for decoding where the model decodes, else the forward pass), ``dtype`` a key of
+    `DTYPES`."""
+
+    batch: int = 1
+    context: int | None = None
+    phase: str | None = None
+    dtype: str = "bf16"
+
+
+def is_model(target: str) -> bool:
+    """Whether a target is a preset or a configuration file, not a function."""
+    return target in PRESETS or target.endswith(".json") or (":" not in target and Path(target, "config.json").is_file())
+
+
+def read_fields(target: str) -> dict[str, Any]:
+    """The fields of a preset, of a ``config.json``, or of the one in a folder. Raises TargetError that names the file
+    and what is wrong with it."""
+    if target in PRESETS:
+        return dict(PRESETS[target])
+    path = Path(target).expanduser()
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        raise TargetError(f"there is no preset or file {target!r}; the presets are {', '.join(PRESETS)}")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise TargetError(f"{str(path)!r} can't be read as JSON: {error}") from error
+    if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
+        raise TargetError(f"{str(path)!r} has no model_type; it must be a config.json of a Hugging Face model")
+    return fields
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise TargetError("models by name or config.json need the package transformers; "
+                          "install it with pip install 'rooffuse[demo]'") from None
+    return transformers
+
+
+def _config(target: str, fields: Mapping[str, Any]) -> Any:
+    transformers = _transformers()
+    rest = {k: v for k, v in fields.items() if k != "model_type"}
+    try:
+        return transformers.AutoConfig.for_model(fields["model_type"], **rest)
+    except Exception as error:  # each configuration class checks its fields in its own way
+        raise TargetError(f"{target}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+
+
+def model_kind(config: Any) -> str:
+    """ "image" for a classifier of images, "encoder" for a model of masked language, "decoder" for one that generates
+    text. Raises TargetError for another."""
+    from transformers.models.auto import modeling_auto as auto
+
+    named = (config.architectures or [""])[0]
+    tables = {"image": auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+              "encoder": auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, "decoder": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
+    for kind, table in tables.items():
+        if named and named == table.get(config.model_type):
+            return kind
+    for kind, table in tables.items():
+        if config.model_type in table:
+            return kind
+    raise TargetError(f"a model of type {config.model_type!r} is no causal language model, masked language model or "
+                      "image classifier, which are what can be built; write a file.py:function for it")
+
+
+def _model(config: Any, kind: str, scenario: Scenario, train: bool) -> torch.nn.Module:
+    transformers = _transformers()
+    classes = {"image": transformers.AutoModelForImageClassification, "encoder": transformers.AutoModelForMaskedLM,
+               "decoder": transformers.AutoModelForCausalLM}
+    with torch.device("meta"):
+        model = classes[kind].from_config(config, dtype=DTYPES[scenario.dtype])
+    return model.train(train).requires_grad_(train)
+
+
+def _context(target: str, config: Any, scenario: Scenario) -> int:
+    most = getattr(config, "max_position_embeddings", None) or 1 << 62
+    if scenario.context is None:
+        return min(1024, most)
+    if scenario.context > most:
+        raise TargetError(f"{target} takes contexts of up to {most} tokens, not {scenario.context}")
+    return scenario.context
+
+
+def _ids(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.int64, device="meta")
+
+
+def _decode(model: Any, config: Any, batch: int, context: int, dtype: torch.dtype) -> ReportTarget:
+    from transformers.cache_utils import StaticCache
+
+    cache = StaticCache(config, max_cache_len=context)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cache.early_initialization(batch, heads, width, dtype, torch.device("meta"))
+
+    def decode(ids: Tensor, positions: Tensor) -> Tensor:
+        return model(ids, past_key_values=cache, position_ids=positions).logits
+
+    return ReportTarget(decode, (_ids(batch, 1), _ids(batch, 1)), {})
+
+
+def _prefill(model: Any, batch: int, context: int) -> ReportTarget:
+    def prefill(ids: Tensor) -> tuple[Tensor, ...]:
+        result = model(ids, use_cache=True, logits_to_keep=1)
+        kept = [t for layer in result.past_key_values.layers for t in (layer.keys, layer.values)]
+        return result.logits, *kept
+
+    return ReportTarget(prefill, (_ids(batch, context),), {})
+
+
+def _train(model: Any, kind: str, inputs: Tensor, batch: int) -> ReportTarget:
+    labels = _ids(batch) if kind == "image" else torch.empty_like(inputs)
+
+    def step(inputs: Tensor, labels: Tensor) -> Tensor:
+        options: dict[str, bool] = {"use_cache": False} if kind == "decoder" else {}
+        return model(inputs, labels=labels, **options).loss
+
+    return ReportTarget(step, (inputs, labels), {})
+
+
+def load_model(target: str, scenario: Scenario) -> ReportTarget:
+    """What to trace for a preset or ``config.json``.
+
+    "decode" is one token more with a cache of ``context`` tokens that is updated in place, "prefill" a whole prompt
+    with the keys and values it leaves and the logits of its last token, or the forward pass of a model that doesn't
+    decode, "train" the loss and the gradients, without an optimiser's step.
+
+    Raises TargetError for a configuration that can't be built, a context that is too long, or a phase that the model
+    hasn't got.
+    """
+    config = _config(target, read_fields(target))
+    kind = model_kind(config)
+    phase = scenario.phase or ("decode" if kind == "decoder" else "prefill")
+    if phase == "decode" and kind != "decoder":
+        raise TargetError(f"{target} doesn't decode, it is an {kind} model; its phases are prefill and train")
+    if kind == "image" and scenario.context is not None:
+        raise TargetError(f"{target} takes images, which have no context; leave --context out")
+    dtype = DTYPES[scenario.dtype]
+    try:
+        model = _model(config, kind, scenario, phase == "train")
+    except Exception as error:  # sizes that don't fit together, such as heads that don't divide the width
+        raise TargetError(f"{target} can't be built: {type(error).__name__}: "
+                          f"{' '.join(str(error).split())[:300]}") from error
+    if kind == "image":
+        size, channels = config.image_size, config.num_channels
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        inputs = torch.empty(scenario.batch, channels, height, width, dtype=dtype, device="meta")
+    else:
+        inputs = _ids(scenario.batch, _context(target, config, scenario))
+    if phase == "train":
+        return _train(model, kind, inputs, scenario.batch)
+    if phase == "decode":
+        return _decode(model, config, scenario.batch, inputs.shape[1], dtype)
+    if kind == "decoder":
+        return _prefill(model, scenario.batch, inputs.shape[1])
+    forward: Callable[..., Any] = lambda inputs: model(inputs).logits  # noqa: E731
+    return ReportTarget(forward, (inputs,), {})
