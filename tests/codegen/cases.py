@@ -172,5 +172,28 @@ case(
 )
 case("truth_reduced", lambda x: (x.any(-1), x.all(-1), x.sum(-1)), integers(2, 9, 3, dtype=torch.bool))
 
+# products with one row
+def normed_gate(x: Tensor, weight: Tensor, gate: Tensor, up: Tensor) -> Tensor:
+    h = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * weight
+    return F.silu(h @ gate.t()) * (h @ up.t())
+
+
+def packed_int4(x: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
+    low, high = (packed & 15).to(torch.int8) - 8, (packed >> 4).to(torch.int8) - 8
+    groups = torch.stack((low, high), -1).view(packed.shape[0], scales.shape[1], -1).to(x.dtype)
+    return x @ (groups * scales[..., None]).view(packed.shape[0], -1).t()
+
+
+for size in (2, 31, 257, 1000):
+    case(f"one_row_{size}", lambda x, w: x @ w.t(), (1, size), (19, size))
+    case(f"one_row_of_columns_{size}", lambda x, w: (x @ w).relu(), (1, 19), (19, size))
+case("one_row_added", lambda b, x, w: torch.addmm(b, x, w, beta=0.5, alpha=2.0), (33,), (1, 65), (65, 33))
+case("one_row_bfloat16", lambda x, w: x @ w.t(), lambda: torch.randn(1, 300).bfloat16(),
+     lambda: torch.randn(40, 300).bfloat16())
+case("one_row_of_int8", lambda x, w, s: (x @ w.to(x.dtype).t()) * s, (1, 200), integers(100, 33, 200, low=-100,
+                                                                                        dtype=torch.int8), (33,))
+case("one_row_of_int4", packed_int4, (1, 256), integers(256, 33, 128, dtype=torch.uint8), (33, 4))
+case("normed_gate", normed_gate, (1, 96), (96,), (77, 96), (77, 96))
+
 BY_NAME = {c.name: c for c in CASES}
 assert len(BY_NAME) == len(CASES)
