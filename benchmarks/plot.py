@@ -85,8 +85,8 @@ def _speedup(pyplot: Any, rows: Sequence[Row]) -> Any:
     for k, name in enumerate(others):
         points = [(place, row[name].median_us / row[OURS].median_us)  # type: ignore[operator]
                   for place, (_, row) in enumerate(found) if name in row]
-        axes.barh([p + (k - (len(others) - 1) / 2) * height for p, _ in points], [v for _, v in points], height,
-                  label=f"{name} / {OURS}", color=_COLOURS.get(name))
+        axes.barh([p + (k - (len(others) - 1) / 2) * height for p, _ in points], [v - 1 for _, v in points], height,
+                  left=1, label=f"{name} / {OURS}", color=_COLOURS.get(name))
     axes.axvline(1, color="black", linewidth=1)
     axes.set_yticks(range(len(found)), [f"{case} {dtype}" for (_, case, dtype), _ in found])
     axes.invert_yaxis()

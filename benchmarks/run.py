@@ -4,10 +4,10 @@ What makes the comparison fair: all contenders get one function with one set of 
 inputs, the same static shapes (``dynamic=False``), types and threads; they run in one process in turn (A B A B), warm,
 and each drops its results before its next call. Inference runs under ``torch.no_grad()``. A contender whose results
 differ from eager's, or that raises, is not timed: its row says so. In 16-bit types eager itself rounds between
-operators; there a contender may differ if it is no further than eager from eager in float32. Bytes and launches are each compiler's own count
-for its schedule. Peak memory on CUDA is the allocator's, over what was allocated before the contender compiled; on the
-CPU it is how far the resident set grows during one warm call, and for rooffuse the arena that it keeps between calls
-on top, since that is resident already.
+operators; there a contender may differ if it is no further than eager from what eager computes in float32. Bytes and
+launches are each compiler's own count for its schedule. Peak memory on CUDA is the allocator's, over what was
+allocated before the contender compiled; on the CPU it is how far the resident set grows during one warm call, and for
+rooffuse the arena that it keeps between calls on top, since that is resident already.
 """
 from __future__ import annotations
 

@@ -132,6 +132,8 @@ def _model(config: Any, kind: str, scenario: Scenario, train: bool) -> torch.nn.
                "decoder": transformers.AutoModelForCausalLM}
     with torch.device("meta"):
         model = classes[kind].from_config(config, dtype=DTYPES[scenario.dtype])
+    if kind == "decoder":
+        model.loss_type = "ForCausalLM"  # not every class says so, and the guess that replaces it breaks the graph
     return model.train(train).requires_grad_(train)
 
 

@@ -65,20 +65,28 @@ def _call(node: Node, values: Mapping[Node, Any]) -> Any:
 
 
 class ArenaPool:
-    """Arenas that no run is using. A run takes one and gives it back: concurrent and nested runs never share."""
+    """Arenas that no run is using. A run takes one and gives it back: concurrent and nested runs never share.
 
-    def __init__(self, make: Callable[[], Arena]) -> None:
+    On a GPU a run ends for the host before it ends for the device: its arena goes back to those of its stream, where
+    the next run's work waits for it.
+    """
+
+    def __init__(self, make: Callable[[], Arena], device: torch.device) -> None:
         self._make = make
-        self._free: deque[Arena] = deque()
+        self._on_stream = device.type == "cuda"
+        self._free: dict[int, deque[Arena]] = {}
+
+    def _stream(self) -> int:
+        return torch.cuda.current_stream().cuda_stream if self._on_stream else 0
 
     def take(self) -> Arena:
         try:
-            return self._free.pop()
-        except IndexError:
+            return self._free[self._stream()].pop()
+        except (KeyError, IndexError):
             return self._make()
 
     def give(self, arena: Arena) -> None:
-        self._free.append(arena)
+        self._free.setdefault(self._stream(), deque()).append(arena)
 
 
 def conform(value: Any, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -297,7 +305,7 @@ def assemble(program: Program, built: Built, device: torch.device,
         return arena
 
     namespace = assembler.namespace
-    namespace["rf_pool"] = ArenaPool(make)
+    namespace["rf_pool"] = ArenaPool(make, device)
     namespace["rf_segment"] = built.segment
     name = f"<rooffuse program {id(namespace):x}>"
     exec(compile(source, name, "exec"), namespace)
