@@ -16,7 +16,7 @@ import torch
 from sympy import Expr, Integer
 from torch.fx import Graph, Node
 
-from . import lower_contractions, lower_pointwise, lower_reductions, lower_special, lower_views
+from . import lower_contractions, lower_pointwise, lower_reductions, lower_special, lower_stores, lower_views
 from .builder import NestBuilder
 from .errors import NotLowerable
 from .fxinfo import dtype_of, numel_of, op_name, shape_of, span_of, strides_of, value_of
@@ -48,7 +48,7 @@ def refusal(node: Node) -> str | None:
     """Why ``node`` can't be part of a kernel, or None if it can (by itself, at least)."""
     name = op_name(node)
     known = (name in lower_pointwise.RULES or name in lower_special.RULES or name in lower_views.INDEX_MAPS
-             or is_reduction(node) or name == "copy_")
+             or is_reduction(node) or lower_stores.is_store(node))
     if not known:
         return f"{node.target} has no lowering"
     try:
@@ -65,6 +65,8 @@ def refusal(node: Node) -> str | None:
                 return f"{tensor.name} isn't strided"
         if is_reduction(node):
             reduction_of(node)
+        if lower_stores.is_store(node):
+            return lower_stores.refusal(node)
         if name == "round" and (len(node.args) > 1 or node.kwargs.get("decimals")):
             return "rounding to decimals has no lowering"
         if name in ("view", "view_copy") and dtype_of(node) != dtype_of(node.args[0]):
@@ -231,7 +233,7 @@ class _OpenNest:
 def lower_group(graph: Graph, name: str = "fused", eager_rounding: bool = False) -> LoweredGroup:
     """Lower a whole group to one kernel, or raise NotLowerable with the node and the reason.
 
-    ``graph``'s placeholders are the input buffers, its outputs (and the destinations of its ``copy_`` nodes) what the
+    ``graph``'s placeholders are the input buffers, its outputs (and the destinations of its in-place writes) what the
     kernel stores. Every node carries ``meta["val"]`` with static sizes.
     """
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
@@ -240,9 +242,9 @@ def lower_group(graph: Graph, name: str = "fused", eager_rounding: bool = False)
     outputs = list(graph.output_node().all_input_nodes)
     targets: list[tuple[Node, str]] = []
     for k, node in enumerate(outputs):
-        if node not in buffers and op_name(node) != "copy_":
+        if node not in buffers and not lower_stores.is_store(node):
             targets.append((node, f"o{k}"))
-    targets += [(n, "") for n in graph.nodes if op_name(n) == "copy_"]
+    targets += [(n, "") for n in graph.nodes if lower_stores.is_store(n)]
     targets.sort(key=lambda t: (-reduced_elements(t[0], buffers), -numel_of(t[0])))
     nests: list[_OpenNest] = []
     for node, buffer in targets:
@@ -254,17 +256,18 @@ def lower_group(graph: Graph, name: str = "fused", eager_rounding: bool = False)
 def _place(node: Node, buffer: str, nests: list[_OpenNest], inside: set[Node], buffers: dict[Node, str],
            eager_rounding: bool) -> None:
     """Add the store of ``node`` to the first nest that visits its elements once, else to a nest of its own."""
-    source = node.args[1] if op_name(node) == "copy_" else node
+    visited = lower_stores.iterated(node) if lower_stores.is_store(node) else node
+    source = lower_stores.written_value(node) if lower_stores.is_store(node) else node
     for nest in (*nests, None):
         if nest is None:
-            start = source if numel_of(source) == numel_of(node) else node
+            start = source if numel_of(source) == numel_of(visited) else visited
             domain = open_domain(start, inside, buffers, eager_rounding)
             opened = _OpenNest(domain, NestLowering(domain.builder, buffers))
         else:
             opened = nest
-        coords = opened.domain.placed(node)
+        coords = opened.domain.placed(visited)
         if coords is None and nest is None:
-            coords = opened.domain.counted(node)
+            coords = opened.domain.counted(visited)
         if coords is None:
             continue
         try:
@@ -281,16 +284,17 @@ def _place(node: Node, buffer: str, nests: list[_OpenNest], inside: set[Node], b
 
 def _store(nest: _OpenNest, node: Node, buffer: str, coords: Coords, buffers: dict[Node, str]) -> None:
     b = nest.domain.builder
-    if op_name(node) != "copy_":
+    if not lower_stores.is_store(node):
         b.store(buffer, dtype_of(node), dot(coords, strides_of(node)), nest.lowering.value(node, coords))
         return
-    destination, source = node.args[0], node.args[1]
-    value = nest.lowering.value(source, lower_views.broadcast_coords(coords, shape_of(source)))
+    destination = node.args[0]
+    value, coords, inside = lower_stores.place(nest.lowering, node, coords)
     while destination not in buffers:
         if not lower_views.is_alias(destination):
             raise NotLowerable(f"{node.name} writes into {destination.name}, which isn't a view of an input")
         destination, coords = lower_views.INDEX_MAPS[op_name(destination)](destination, coords, b.ranges)
-    b.store(buffers[destination], dtype_of(node), dot(coords, strides_of(destination)), b.cast(value, dtype_of(node)))
+    value = b.cast(value, dtype_of(node))
+    b.store(buffers[destination], dtype_of(node), dot(coords, strides_of(destination)), value, inside)
 
 
 def _assemble(name: str, nests: tuple[Nest, ...], placeholders: list[Node], buffers: dict[Node, str],

@@ -18,6 +18,7 @@ from rooffuse.codegen.fxinfo import op_name
 from rooffuse.codegen.ir import Kernel
 from rooffuse.codegen.lower import LoweredGroup, lower_group
 from rooffuse.codegen.lower_reductions import is_reduction
+from rooffuse.codegen.lower_stores import is_store
 from rooffuse.codegen.verify import verify
 from rooffuse.passes import hazard_edges
 from rooffuse.passes.graph import is_impure
@@ -171,14 +172,14 @@ class Grouper:
 
     def outputs(self, members: Collection[Node]) -> tuple[Node, ...]:
         """Members that somebody outside of the group reads from memory."""
-        found = [n for n in members if op_name(n) != "copy_" and any(u not in members for u in self.units.users(n))]
+        found = [n for n in members if not is_store(n) and any(u not in members for u in self.units.users(n))]
         return tuple(sorted(found, key=self.units.position.__getitem__))
 
     def outputs_of(self, k: int) -> tuple[Node, ...]:
         """The same for group ``k`` once producers are computed in several groups: what a group that doesn't compute
         it for itself reads, and only if ``k`` is its owner."""
         members = self.state.members[k]
-        found = [n for n in members if op_name(n) != "copy_" and self.state.owner[n] == k
+        found = [n for n in members if not is_store(n) and self.state.owner[n] == k
                  and any(self._needs_stored(n, user) for user in self.units.users(n))]
         return tuple(sorted(found, key=self.units.position.__getitem__))
 
@@ -251,7 +252,7 @@ class Grouper:
         sources = {r.source for n in union for r in self.units.reads(n) if r.source not in union}
         if len(outputs) + len(sources) > MAX_BUFFERS:
             return f"the kernel would have more than {MAX_BUFFERS} arguments"
-        if any(is_reduction(n) or op_name(n) == "copy_" for n in union):
+        if any(is_reduction(n) or is_store(n) for n in union):
             try:
                 self.lower(extract(self.units, union, outputs))
             except NotLowerable as reason:

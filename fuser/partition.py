@@ -9,6 +9,7 @@ import operator
 from dataclasses import dataclass
 
 import torch
+from rooffuse.codegen.lower_stores import is_store
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
@@ -59,7 +60,7 @@ def fused_module(gm: GraphModule, grouping: Grouping) -> FusedModule:
             part.meta = dict(node.meta)
             copies[node] = part
         for node in group.nodes:
-            if node.target is torch.ops.aten.copy_.default:
+            if is_store(node):
                 copies[node] = get(node.args[0])
     output = gm.graph.output_node()
     graph.output(map_arg(output.args[0], get)).meta = dict(output.meta)

@@ -7,13 +7,15 @@ from math import prod
 import torch
 from rooffuse.codegen.fxinfo import op_name
 from rooffuse.codegen.lower_reductions import is_reduction
+from rooffuse.codegen.lower_stores import is_store, iterated
 from rooffuse.cost_model import Cost, Device, Estimate, Price, estimate, price
 from torch.fx import Node
 from torch.fx.node import map_arg
 
 from .units import Units, is_constant
 
-_GATHERS = frozenset({"embedding", "index_select", "gather", "index", "_unsafe_index"})
+#: Operators that read the rows of their first argument that others choose.
+LOOKUPS = frozenset({"embedding", "index_select", "gather", "index", "_unsafe_index"})
 
 
 def node_price(node: Node) -> Price:
@@ -73,13 +75,13 @@ class GroupPricer:
                 if read.source in members or is_constant(read.source):
                     continue
                 size = distinct_bytes(read.argument)
-                if op_name(node) in _GATHERS and read.argument is node.args[0]:
+                if op_name(node) in LOOKUPS and read.argument is node.args[0]:
                     value = node.meta["val"]
                     size = min(size, value.numel() * value.dtype.itemsize)
                 parts = touched.setdefault(read.source, {})
                 parts[read.argument] = max(parts.get(read.argument, 0), size)
-            if op_name(node) == "copy_":
-                written += distinct_bytes(node.args[0])
+            if is_store(node):
+                written += distinct_bytes(iterated(node))
         bytes_read = sum(min(sum(parts.values()), max(distinct_bytes(source), max(parts.values())))
                          for source, parts in touched.items())
         written += sum(distinct_bytes(o) for o in outputs)

@@ -9,8 +9,8 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from rooffuse.codegen.errors import NotLowerable
-from rooffuse.codegen.fxinfo import op_name
 from rooffuse.codegen.lower_reductions import is_reduction
+from rooffuse.codegen.lower_stores import is_store
 from rooffuse.passes.graph import mutated_roots
 from torch.fx import Node
 
@@ -75,7 +75,7 @@ def _chain(grouper: Grouper, k: int, value: Node) -> frozenset[Node] | None:
     chain, work = {value}, [value]
     while work:
         node = work.pop()
-        if is_reduction(node) or op_name(node) == "copy_" or len(chain) > MAX_CHAIN:
+        if is_reduction(node) or is_store(node) or len(chain) > MAX_CHAIN:
             return None
         for read in units.reads(node):
             if read.source in members and read.source not in chain:
@@ -88,7 +88,7 @@ def _still_needed(grouper: Grouper, k: int, value: Node) -> frozenset[Node]:
     """Members of the group without ``value`` as an output: what the other outputs and copies need."""
     members, units = grouper.state.members[k], grouper.units
     work = [o for o in grouper.outputs_of(k) if o is not value]
-    work += [n for n in members if op_name(n) == "copy_"]
+    work += [n for n in members if is_store(n)]
     needed = set(work)
     while work:
         for read in units.reads(work.pop()):

@@ -17,6 +17,11 @@ class NodeRow:
 
     Bytes as integers, ``intensity`` in FLOP/byte (0.0 where nothing is moved), ``time_us`` in microseconds with one
     launch; ``bound`` is "memory", "compute", "launch", or "none" for what costs nothing.
+
+    ``kind`` is that of the cost model, ``module`` the path of the module around the call, ``source`` and ``code`` the
+    user's line as ``file:line`` and its text (all three empty where unknown), ``shape`` the result's type and sizes,
+    ``peak`` and ``unit`` the rate of the device that bounds it. ``known`` is False for an operator without a formula,
+    which is priced by its tensors.
     """
 
     name: str
@@ -28,6 +33,14 @@ class NodeRow:
     intensity: float
     bound: str
     time_us: float
+    kind: str = "other"
+    module: str = ""
+    source: str = ""
+    code: str = ""
+    shape: str = ""
+    peak: str = "fp32"
+    unit: str = "vector"
+    known: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "op": self.op, "group": self.group, "bytes_read": self.bytes_read,
@@ -39,7 +52,7 @@ class NodeRow:
 class KernelRow:
     """One launch. ``kind`` is "triton" or "cpp" for a generated kernel, "extern" for a library call, "fallback" for an
     operator that should be in a kernel and can't be. Units as in `NodeRow`; a second sweep over data that isn't held on
-    chip counts its bytes again. ``source`` makes the code."""
+    chip counts its bytes again. ``source`` makes the code; ``peak`` and ``unit`` choose the rate that bounds it."""
 
     name: str
     kind: str
@@ -51,6 +64,8 @@ class KernelRow:
     bound: str
     time_us: float
     source: Callable[[], str] = field(default=str, repr=False, compare=False)
+    peak: str = "fp32"
+    unit: str = "vector"
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "kind": self.kind, "nodes": list(self.nodes), "bytes_read": self.bytes_read,
@@ -81,7 +96,8 @@ class GraphReport:
     """One graph. ``kind`` is "inference", "forward" or "backward".
 
     ``arena_bytes`` is what intermediates share; ``unplanned_bytes`` are allocated in each call: results that the
-    caller keeps, and what library calls allocate for themselves.
+    caller keeps, and what library calls allocate for themselves. ``input_bytes`` is what must be read of the graph's
+    inputs, each once: weights, caches and arguments, of tables that are looked up in the rows that are.
     """
 
     kind: str
@@ -93,6 +109,7 @@ class GraphReport:
     captured: bool
     capture_reason: str
     refused: tuple[RefusedMerge, ...]
+    input_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -139,13 +156,21 @@ class Report:
 
     @property
     def nodes(self) -> list[dict[str, Any]]:
-        """One dictionary a node: the keys of ``to_dict()`` and the graph's number."""
-        return [{"graph": k, **n.to_dict()} for k, g in enumerate(self.graphs) for n in g.nodes]
+        """One dictionary a node: the graph's number, the keys of ``to_dict()``, and where it comes from: ``kind``,
+        ``shape``, ``module``, ``source`` and whether its price is ``known``."""
+        return [{"graph": k, **n.to_dict(), "kind": n.kind, "shape": n.shape, "module": n.module, "source": n.source,
+                 "known": n.known} for k, g in enumerate(self.graphs) for n in g.nodes]
 
     @property
     def kernels(self) -> list[dict[str, Any]]:
         """One dictionary a kernel: the keys of ``to_dict()`` and the graph's number."""
         return [{"graph": k, **n.to_dict()} for k, g in enumerate(self.graphs) for n in g.kernels]
+
+    def to_pandas(self, level: str = "node") -> Any:
+        """``nodes`` (or with level "kernel" ``kernels``) as a pandas DataFrame. Raises ImportError without pandas."""
+        import pandas
+
+        return pandas.DataFrame(self.kernels if level == "kernel" else self.nodes)
 
     @property
     def alone(self) -> Totals:
@@ -179,9 +204,9 @@ class Report:
         return source()
 
     def text(self, level: str | None = None, sort: str | None = None, top: int | None = None) -> str:
-        """The report as text: ``level`` "node" or "kernel" for one of the tables, ``sort`` by "time", "bytes", "flops"
-        or "name" (by default the order of running), ``top`` rows of each table. Rows that differ only in names, as
-        those of equal layers, are shown once, with their number under ×."""
+        """The report as text: ``level`` "node", "kernel" or "module" for one of the tables, ``sort`` by "time", "bytes",
+        "flops" or "name" (by default the order of running), ``top`` rows of each table. Rows that differ only in names,
+        as those of equal layers, are shown once, with their number under ×."""
         from .report_text import report_text
 
         return report_text(self, level, sort, top)

@@ -5,15 +5,18 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from rooffuse.codegen.fxinfo import op_name
 from rooffuse.cost_model import Cost, Estimate, estimate
+from rooffuse.cost_model.device import peak_key
 from rooffuse.passes import LIBRARY
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from .compile import Plan, step_source
 from .cuda_graphs import decide
 from .options import Options
-from .pricing import node_price
+from .pricing import LOOKUPS, distinct_bytes, node_price
 from .program import CallStep, KernelStep
+from .provenance import module_path, shape_text, source_line
 from .report import FallbackRow, GraphReport, KernelRow, NodeRow, RefusedMerge
 from .step_prices import step_estimate, step_price
 
@@ -41,7 +44,23 @@ def _node_row(node: Node, group: str, plan: Plan) -> NodeRow:
     priced = node_price(node)
     cost = Cost(0, 0, 0) if priced.kind == "view" else priced.cost
     estimated = estimate(cost, plan.target.device, priced.dtype, priced.unit)
-    return NodeRow(node.name, _op(node), group, **_measures(cost, estimated))  # type: ignore[arg-type]
+    line = source_line(node)
+    return NodeRow(node.name, _op(node), group, **_measures(cost, estimated), kind=priced.kind,  # type: ignore[arg-type]
+                   module=module_path(node), source=line.place, code=line.code, shape=shape_text(node.meta.get("val")),
+                   peak=peak_key(priced.dtype), unit=priced.unit, known=priced.known)
+
+
+def _input_bytes(graph: Graph) -> int:
+    """Bytes of inputs that must be read: all of them, but of tables that are only looked up the rows that are."""
+    found = 0
+    for node in graph.find_nodes(op="placeholder"):
+        if not node.users or not isinstance(node.meta.get("val"), torch.Tensor):
+            continue
+        whole = distinct_bytes(node)
+        lookups = [u for u in node.users if op_name(u) in LOOKUPS and u.args[0] is node]
+        looked_at = sum(u.meta["val"].numel() * u.meta["val"].dtype.itemsize for u in lookups)
+        found += min(whole, looked_at) if len(lookups) == len(node.users) else whole
+    return found
 
 
 def _is_library(node: Node) -> bool:
@@ -74,13 +93,13 @@ def graph_report(plan: Plan, kind: str, options: Options) -> GraphReport:
             continue
         for node_name in names:  # a producer that several kernels compute is counted with the first
             groups.setdefault(node_name, name)
-        cost = step_price(step, target).cost
-        kernels.append(KernelRow(name, row_kind, names, source=source,
-                                 **_measures(cost, step_estimate(step, target))))  # type: ignore[arg-type]
+        priced = step_price(step, target)
+        kernels.append(KernelRow(name, row_kind, names, source=source, peak=peak_key(priced.dtype), unit=priced.unit,
+                                 **_measures(priced.cost, step_estimate(step, target))))  # type: ignore[arg-type]
     nodes = tuple(_node_row(n, groups.get(n.name, ""), plan) for n in plan.graph.graph.nodes
                   if n.op == "call_function")
     decision = decide(plan, options, backward=kind == "backward")
     refused = tuple(RefusedMerge(r.first, r.second, round(1e6 * r.seconds, _DIGITS), r.reason)
                     for r in plan.grouping.refusals)
     return GraphReport(kind, nodes, tuple(kernels), plan.program.plan.arena_bytes, plan.program.unplanned_bytes,
-                       tuple(fallbacks), decision.captured, decision.reason, refused)
+                       tuple(fallbacks), decision.captured, decision.reason, refused, _input_bytes(plan.graph.graph))

@@ -9,6 +9,7 @@ import torch
 from rooffuse.codegen import lower_special
 from rooffuse.codegen.fxinfo import op_name
 from rooffuse.codegen.lower import refusal
+from rooffuse.codegen.lower_stores import is_store, written_value
 from rooffuse.codegen.lower_views import SPLITTERS, is_alias
 from torch.fx import Graph, Node
 
@@ -80,10 +81,10 @@ class Units:
         """What ``unit`` reads from memory: for a fusible unit each tensor argument but the destination of a copy."""
         if unit not in self._reads:
             arguments = dict.fromkeys(unit.all_input_nodes)
-            if op_name(unit) == "copy_":
+            if is_store(unit):
                 arguments.pop(unit.args[0], None)
-                if unit.args[1] is unit.args[0]:
-                    arguments[unit.args[1]] = None
+                if written_value(unit) is unit.args[0]:
+                    arguments[unit.args[0]] = None
             self._reads[unit] = tuple(
                 Read(a, self.source(a)) for a in arguments
                 if isinstance(a.meta.get("val"), torch.Tensor) or a.op == "get_attr" or a in self._unit_set)

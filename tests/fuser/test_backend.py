@@ -237,3 +237,31 @@ def test_second_process_compiles_nothing(tmp_path):
     environ = {**os.environ, "ROOFFUSE_CACHE_DIR": str(tmp_path / "shared")}
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ) for _ in range(2)]
     assert [r.stdout.strip() for r in runs] == ["1", "0"], runs[0].stderr + runs[1].stderr
+
+
+def test_a_cache_position_out_of_range_raises_and_writes_nothing():
+    run = compiled(lambda cache, k, position: cache.index_copy_(1, position, k * 2).sum())
+    cache = torch.zeros(2, 8, 4)
+    run(cache, torch.ones(2, 1, 4), torch.tensor([7]))
+    assert cache.sum() == 2 * 4 * 2
+    before = cache.clone()
+    with pytest.raises(IndexError, match="out of range"):
+        run(cache, torch.ones(2, 1, 4), torch.tensor([8]))
+    assert torch.equal(cache, before)
+
+
+def test_a_cache_write_is_part_of_the_kernel_that_makes_its_rows():
+    from rooffuse.compile import kernel_steps, plan_graph
+    from rooffuse.cost_model import get_device
+    from rooffuse.options import Options
+    from rooffuse.targets import target_for
+
+    from tests.fuser.graphs import trace
+
+    def step(cache, k, position, scale):
+        cache.index_copy_(1, position, k * scale)
+        return k + 1
+
+    gm = trace(step, torch.zeros(2, 8, 4), torch.ones(2, 1, 4), torch.tensor([3]), torch.ones(4))
+    plan = plan_graph(gm, target_for(get_device("h100")), Options(verify=True))
+    assert len(plan.program.steps) == len(kernel_steps(plan.program)) == 1
