@@ -7,10 +7,13 @@ from collections.abc import Sequence
 import torch
 from sympy import Expr, Integer
 
+from .errors import NotLowerable
 from .index import bounds, symbol
 from .ir import Axis, Compute, Const, Index, Load, Nest, Reduce, Stmt, Store, compute_dtype, operands
 
 Number = int | float | bool
+#: Statements of one nest: past this compilers take seconds, and work is being done again and again.
+MAX_STATEMENTS = 600
 COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "isnan", "isinf", "not", "signbit"})
 
 
@@ -37,6 +40,8 @@ class NestBuilder:
     def _emit(self, kind: type, dtype: torch.dtype, *fields) -> str:
         key = (kind, dtype, *((type(f), f) if isinstance(f, bool | float | int) else f for f in fields))
         if key not in self._known:
+            if len(self.body) >= MAX_STATEMENTS:
+                raise NotLowerable(f"the kernel would have more than {MAX_STATEMENTS} statements")
             name = f"v{len(self.dtypes)}"
             self.body.append(kind(name, dtype, *fields))
             self.dtypes[name] = dtype

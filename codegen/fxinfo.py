@@ -1,6 +1,7 @@
 """Facts about FX nodes that lowering and grouping share: names, shapes, types, arguments with defaults."""
 from __future__ import annotations
 
+import functools
 import operator
 from math import prod
 from typing import Any
@@ -13,11 +14,13 @@ from .errors import NotLowerable
 
 def op_name(node: Node) -> str:
     """``"add"`` for ``aten.add.Tensor``, ``"getitem"`` for ``operator.getitem``; "" for what isn't an ATen call."""
-    if node.op != "call_function":
-        return ""
-    if node.target is operator.getitem:
+    return _target_name(node.target) if node.op == "call_function" else ""
+
+
+@functools.lru_cache(maxsize=4096)
+def _target_name(target: Any) -> str:
+    if target is operator.getitem:
         return "getitem"
-    target = node.target
     if isinstance(target, torch._ops.OpOverload):
         namespace, name = target._schema.name.split("::")
         return name if namespace in ("aten", "prims") else ""

@@ -6,7 +6,7 @@ from math import prod
 
 import sympy
 
-from .ir import Kernel, Load, Nest, Store
+from .ir import Const, Index, Kernel, Load, Nest, Reduce, Store
 from .sweeps import plan_phases
 
 
@@ -55,3 +55,21 @@ def kernel_traffic(kernel: Kernel, holds: Callable[[Kernel, Nest], bool]) -> tup
             buffer = kernel.buffer(name)
             written += min(sum(accesses.values()), buffer.size) * buffer.dtype.itemsize
     return read, written
+
+
+def kernel_operations(kernel: Kernel, conditional_load: int = 1) -> int:
+    """Operations that the kernel executes: each statement once for every point of its scope, whatever a graph's FLOPs
+    say. A value that is computed again under other conditions, or in another nest, counts again.
+
+    ``conditional_load`` is what a load counts whose condition varies over several axes. One that varies over a single
+    axis is decided by cutting the loop.
+    """
+    total = 0
+    for nest in kernel.nests:
+        for stmt in nest.body:
+            if isinstance(stmt, Const | Index | Store):
+                continue
+            points = prod(nest.ranges[s] for s in nest.scopes[stmt.value if isinstance(stmt, Reduce) else stmt.name])
+            conditional = isinstance(stmt, Load) and stmt.mask is not None and len(nest.scopes[stmt.mask]) > 1
+            total += points * (conditional_load if conditional else 1)
+    return total

@@ -10,88 +10,52 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import cli_help
+
 if TYPE_CHECKING:
     from .report import Report
-
-_EXAMPLES = """\
-examples:
-  rooffuse report examples/llama.py:decode_step --device h100
-  rooffuse report examples/norms.py:add_rms_norm --source
-  rooffuse calibrate
-  rooffuse profile examples/norms.py:add_rms_norm
-  rooffuse devices
-"""
-
-_PROFILE = """\
-Compile a function for this machine's CPU, run its kernels one by one, and print for each the predicted and the measured
-time, what bandwidth and rate it reached, and the microseconds lost above the roof. TARGET is as for `rooffuse report`;
-inputs and weights are made up in the traced shapes. Calibrate first: predictions use the rates measured then.
-Kernels on a GPU can't be timed yet.
-"""
-
-_PROFILE_EXAMPLES = """\
-examples:
-  rooffuse profile norms.py:softmax
-  rooffuse profile examples/llama.py:prefill --sort lost --top 10
-  rooffuse profile examples/llama.py:decode_step --json times.json
-"""
-
-_CALIBRATE = """\
-Measure this machine's streaming bandwidth, the matmul peak of each type and the fixed cost of a kernel, in under a
-minute, and keep them in the user's cache folder. Every later plan, report and profile for this machine uses them;
-a report's first line says which rates it used.
-"""
-
-_REPORT = """\
-What rooffuse would do with a function on a device: each node's bytes, FLOPs, intensity, bound and group, the kernels,
-memory, fallbacks, CUDA graphs and graph breaks. Nothing is run, and the device need not be there.
-
-TARGET is file.py:function or module:function. The function takes no arguments and returns what to trace, as
-(callable, args) or (callable, args, kwargs); meta and fake tensors do. For example, in norms.py:
-
-  def softmax():
-      return torch.softmax, (torch.empty(64, 4096, device="meta"), -1)
-"""
-
-_REPORT_EXAMPLES = """\
-examples:
-  rooffuse report norms.py:softmax
-  rooffuse report norms.py:softmax --device a100 --level kernel
-  rooffuse report examples/llama.py:decode_step --device h100 --sort time --top 10
-  rooffuse report examples/llama.py:prefill --device h100 --json plan.json
-  rooffuse report examples/llama.py:prefill --device h100 --source fused_0
-"""
+    from .report_target import ReportTarget
 
 
 def _count(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of rows; it must be 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of things; it must be 1 or more")
     return int(text)
 
 
-def _seconds(text: str) -> float:
+def _positive(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds; it must be more than 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is no number; it must be more than 0")
     return value
 
 
 def _target(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", metavar="TARGET", help="file.py:function or module:function")
+    parser.add_argument("target", metavar="TARGET", help="file.py:function, module:function, a preset or config.json")
+
+
+def _model_options(parser: argparse.ArgumentParser) -> None:
+    model = parser.add_argument_group("presets and config.json")
+    model.add_argument("--phase", choices=("prefill", "decode", "train"), help="what to run (default: decode, or "
+                       "prefill for a model that doesn't decode)")
+    model.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), help="type of weights and cache (default: bf16)")
+    model.add_argument("--batch", metavar="N", type=_count, help="sequences or images (default: 1)")
+    model.add_argument("--context", metavar="N", type=_count, help="tokens (default: 1024, or what the model takes)")
 
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="rooffuse", formatter_class=raw, epilog=_EXAMPLES,
+        prog="rooffuse", formatter_class=raw, epilog=cli_help.EXAMPLES,
         description="A torch.compile backend that fuses by a roofline cost model. The command explains its plans.")
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    report = commands.add_parser("report", formatter_class=raw, description=_REPORT, epilog=_REPORT_EXAMPLES,
+    report = commands.add_parser("report", formatter_class=raw, description=cli_help.REPORT,
+                                 epilog=cli_help.REPORT_EXAMPLES,
                                  help="price a function node by node and kernel by kernel, for any device")
     _target(report)
     report.add_argument("--device", metavar="D", help="a name of `rooffuse devices`, or a TOML file (default: this "
@@ -99,24 +63,48 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--json", metavar="FILE", help="write the report as JSON; - for standard output, with no text")
     report.add_argument("--source", metavar="KERNEL", nargs="?", const="",
                         help="print a kernel's code in place of the report; of all generated kernels without a name")
-    report.add_argument("--level", choices=("node", "kernel"), help="show one table (default: both)")
+    report.add_argument("--level", choices=("node", "kernel", "module"),
+                        help="show one table: nodes, kernels, or totals by module, kind and bound (default: nodes and "
+                             "kernels)")
     report.add_argument("--sort", choices=("time", "bytes", "flops", "name"),
                         help="order of the rows (default: the order of running)")
     report.add_argument("--top", metavar="N", type=_count, help="show the first N rows of each table")
+    report.add_argument("--csv", metavar="FILE", help="write the rows of --level (default: nodes) as CSV")
+    report.add_argument("--html", metavar="FILE", help="write a page with an interactive roofline and sortable tables")
+    report.add_argument("--png", metavar="FILE", help="write a plot of the roofline (needs matplotlib)")
+    _model_options(report)
     report.set_defaults(run=_report)
 
-    profile = commands.add_parser("profile", formatter_class=raw, description=_PROFILE, epilog=_PROFILE_EXAMPLES,
+    profile = commands.add_parser("profile", formatter_class=raw, description=cli_help.PROFILE,
+                                  epilog=cli_help.PROFILE_EXAMPLES,
                                   help="time every kernel beside its prediction")
     _target(profile)
     profile.add_argument("--sort", choices=("time", "lost", "ratio", "bytes", "flops", "name"),
                          help="order of the rows (default: the order of running)")
     profile.add_argument("--top", metavar="N", type=_count, help="show the first N rows")
-    profile.add_argument("--budget", metavar="S", type=_seconds, default=10.0,
+    profile.add_argument("--budget", metavar="S", type=_positive, default=10.0,
                          help="about how many seconds to run (default: 10)")
     profile.add_argument("--json", metavar="FILE", help="write the kernels as JSON; - for standard output, no text")
+    _model_options(profile)
     profile.set_defaults(run=_profile)
 
-    calibrate = commands.add_parser("calibrate", formatter_class=raw, description=_CALIBRATE,
+    decode = commands.add_parser("plan-decode", formatter_class=raw, description=cli_help.PLAN,
+                                 epilog=cli_help.PLAN_EXAMPLES, help="floors of generating text over devices and batches")
+    decode.add_argument("model", metavar="PRESET_OR_CONFIG", help="a preset or a config.json")
+    decode.add_argument("--device", metavar="D,…", default="h100", help="names or TOML files (default: h100)")
+    decode.add_argument("--batch", metavar="B", default="1..256", help="8, or 1,8,64, or powers of two as 1..256 "
+                                                                       "(default: 1..256)")
+    decode.add_argument("--context", metavar="N", type=_count, default=4096, help="tokens a sequence (default: 4096)")
+    decode.add_argument("--formats", metavar="F,…", default="bf16,int8,int4",
+                        help="of weights and KV cache, as bf16 or int4/int8 (default: bf16,int8,int4)")
+    decode.add_argument("--tp", metavar="N", type=_count, default=1, help="devices that share the model (default: 1)")
+    decode.add_argument("--speculate", metavar="K,P", help="drafted tokens and the probability that one is accepted")
+    decode.add_argument("--price", metavar="$", type=_positive, help="dollars an hour of one device")
+    decode.add_argument("--json", metavar="FILE", help="write the plan as JSON; - for standard output, no text")
+    decode.add_argument("--png", metavar="FILE", help="write a plot of tokens a second (needs matplotlib)")
+    decode.set_defaults(run=_plan_decode)
+
+    calibrate = commands.add_parser("calibrate", formatter_class=raw, description=cli_help.CALIBRATE,
                                     epilog="examples:\n  rooffuse calibrate\n  rooffuse calibrate --device cuda\n",
                                     help="measure this machine's rates, for every later price")
     calibrate.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what to measure (default: cpu)")
@@ -158,13 +146,13 @@ def _tracing(name: str) -> Iterator[None]:
 
 def _report(arguments: argparse.Namespace) -> int:
     from .explanation import explain_call
-    from .report_target import load_target
+    from .report_files import csv_text, save_plot
 
     try:
         from rooffuse.cost_model import get_device
 
         device = get_device(arguments.device) if arguments.device else None
-        target = load_target(arguments.target)
+        target = _loaded(arguments)
         with _tracing(arguments.target):
             report = explain_call(target.function, target.args, target.kwargs, device)
         text = _source(report, arguments.source) if arguments.source is not None else report.text(
@@ -173,7 +161,42 @@ def _report(arguments: argparse.Namespace) -> int:
         return _complain(str(error.args[0]))
     except ValueError as error:  # the device, the target, an option in the environment
         return _complain(str(error))
+    try:
+        if arguments.csv:
+            _write(arguments.csv, csv_text(report, arguments.level))
+        if arguments.html:
+            from .report_page import page
+
+            _write(arguments.html, page(report, arguments.target))
+        if arguments.png:
+            save_plot(report, arguments.png)
+    except ValueError as error:
+        return _complain(str(error))
+    except OSError as error:
+        return _complain(f"can't write {error.filename or arguments.png!r}: {error.strerror}")
     return _written(text, arguments.json, report.to_dict())
+
+
+def _write(path: str, text: str) -> None:
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def _loaded(arguments: argparse.Namespace) -> ReportTarget:
+    """What to trace for the target and the options of models. Raises ValueError for options that it doesn't take."""
+    from .presets import PRESETS, Scenario, is_model, load_model
+    from .report_target import load_target
+
+    options = {name: getattr(arguments, name) for name in ("phase", "dtype", "batch", "context")}
+    given = {name: value for name, value in options.items() if value is not None}
+    if is_model(arguments.target):
+        return load_model(arguments.target, Scenario(**given))
+    if given:
+        raise ValueError(f"--{next(iter(given))} is for presets and config.json; {arguments.target!r} makes its own "
+                         "arguments")
+    if ":" not in arguments.target:
+        raise ValueError(f"{arguments.target!r} names no function and no preset; write file.py:function, "
+                         f"module:function, a config.json, or one of {', '.join(PRESETS)}")
+    return load_target(arguments.target)
 
 
 def _written(text: str, json_file: str | None, data: dict[str, Any]) -> int:
@@ -184,7 +207,7 @@ def _written(text: str, json_file: str | None, data: dict[str, Any]) -> int:
             sys.stdout.write(encoded)
             return 0
         try:
-            Path(json_file).write_text(encoded, encoding="utf-8")
+            _write(json_file, encoded)
         except OSError as error:
             return _complain(f"can't write {json_file!r}: {error.strerror}")
     print(text)
@@ -193,16 +216,35 @@ def _written(text: str, json_file: str | None, data: dict[str, Any]) -> int:
 
 def _profile(arguments: argparse.Namespace) -> int:
     from .profiling import profile_call
-    from .report_target import load_target
 
     try:
-        target = load_target(arguments.target)
+        target = _loaded(arguments)
         with _tracing(arguments.target):
             profile = profile_call(target.function, target.args, target.kwargs, arguments.budget)
         text = profile.text(arguments.sort, arguments.top)
     except ValueError as error:
         return _complain(str(error))
     return _written(text, arguments.json, profile.to_dict())
+
+
+def _plan_decode(arguments: argparse.Namespace) -> int:
+    from rooffuse.cost_model import get_device
+
+    from . import decode_plan
+
+    try:
+        request = decode_plan.Request(
+            tuple(get_device(name) for name in arguments.device.split(",")), decode_plan.parse_batches(arguments.batch),
+            decode_plan.parse_formats(arguments.formats), arguments.context, arguments.tp,
+            decode_plan.parse_speculation(arguments.speculate) if arguments.speculate else None, arguments.price)
+        data = decode_plan.plan(decode_plan.decoder_shape(arguments.model), request)
+        if arguments.png:
+            decode_plan.save_plot(data, arguments.png)
+    except ValueError as error:
+        return _complain(str(error))
+    except OSError as error:
+        return _complain(f"can't write {error.filename or arguments.png!r}: {error.strerror}")
+    return _written(decode_plan.plan_text(data), arguments.json, data)
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:

@@ -127,10 +127,9 @@ class CapturedFunction:
     warning says so. ``replays`` and ``recordings`` count.
     """
 
-    _boxed_call = True
-
     def __init__(self, function: BoxedFunction, recorded: BoxedFunction, recorder: Recorder,
                  static: Collection[int], mutated: Collection[int]) -> None:
+        self._boxed_call = True  # of the instance: wrappers copy those attributes
         self.function, self.recorded, self.recorder = function, recorded, recorder
         self.static, self.mutated = frozenset(static), frozenset(mutated)
         self.replays = 0

@@ -25,7 +25,7 @@ from rooffuse.passes.graph import is_impure
 from torch.fx import GraphModule, Node
 
 from .extract import GroupGraph, extract
-from .pricing import GroupPricer
+from .pricing import PIECEWISE, GroupPricer
 from .recompute import recompute_producers
 from .units import Units, is_constant
 
@@ -186,9 +186,10 @@ class Grouper:
     def _needs_stored(self, node: Node, user: Node) -> bool:
         if user not in self.state.owner:
             return True
-        return any(node not in self.state.members[g] for g in self._groups_with(user))
+        return any(node not in self.state.members[g] for g in self.groups_with(user))
 
-    def _groups_with(self, node: Node) -> list[int]:
+    def groups_with(self, node: Node) -> list[int]:
+        """Groups that compute ``node``: its own, and those that compute it again."""
         return [g for g, members in self.state.members.items() if node in members]
 
     def _path_between(self, a: int, b: int) -> bool:
@@ -252,12 +253,23 @@ class Grouper:
         sources = {r.source for n in union for r in self.units.reads(n) if r.source not in union}
         if len(outputs) + len(sources) > MAX_BUFFERS:
             return f"the kernel would have more than {MAX_BUFFERS} arguments"
-        if any(is_reduction(n) or is_store(n) for n in union):
+        if self._needs_lowering(union):
             try:
-                self.lower(extract(self.units, union, outputs))
+                kernel = self.lower(extract(self.units, union, outputs)).kernel
             except NotLowerable as reason:
                 return str(reason)
+            if self.pricer.computing(kernel) > self.time_of(a) + self.time_of(b):
+                return "the kernel would compute the same again and again"
         return None
+
+    def _needs_lowering(self, union: Collection[Node]) -> bool:
+        """Whether a merge can fail or compute more than the graph says: with reductions, writes, and parts of values
+        taken apart inside of the kernel. Plain elementwise chains can't."""
+        if any(is_reduction(n) or is_store(n) or op_name(n) in PIECEWISE for n in union):
+            return True
+        return any(read.source in union and read.argument is not read.source
+                   and read.argument.meta["val"].numel() != read.source.meta["val"].numel()
+                   for n in union for read in self.units.reads(n))
 
     def _merge(self, a: int, b: int) -> int:
         state, k = self.state, self._next

@@ -1,5 +1,5 @@
-"""Well-known models by name, and any model of a local Hugging Face ``config.json``, built on the meta device: nothing is
-downloaded and nothing has values, so a model of any size takes next to no memory."""
+"""Well-known models by name, and any model of a local Hugging Face ``config.json``, built on the meta device: nothing
+is downloaded and nothing has values, so a model of any size takes next to no memory."""
 from __future__ import annotations
 
 import json
@@ -12,47 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .preset_table import PRESETS
 from .report_target import ReportTarget, TargetError
 
 PHASES = ("prefill", "decode", "train")
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32})
-
-_LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 8192}
-
-#: Fields of each preset's published ``config.json`` on Hugging Face that decide shapes.
-PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
-    "llama-3.1-8b": {
-        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072,
-        "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "rope_parameters": {**_LLAMA3_ROPE, "factor": 8.0}},
-    "llama-3.2-1b": {
-        "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128256,
-        "max_position_embeddings": 131072, "tie_word_embeddings": True, "rms_norm_eps": 1e-5,
-        "rope_parameters": {**_LLAMA3_ROPE, "factor": 32.0}},
-    "llama-2-7b": {
-        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000, "max_position_embeddings": 4096,
-        "tie_word_embeddings": False, "rms_norm_eps": 1e-5},
-    "llama-3.1-70b": {
-        "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
-        "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072,
-        "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "rope_parameters": {**_LLAMA3_ROPE, "factor": 8.0}},
-    "qwen3-8b": {
-        "model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
-        "max_position_embeddings": 40960, "tie_word_embeddings": False, "rms_norm_eps": 1e-6},
-    "gpt2": {
-        "model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50257},
-    "bert-base": {
-        "model_type": "bert", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-        "num_attention_heads": 12, "vocab_size": 30522, "max_position_embeddings": 512},
-    "vit-b-16": {
-        "model_type": "vit", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-        "num_attention_heads": 12, "image_size": 224, "patch_size": 16},
-})
 
 
 @dataclass(frozen=True)
@@ -68,8 +33,8 @@ class Scenario:
 
 
 def is_model(target: str) -> bool:
-    """Whether a target is a preset or a configuration file, not a function."""
-    return target in PRESETS or target.endswith(".json") or (":" not in target and Path(target, "config.json").is_file())
+    """Whether a target is a preset or a configuration, not a function."""
+    return target in PRESETS or target.endswith(".json") or Path(target, "config.json").is_file()
 
 
 def read_fields(target: str) -> dict[str, Any]:
@@ -99,7 +64,8 @@ def _transformers() -> Any:
     return transformers
 
 
-def _config(target: str, fields: Mapping[str, Any]) -> Any:
+def config_of(target: str, fields: Mapping[str, Any]) -> Any:
+    """The configuration object of transformers. Raises TargetError for fields that it doesn't take."""
     transformers = _transformers()
     rest = {k: v for k, v in fields.items() if k != "model_type"}
     try:
@@ -124,6 +90,15 @@ def model_kind(config: Any) -> str:
             return kind
     raise TargetError(f"a model of type {config.model_type!r} is no causal language model, masked language model or "
                       "image classifier, which are what can be built; write a file.py:function for it")
+
+
+def model_of(target: str, config: Any, kind: str, scenario: Scenario, train: bool) -> torch.nn.Module:
+    """The model on the meta device. Raises TargetError for sizes that don't fit together."""
+    try:
+        return _model(config, kind, scenario, train)
+    except Exception as error:  # such as heads that don't divide the width
+        raise TargetError(f"{target} can't be built: {type(error).__name__}: "
+                          f"{' '.join(str(error).split())[:300]}") from error
 
 
 def _model(config: Any, kind: str, scenario: Scenario, train: bool) -> torch.nn.Module:
@@ -193,7 +168,7 @@ def load_model(target: str, scenario: Scenario) -> ReportTarget:
     Raises TargetError for a configuration that can't be built, a context that is too long, or a phase that the model
     hasn't got.
     """
-    config = _config(target, read_fields(target))
+    config = config_of(target, read_fields(target))
     kind = model_kind(config)
     phase = scenario.phase or ("decode" if kind == "decoder" else "prefill")
     if phase == "decode" and kind != "decoder":
@@ -201,11 +176,7 @@ def load_model(target: str, scenario: Scenario) -> ReportTarget:
     if kind == "image" and scenario.context is not None:
         raise TargetError(f"{target} takes images, which have no context; leave --context out")
     dtype = DTYPES[scenario.dtype]
-    try:
-        model = _model(config, kind, scenario, phase == "train")
-    except Exception as error:  # sizes that don't fit together, such as heads that don't divide the width
-        raise TargetError(f"{target} can't be built: {type(error).__name__}: "
-                          f"{' '.join(str(error).split())[:300]}") from error
+    model = model_of(target, config, kind, scenario, phase == "train")
     if kind == "image":
         size, channels = config.image_size, config.num_channels
         height, width = size if isinstance(size, list | tuple) else (size, size)

@@ -6,14 +6,22 @@ from math import prod
 
 import torch
 from rooffuse.codegen.fxinfo import op_name
+from rooffuse.codegen.ir import Kernel
 from rooffuse.codegen.lower_reductions import is_reduction
 from rooffuse.codegen.lower_stores import is_store, iterated
+from rooffuse.codegen.traffic import kernel_operations
 from rooffuse.cost_model import Cost, Device, Estimate, Price, estimate, price
 from torch.fx import Node
 from torch.fx.node import map_arg
 
 from .units import Units, is_constant
 
+#: Operators whose operands are evaluated under conditions, each apart.
+PIECEWISE = frozenset({"cat", "concat", "stack", "constant_pad_nd", "slice_scatter", "select_scatter"})
+#: What a load under a condition costs a CPU, in plain operations: vector lanes are tested one by one.
+CPU_CONDITIONAL_LOAD = 16
+#: Longest loop body that C++ compilers were seen to vectorise when it has conditions.
+VECTORISED_STATEMENTS = 128
 #: Operators that read the rows of their first argument that others choose.
 LOOKUPS = frozenset({"embedding", "index_select", "gather", "index", "_unsafe_index"})
 
@@ -50,16 +58,19 @@ class GroupPricer:
         """How many times the merged kernel evaluates each member's expression.
 
         A value that a consumer broadcasts over leading dimensions is evaluated anew for each of their positions; one
-        that is broadcast along rows only is evaluated once a row.
+        that is broadcast along rows only is evaluated once a row. Each piece of a concatenation is evaluated, and
+        thrown away, at the places of all others, and apart from what else needs it: a recurrence whose steps are
+        stacked is quadratic work in one kernel.
         """
         counts: dict[Node, int] = {}
         for node in sorted(members, key=self.units.position.__getitem__, reverse=True):
             value = node.meta["val"]
             count = value.numel()
             if count > 1 and value.shape[-1] != 1:
-                for user in self.units.users(node):
-                    if user in counts and not is_reduction(user):
-                        count = max(count, counts[user])
+                inside = [u for u in self.units.users(node) if u in counts and not is_reduction(u)]
+                count = max([count, *(counts[u] for u in inside if op_name(u) not in PIECEWISE)])
+                apart = sum(counts[u] for u in inside if op_name(u) in PIECEWISE)
+                count = max(count, apart) if len(inside) == 1 else count + apart
             counts[node] = count
         return counts
 
@@ -90,3 +101,12 @@ class GroupPricer:
     def time(self, cost: Cost) -> Estimate:
         """Seconds of a kernel of this cost."""
         return estimate(cost, self.device, torch.float32, "vector")
+
+    def computing(self, kernel: Kernel) -> float:
+        """Seconds that the operations of a kernel take, at a quarter of the vector peak: hardly any is a fused
+        multiplication and addition, and half of them wait for another."""
+        rate = self.device.peak(torch.float32, "vector") / 4
+        if self.device.kind != "cpu":
+            return kernel_operations(kernel) / rate
+        scalar = any(len(n.body) > VECTORISED_STATEMENTS for n in kernel.nests)
+        return kernel_operations(kernel, CPU_CONDITIONAL_LOAD) / (rate / 8 if scalar else rate)

@@ -40,7 +40,7 @@ def _move(grouper: Grouper, k: int, value: Node, mutated: Collection[Node]) -> b
     """Compute ``value`` of group ``k`` in all its consumers, if that saves time and every one still lowers."""
     state, units = grouper.state, grouper.units
     users = [u for u in units.users(value) if u not in state.members[k]]
-    consumers = sorted({state.owner[u] for u in users if u in units.fusible and u in state.owner})
+    consumers = sorted({g for u in users for g in grouper.groups_with(u)} - {k})
     if not consumers or any(u not in units.fusible or u not in state.owner for u in users):
         return False
     chain = _chain(grouper, k, value)
@@ -52,7 +52,7 @@ def _move(grouper: Grouper, k: int, value: Node, mutated: Collection[Node]) -> b
     old = {g: state.members[g] for g in changed}
     state.members.update(changed)
     after = sum(grouper.price(changed[g], grouper.outputs_of(g)) for g in changed if changed[g])
-    if after >= before or not _lower(grouper, consumers):
+    if after >= before or not _affordable(grouper, consumers, before):
         state.members.update(old)
         return False
     for c in consumers:
@@ -98,10 +98,13 @@ def _still_needed(grouper: Grouper, k: int, value: Node) -> frozenset[Node]:
     return frozenset(needed)
 
 
-def _lower(grouper: Grouper, consumers: Collection[int]) -> bool:
+def _affordable(grouper: Grouper, consumers: Collection[int], seconds: float) -> bool:
+    """Whether every consumer still lowers, to kernels that compute for no more than ``seconds`` in all."""
+    computing = 0.0
     try:
         for c in consumers:
-            grouper.lower(extract(grouper.units, grouper.state.members[c], grouper.outputs_of(c)))
+            group = extract(grouper.units, grouper.state.members[c], grouper.outputs_of(c))
+            computing += grouper.pricer.computing(grouper.lower(group).kernel)
     except NotLowerable:
         return False
-    return True
+    return computing <= seconds

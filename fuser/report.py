@@ -21,7 +21,8 @@ class NodeRow:
     ``kind`` is that of the cost model, ``module`` the path of the module around the call, ``source`` and ``code`` the
     user's line as ``file:line`` and its text (all three empty where unknown), ``shape`` the result's type and sizes,
     ``peak`` and ``unit`` the rate of the device that bounds it. ``known`` is False for an operator without a formula,
-    which is priced by its tensors.
+    which is priced by its tensors. ``origin`` is the operator that the call was decomposed from, or itself;
+    ``expands`` says that it reads an expanded tensor, so that a copy of it repeats values.
     """
 
     name: str
@@ -41,6 +42,8 @@ class NodeRow:
     peak: str = "fp32"
     unit: str = "vector"
     known: bool = True
+    origin: str = ""
+    expands: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "op": self.op, "group": self.group, "bytes_read": self.bytes_read,
@@ -204,9 +207,9 @@ class Report:
         return source()
 
     def text(self, level: str | None = None, sort: str | None = None, top: int | None = None) -> str:
-        """The report as text: ``level`` "node", "kernel" or "module" for one of the tables, ``sort`` by "time", "bytes",
-        "flops" or "name" (by default the order of running), ``top`` rows of each table. Rows that differ only in names,
-        as those of equal layers, are shown once, with their number under ×."""
+        """The report as text: ``level`` "node", "kernel" or "module" for one of the tables (by default nodes and
+        kernels), ``sort`` by "time", "bytes", "flops" or "name" (by default the order of running), ``top`` rows of each
+        table. Rows that differ only in names, as those of equal layers, are shown once, with their number under ×."""
         from .report_text import report_text
 
         return report_text(self, level, sort, top)

@@ -47,7 +47,13 @@ def _node_row(node: Node, group: str, plan: Plan) -> NodeRow:
     line = source_line(node)
     return NodeRow(node.name, _op(node), group, **_measures(cost, estimated), kind=priced.kind,  # type: ignore[arg-type]
                    module=module_path(node), source=line.place, code=line.code, shape=shape_text(node.meta.get("val")),
-                   peak=peak_key(priced.dtype), unit=priced.unit, known=priced.known)
+                   peak=peak_key(priced.dtype), unit=priced.unit, known=priced.known,
+                   origin=str(node.meta.get("original_aten", "")), expands=_reads_expanded(node))
+
+
+def _reads_expanded(node: Node) -> bool:
+    values = [n.meta.get("val") for n in node.all_input_nodes]
+    return any(s == 0 and n > 1 for v in values if isinstance(v, torch.Tensor) for n, s in zip(v.shape, v.stride()))
 
 
 def _input_bytes(graph: Graph) -> int:

@@ -15,10 +15,9 @@ if TYPE_CHECKING:
     from rooffuse.cost_model import Device
 
 SORTS = ("time", "bytes", "flops", "name")
-LEVELS = ("node", "kernel")
+LEVELS = ("node", "kernel", "module")
 
 _NAME_WIDTH, _OP_WIDTH, _GROUP_WIDTH, _CONTENTS_WIDTH = 22, 26, 12, 32
-_MERGES_SHOWN = 3
 _WIDTH = 140
 
 
@@ -49,7 +48,8 @@ def format_time(microseconds: float) -> str:
     return _scaled(microseconds, 1000, ("µs", "ms", "s"))
 
 
-def _clipped(text: str, width: int) -> str:
+def clipped(text: str, width: int) -> str:
+    """``text`` in ``width`` characters, its middle left out where it is longer."""
     return text if len(text) <= width else f"{text[:width - 9]}…{text[-8:]}"
 
 
@@ -136,8 +136,8 @@ def _node_table(graph: GraphReport, sort: str | None, top: int | None, style: st
     rows = fold_nodes(graph)
     whole = sum(f.time_us for f in rows)
     chosen = _ordered(rows, sort, top)
-    cells = [[_clipped(f.row.name, _NAME_WIDTH), _clipped(_short_op(f.row.op), _OP_WIDTH),
-              _clipped(_group(graph, f.row), _GROUP_WIDTH), *_measures(f, whole)] for f in chosen]
+    cells = [[clipped(f.row.name, _NAME_WIDTH), clipped(_short_op(f.row.op), _OP_WIDTH),
+              clipped(_group(graph, f.row), _GROUP_WIDTH), *_measures(f, whole)] for f in chosen]
     return _table(("node", "op", "group"), cells, style) if cells else "", len(chosen), len(rows)
 
 
@@ -155,7 +155,7 @@ def _kernel_table(graph: GraphReport, sort: str | None, top: int | None, style: 
     rows = fold_kernels(graph)
     whole = sum(f.time_us for f in rows)
     chosen = _ordered(rows, sort, top)
-    cells = [[_clipped(f.row.name, _NAME_WIDTH), f.row.kind, _contents(graph, f.row), *_measures(f, whole)]
+    cells = [[clipped(f.row.name, _NAME_WIDTH), f.row.kind, _contents(graph, f.row), *_measures(f, whole)]
              for f in chosen]
     return _table(("kernel", "kind", "operators"), cells, style) if cells else "", len(chosen), len(rows)
 
@@ -169,10 +169,10 @@ def _contents(graph: GraphReport, kernel: KernelRow) -> str:
     if len(text) <= _CONTENTS_WIDTH:
         return text
     if len(short) == 1:
-        return _clipped(text, _CONTENTS_WIDTH)
+        return clipped(text, _CONTENTS_WIDTH)
     while len(" ".join(short)) + len(count) + 2 > _CONTENTS_WIDTH and len(short) > 2:
         short.pop(-2)
-    return _clipped(f"{' '.join(short[:-1])} … {short[-1]}", _CONTENTS_WIDTH - len(count)) + count
+    return clipped(f"{' '.join(short[:-1])} … {short[-1]}", _CONTENTS_WIDTH - len(count)) + count
 
 
 # -- the text ---------------------------------------------------------------------------------------------------------
@@ -238,29 +238,25 @@ def _graph_notes(graph: GraphReport) -> list[str]:
         reasons: dict[str, list[str]] = {}
         for fallback in graph.fallbacks:
             reasons.setdefault(fallback.reason, []).extend(fallback.nodes)
-        lines += [_clipped(f"fallback    {', '.join(nodes[:4])}{f' and {len(nodes) - 4} more' if nodes[4:] else ''}: "
+        lines += [clipped(f"fallback    {', '.join(nodes[:4])}{f' and {len(nodes) - 4} more' if nodes[4:] else ''}: "
                            f"{reason}", _WIDTH) for reason, nodes in reasons.items()]
     else:
         lines.append("fallbacks   none")
-    seen: dict[str, list[Any]] = {}
-    for merge in graph.refused:
-        seen.setdefault(merge.reason, []).append(merge)
-    for reason, merges in list(seen.items())[:_MERGES_SHOWN]:
-        best = merges[0]
-        more = f" (and {len(merges) - 1} like it)" if merges[1:] else ""
-        what = f"{best.first} + {best.second}, {format_time(best.saving_us)}{more}"
-        lines.append(_clipped(f"not merged  {what}: {reason}", _WIDTH))
     return lines
 
 
 def report_text(report: Report, level: str | None = None, sort: str | None = None, top: int | None = None) -> str:
     """See `Report.text`. Raises ValueError for a level or an order that there isn't."""
     if level is not None and level not in LEVELS:
-        raise ValueError(f"the levels of a report are {' and '.join(LEVELS)}, not {level!r}")
+        raise ValueError(f"the levels of a report are {', '.join(LEVELS)}, not {level!r}")
+    from .report_totals import bytes_text, module_text
+
     blocks = ["\n".join(summary(report))]
+    if level == "module" and report.graphs:
+        blocks.append(module_text(report, sort, top))
     tables = [(name, make) for name, make in (("node", _node_table), ("kernel", _kernel_table))
               if level in (None, name)]
-    for k, graph, count in _calls(report.graphs):
+    for k, graph, count in _calls(report.graphs) if tables else ():
         called = f", called {count} times" if count > 1 else ""
         blocks.append(f"── graph {k}: {graph.kind}{called} ".ljust(_WIDTH, "─"))
         for name, make in tables:
@@ -268,6 +264,8 @@ def report_text(report: Report, level: str | None = None, sort: str | None = Non
             rest = f"\n… {there - shown} more rows" if shown < there else ""
             blocks.append(table + rest if table else f"(no {name}s)")
         blocks.append("\n".join(_graph_notes(graph)))
+    if report.graphs:
+        blocks.append(bytes_text(report))
     if report.graph_breaks:
         lines = [f"{_relative(b.location) or 'somewhere'}: {b.reason}" for b in report.graph_breaks]
         blocks.append("\n".join([f"graph breaks  {len(lines)}", *(f"  {line}" for line in lines)]))

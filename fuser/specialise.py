@@ -67,9 +67,8 @@ def _is_number(value: Any) -> bool:
 class SpecialisingFunction:
     """Compiles for the sizes of each call, once a combination."""
 
-    _boxed_call = True
-
     def __init__(self, gm: GraphModule, options: Options, kind: str) -> None:
+        self._boxed_call = True  # of the instance: wrappers copy those attributes
         self.gm, self.options, self.kind = gm, options, kind
         self._compiled: dict[tuple[Any, ...], Compiled] = {}
         self._lock = threading.Lock()
