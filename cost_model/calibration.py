@@ -104,13 +104,19 @@ def _seconds(
     return summarise(samples)
 
 
+def _least_disturbed(torch_device: str) -> Callable[[list[float]], float]:
+    """How samples become one: the median on a GPU, which is ours alone, and the best on a CPU, which rarely is."""
+    return statistics.median if torch.device(torch_device).type == "cuda" else min
+
+
 def _bandwidth(torch_device: str, budget_s: float) -> float:
     """B/s of the better of copy and triad (``a = b + s·c``, STREAM by McCalpin) on arrays far above any cache."""
     cuda = torch.device(torch_device).type == "cuda"
+    best = _least_disturbed(torch_device)
     count = (512 if cuda else 256) * 1024**2 // 4
     a, b, c = (torch.ones(count, dtype=torch.float32, device=torch_device) for _ in range(3))
-    copy = 2 * a.nbytes / _seconds(lambda: a.copy_(b), torch_device, budget_s / 2)
-    triad = 3 * a.nbytes / _seconds(lambda: torch.add(b, c, alpha=2.0, out=a), torch_device, budget_s / 2)
+    copy = 2 * a.nbytes / _seconds(lambda: a.copy_(b), torch_device, budget_s / 2, best)
+    triad = 3 * a.nbytes / _seconds(lambda: torch.add(b, c, alpha=2.0, out=a), torch_device, budget_s / 2, best)
     return max(copy, triad)
 
 
@@ -129,7 +135,8 @@ def _matmul_peaks(torch_device: str, budget_s: float, progress: Progress) -> dic
             torch.backends.cuda.matmul.allow_tf32 = tf32
             x = torch.randn(size, size, device=torch_device).to(dtype)
             y, out = x.clone(), torch.empty_like(x)
-            took = _seconds(partial(torch.mm, x, y, out=out), torch_device, budget_s / len(cases))
+            took = _seconds(partial(torch.mm, x, y, out=out), torch_device, budget_s / len(cases),
+                            _least_disturbed(torch_device))
         except (RuntimeError, NotImplementedError) as error:
             _log.info("no %s matmul on %s: %s", key, torch_device, error)
             continue

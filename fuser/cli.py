@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     profile.set_defaults(run=_profile)
 
     decode = commands.add_parser("plan-decode", formatter_class=raw, description=cli_help.PLAN,
-                                 epilog=cli_help.PLAN_EXAMPLES, help="floors of generating text over devices and batches")
+                                 epilog=cli_help.PLAN_EXAMPLES, help="floors of generating text, by device and batch")
     decode.add_argument("model", metavar="PRESET_OR_CONFIG", help="a preset or a config.json")
     decode.add_argument("--device", metavar="D,…", default="h100", help="names or TOML files (default: h100)")
     decode.add_argument("--batch", metavar="B", default="1..256", help="8, or 1,8,64, or powers of two as 1..256 "
@@ -167,7 +167,8 @@ def _report(arguments: argparse.Namespace) -> int:
         if arguments.html:
             from .report_page import page
 
-            _write(arguments.html, page(report, arguments.target))
+            given = [f"{name} {value}" for name, value in _scenario(arguments).items()]
+            _write(arguments.html, page(report, ", ".join([arguments.target, *given])))
         if arguments.png:
             save_plot(report, arguments.png)
     except ValueError as error:
@@ -181,13 +182,18 @@ def _write(path: str, text: str) -> None:
     Path(path).write_text(text, encoding="utf-8")
 
 
+def _scenario(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of models that were given."""
+    options = {name: getattr(arguments, name) for name in ("phase", "dtype", "batch", "context")}
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _loaded(arguments: argparse.Namespace) -> ReportTarget:
     """What to trace for the target and the options of models. Raises ValueError for options that it doesn't take."""
     from .presets import PRESETS, Scenario, is_model, load_model
     from .report_target import load_target
 
-    options = {name: getattr(arguments, name) for name in ("phase", "dtype", "batch", "context")}
-    given = {name: value for name, value in options.items() if value is not None}
+    given = _scenario(arguments)
     if is_model(arguments.target):
         return load_model(arguments.target, Scenario(**given))
     if given:

@@ -147,15 +147,15 @@ def plan_text(data: dict[str, Any]) -> str:
     heads = ["device", "weights/KV", "weights", "KV a sequence", "largest batch",
              "compute-bound from\nlinears alone", "\nwhole step", "KV outweighs\nfrom", "first token"]
     rows = [[p["device"], f"{p['weights']}/{p['cache']}", f"{p['weight_bytes'] / 1e9:.1f} GB",
-             f"{p['cache_bytes_per_sequence'] / 1e6:.0f} MB", str(p["largest_batch"]) if p["largest_batch"] else
-             "doesn't fit", str(p["linears_compute_bound_from"]), _limit(p["compute_bound_from"]), str(p["cache_outweighs_from"]),
+             f"{p['cache_bytes_per_sequence'] / 1e6:.0f} MB", str(p["largest_batch"] or "doesn't fit"),
+             str(p["linears_compute_bound_from"]), _limit(p["compute_bound_from"]), str(p["cache_outweighs_from"]),
              format_time(1e6 * p["first_token_s"])] for p in data["plans"]]
     blocks = [f"{data['model']}: {data['parameters'] / 1e9:.2f} G parameters, {data['context']} tokens of context"
               f"{shares}; floors, in bytes of one device",
               tabulate(rows, heads, tablefmt="simple", colalign=["left"] * 2 + ["right"] * 7, disable_numparse=True),
               _steps_table(data["plans"])]
     if any(not s["fits"] for p in data["plans"] for s in p["steps"]):
-        blocks.append("(batch) doesn't fit in memory. Energy is that of moving bytes through HBM alone.")
+        blocks.append("(n): a batch of n doesn't fit in memory")
     return "\n\n".join(blocks)
 
 

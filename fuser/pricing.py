@@ -9,13 +9,15 @@ from rooffuse.codegen.fxinfo import op_name
 from rooffuse.codegen.ir import Kernel
 from rooffuse.codegen.lower_reductions import is_reduction
 from rooffuse.codegen.lower_stores import is_store, iterated
-from rooffuse.codegen.traffic import kernel_operations
+from rooffuse.codegen.traffic import OPERATION_COST, kernel_operations
 from rooffuse.cost_model import Cost, Device, Estimate, Price, estimate, price
 from torch.fx import Node
 from torch.fx.node import map_arg
 
 from .units import Units, is_constant
 
+#: A vector peak counts fused multiplications and additions, all of them independent: elementwise code has few.
+ISSUE_FACTOR = 4
 #: Operators whose operands are evaluated under conditions, each apart.
 PIECEWISE = frozenset({"cat", "concat", "stack", "constant_pad_nd", "slice_scatter", "select_scatter"})
 #: What a load under a condition costs a CPU, in plain operations: vector lanes are tested one by one.
@@ -51,7 +53,9 @@ class GroupPricer:
     def _node_flops(self, node: Node) -> tuple[int, torch.dtype]:
         if node not in self._flops:
             priced = node_price(node)
-            self._flops[node] = (int(priced.cost.flops), priced.dtype)
+            # A power by a number is a multiplication or a root nearly always.
+            heavy = 1 if op_name(node) == "pow" else OPERATION_COST.get(op_name(node), 1)
+            self._flops[node] = (int(priced.cost.flops) * heavy, priced.dtype)
         return self._flops[node]
 
     def _evaluations(self, members: Collection[Node]) -> dict[Node, int]:
@@ -99,13 +103,13 @@ class GroupPricer:
         return Cost(flops, bytes_read, written)
 
     def time(self, cost: Cost) -> Estimate:
-        """Seconds of a kernel of this cost."""
-        return estimate(cost, self.device, torch.float32, "vector")
+        """Seconds of a kernel of this cost, its operations at the rate of ``computing``."""
+        operations = Cost(ISSUE_FACTOR * cost.flops, cost.bytes_read, cost.bytes_written)
+        return estimate(operations, self.device, torch.float32, "vector")
 
     def computing(self, kernel: Kernel) -> float:
-        """Seconds that the operations of a kernel take, at a quarter of the vector peak: hardly any is a fused
-        multiplication and addition, and half of them wait for another."""
-        rate = self.device.peak(torch.float32, "vector") / 4
+        """Seconds that the operations of a kernel take by themselves."""
+        rate = self.device.peak(torch.float32, "vector") / ISSUE_FACTOR
         if self.device.kind != "cpu":
             return kernel_operations(kernel) / rate
         scalar = any(len(n.body) > VECTORISED_STATEMENTS for n in kernel.nests)

@@ -157,8 +157,8 @@ def test_sort_and_top(report):
     assert "more rows" in report.text(top=1)
     with pytest.raises(ValueError, match="time, bytes, flops, name"):
         report.text(sort="size")
-    with pytest.raises(ValueError, match="node and kernel"):
-        report.text(level="module")
+    with pytest.raises(ValueError, match="node, kernel, module"):
+        report.text(level="layer")
 
 
 def test_html(report):
