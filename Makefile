@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
 
-.PHONY: demo test check install install-test bench clean
+.PHONY: demo test check install install-test bench bench-llama bench-schedule clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -39,8 +39,17 @@ check: install-test
 	cd build/check && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml -p rooffuse
 	cd build/check && PYTHONPATH=. ../../$(BIN)/lint-imports --config ../../pyproject.toml
 
+# A quick round over the suites, in under ten minutes on two cores.
 bench: install
-	$(BIN)/python -m benchmarks.llama_block
+	$(BIN)/python -m benchmarks run --suite kernels,blocks,decode,compile --quick
+
+# Run time and cold compile time of Llama-shaped layers beside eager and Inductor.
+bench-llama: install
+	$(BIN)/python -m benchmarks run --suite blocks --only llama --dtype fp32 --cold
+
+# Bytes and launches of our GPU schedule beside Inductor's; needs no GPU.
+bench-schedule: install
+	$(BIN)/python -m benchmarks schedule
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

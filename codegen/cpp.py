@@ -6,7 +6,7 @@ not ("column" form: accumulators are arrays over a block of lanes). Leading para
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
 from .cpp_cuts import CutLoops
@@ -213,7 +213,7 @@ class NestPrinter(CutLoops):
         self._print_sweep(Phase(True, tuple(reversed(body))), computed)
         self._wanted = frozenset()
 
-    def _needs(self, name: str, later: set[str], made: dict[str, Stmt]) -> bool:
+    def _needs(self, name: str, later: set[str], made: Mapping[str, Stmt]) -> bool:
         """Whether a value depends on one of ``later``."""
         return name in later or any(self._needs(n, later, made) for n in operands(made[name]))
 

@@ -6,7 +6,7 @@ again the pair computes each twice, so it pays where a sweep goes to memory and 
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from .ir import Compute, Kernel, Nest, Reduce, Stmt, Store, operands
@@ -30,7 +30,7 @@ def _merged(nest: Nest) -> Nest:
     return Nest(nest.axes, tuple(reversed(kept)))
 
 
-def _expsum(total: Reduce, made: dict[str, Stmt]) -> Reduce:
+def _expsum(total: Reduce, made: Mapping[str, Stmt]) -> Reduce:
     """``sum(exp(sub(x, max(x))))`` as a reduction of ``x``, anything else as it is."""
     exponential = made[total.value]
     if not (isinstance(exponential, Compute) and exponential.op == "exp"):

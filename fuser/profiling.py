@@ -24,6 +24,8 @@ from .targets import local_target
 
 #: Fewest and most times that a program is run.
 ROUNDS = (5, 50)
+#: Bytes that are written before each run, more than caches hold: predictions are of traffic from memory.
+_EVICTING_BYTES = 1 << 28
 #: Part of the machine's memory that inputs and intermediates may take together.
 _MEMORY_SHARE = 0.7
 
@@ -145,6 +147,7 @@ class Stepper:
         self.inputs = {n: made_up(n.meta["val"], generator) if isinstance(n.meta.get("val"), Tensor)
                        else n.meta.get("val") for n in module.graph.nodes if n.op == "placeholder"}
         self.arena = Arena(plan.program, built.slots, torch.device("cpu"))
+        self.evicting = torch.zeros(_EVICTING_BYTES // 4, dtype=torch.int32)
         # Results go to the same memory in each round: the pages of new memory would be charged to the kernel.
         self.results = {n: torch.empty_strided(v.shape, v.stride(), dtype=v.dtype)
                         for n in plan.program.fresh if (v := n.meta["val"]) is not None}
@@ -156,6 +159,7 @@ class Stepper:
 
     def run(self) -> list[float]:
         """Seconds of each step; 0.0 for views."""
+        self.evicting.add_(1)
         values: dict[Node, Any] = dict(self.kept)
         times = []
         for k, step in enumerate(self.program.steps):
@@ -252,9 +256,9 @@ def profile_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[
     """Compile ``fn(*args, **kwargs)`` for this machine's CPU, run every kernel of its graphs and time it.
 
     The function is traced as `explain` traces it and its graphs run on made-up inputs (see `made_up`), so meta tensors
-    do. Each round runs all kernels in order, so that a kernel finds the caches as it would in a real run; kernels are
-    called one at a time, which adds a call through ctypes, under a microsecond, to each generated one. ``budget_s`` is
-    about how long all graphs together are run.
+    do. Each round runs all kernels in order and starts with caches that hold none of their data, so that a kernel finds
+    there what the ones before it left. Kernels are called one at a time, which adds a call through ctypes, under a
+    microsecond, to each generated one. ``budget_s`` is about how long all graphs together are run.
 
     Raises ProfileError for tensors on a GPU, whose kernels can't be timed yet, and for what doesn't fit in memory.
     """
