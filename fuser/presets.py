@@ -67,7 +67,8 @@ def _transformers() -> Any:
 def config_of(target: str, fields: Mapping[str, Any]) -> Any:
     """The configuration object of transformers. Raises TargetError for fields that it doesn't take."""
     transformers = _transformers()
-    rest = {k: v for k, v in fields.items() if k != "model_type"}
+    # "auto_map" would have classes fetched that aren't in transformers.
+    rest = {k: v for k, v in fields.items() if k not in ("model_type", "auto_map")}
     try:
         return transformers.AutoConfig.for_model(fields["model_type"], **rest)
     except Exception as error:  # each configuration class checks its fields in its own way
@@ -80,8 +81,9 @@ def model_kind(config: Any) -> str:
     from transformers.models.auto import modeling_auto as auto
 
     named = (config.architectures or [""])[0]
-    tables = {"image": auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-              "encoder": auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, "decoder": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
+    tables: dict[str, Any] = {"image": auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+                              "encoder": auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+                              "decoder": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
     for kind, table in tables.items():
         if named and named == table.get(config.model_type):
             return kind

@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from typing import Any
 
-from .report import Report
+from .report import KernelRow, NodeRow, Report
 from .report_summary import module_pattern, shares
 
 _PEAKS = ("fp64", "fp32", "tf32", "bf16", "fp16", "fp8", "int8")
@@ -44,17 +45,20 @@ def save_plot(report: Report, path: str) -> None:
     device = report.device
     kernels = [k for g in report.graphs for k in g.kernels if k.flops and k.time_us]
     nodes = [n for g in report.graphs for n in g.nodes if n.flops and n.time_us]
-    points = [r.intensity for r in (*kernels, *nodes) if r.intensity] or [1.0]
+    drawn: list[NodeRow | KernelRow] = [*kernels, *nodes]
+    points = [r.intensity for r in drawn if r.intensity] or [1.0]
     low, high = min(0.05, *points), max(2000.0, *points)
-    used = {r.peak if r.unit == "tensor" else "fp32" for r in (*kernels, *nodes)}
+    used = {r.peak if r.unit == "tensor" else "fp32" for r in drawn}
     for key in (k for k in _PEAKS if k in device.peaks and k in used | {"fp32"}):
         ridge = device.peaks[key] / device.bandwidth
         axes.plot([low, ridge, high], [low * device.bandwidth, device.peaks[key], device.peaks[key]], lw=1.2,
                   label=f"{key}: ridge {ridge:.0f} FLOP/byte")
-    for rows, style, name in ((nodes, dict(marker="o", alpha=0.35, s=16), "nodes alone"),
-                              (kernels, dict(marker="D", alpha=0.8, s=26), "kernels of the plan")):
+    layers: tuple[tuple[Sequence[NodeRow | KernelRow], dict[str, Any], str], ...] = (
+        (nodes, dict(marker="o", alpha=0.35, s=16), "nodes alone"),
+        (kernels, dict(marker="D", alpha=0.8, s=26), "kernels of the plan"))
+    for rows, style, name in layers:
         axes.scatter([r.intensity for r in rows], [r.flops / (1e-6 * r.time_us) for r in rows], label=name,
-                     **style)  # type: ignore[arg-type]
+                     **style)
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="predicted FLOP/s", title=device.name)
     axes.grid(alpha=0.25, which="major")
     axes.legend(fontsize=8)

@@ -66,6 +66,12 @@ def test_inputs_of_a_decoding_step_are_weights_and_cache(tmp_path):
     assert graph.input_bytes == pytest.approx(2 * decoder_shape(target).read + cache, rel=0.02)
 
 
+def test_classes_of_others_are_not_fetched(tmp_path):
+    fields = {**read_fields(small("gpt2", tmp_path)), "auto_map": {"AutoModelForCausalLM": "someone/model--code.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert report(str(tmp_path / "config.json"), phase="prefill", context=8).graphs
+
+
 def test_a_folder_with_a_configuration(tmp_path):
     small("gpt2", tmp_path)
     assert read_fields(str(tmp_path))["model_type"] == "gpt2"

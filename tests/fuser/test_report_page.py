@@ -112,6 +112,12 @@ def test_clicking(text, tmp_path):
     assert (out["theme"], out["background"]) in {("dark", "rgb(21, 24, 28)"), ("light", "rgb(251, 251, 250)")}
 
 
+def test_a_report_without_graphs(tmp_path):
+    empty = page(rooffuse.explain(lambda x: x, torch.ones(3), device="h100"), "nothing")
+    out = in_browser(empty, tmp_path, "out.totals = document.getElementById('totals').innerText;")
+    assert embedded(empty)["graphs"] == [] and "0 → 0" in out["totals"]
+
+
 def test_state_in_the_address(text, tmp_path):
     out = in_browser(text, tmp_path, "out.note = document.getElementById('note').textContent;"
                                      "out.shown = document.getElementById('show-kernels').ariaPressed;",
