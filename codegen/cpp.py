@@ -54,7 +54,8 @@ class NestPrinter(CutLoops):
             return None
         row, along_row = self.nest.reduction[-1], 0
         votes: dict[Axis, int] = {}
-        reduced = [self.nest.scopes[s.value] for s in self.nest.body if isinstance(s, Reduce)]
+        phases = self.phases[self._leading_invariant():]
+        reduced = [self.nest.scopes[s.value] for p in phases for s in p.reduces]
         for stmt in self.nest.body:
             if isinstance(stmt, Load | Store):
                 coefficients = affine(stmt.index)[0]
@@ -121,6 +122,7 @@ class NestPrinter(CutLoops):
         """Lines of the whole nest, in a block of their own."""
         self.open("")
         if self.column is not None:
+            self.phases = tuple(self._print_invariant(set()))
             self._print_columns(self.column)
         else:
             self._print_rows()
@@ -156,24 +158,31 @@ class NestPrinter(CutLoops):
                     self.add(self.line(stmt))
         self.close(opened)
 
+    def _invariant(self, stmt: Stmt) -> bool:
+        """Whether a statement gives the same for every row."""
+        if isinstance(stmt, Store):
+            return False
+        parallel = {a.symbol for a in self.nest.parallel}
+        return not self.nest.scopes[stmt.value if isinstance(stmt, Reduce) else stmt.name] & parallel
+
+    def _leading_invariant(self) -> int:
+        """How many phases there are up to the last of the leading sweeps that are the same for every row."""
+        count = 0
+        for k, phase in enumerate(self.phases):
+            if phase.sweep:
+                if not all(map(self._invariant, phase.body)):
+                    break
+                count = k + 1
+        return count if self.nest.parallel else 0
+
     def _print_invariant(self, computed: set[str]) -> list[Phase]:
         """Print the leading sweeps that give every row the same, such as the norm of the vector that a matrix is
         multiplied by, once and outside of all loops; returns the phases that remain."""
-        parallel = {a.symbol for a in self.nest.parallel}
-
-        def invariant(stmt: Stmt) -> bool:
-            if isinstance(stmt, Store):
-                return False
-            return not self.nest.scopes[stmt.value if isinstance(stmt, Reduce) else stmt.name] & parallel
-
+        invariant = self._invariant
         phases = list(self.phases)
-        sweeps = [k for k, p in enumerate(phases) if p.sweep]
-        leading = 0
-        while leading < len(sweeps) and all(map(invariant, phases[sweeps[leading]].body)):
-            leading += 1
-        if not parallel or self.held or not (leading or self.shared_rows):
+        cut = self._leading_invariant()
+        if not self.nest.parallel or self.held or not (cut or self.shared_rows):
             return phases
-        cut = sweeps[leading - 1] + 1 if leading else 0
         if self.shared_rows and cut < len(phases) and not phases[cut].sweep:
             cut += 1  # what is known once a row before the next sweep may be what the shared values need
         left: list[Stmt] = []
