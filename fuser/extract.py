@@ -10,7 +10,7 @@ from rooffuse.codegen.fxinfo import op_name
 from rooffuse.codegen.lower_views import SPLITTERS
 from torch.fx import Graph, Node
 
-from .units import Units, is_constant
+from .units import Units
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,3 @@ def structure_key(graph: Graph) -> Hashable:
         rows.append((node.op, str(node.target) if node.op == "call_function" else "", spell(node.args),
                      spell(node.kwargs), kind))
     return tuple(rows)
-
-
-def constants_only(members: Collection[Node]) -> bool:
-    """Whether a group only makes constants."""
-    return all(is_constant(n) for n in members)

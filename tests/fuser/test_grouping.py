@@ -62,13 +62,9 @@ def test_independent_kernels_that_share_an_input_run_side_by_side():
 
 
 def test_a_reduction_of_a_reduction_over_other_axes_is_refused():
-    def crossed(x):
-        return x.softmax(-1).sum(0)
-
     grouping = grouped(lambda x: ((x - x.amax(-1, keepdim=True)).exp()).sum(0), torch.empty(64, 128))
     assert len(grouping.groups) == 2
     assert grouping.refusals
-    assert crossed is not None
 
 
 def test_constants_are_made_inside_of_kernels():
