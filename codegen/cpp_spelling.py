@@ -10,7 +10,6 @@ STORAGE = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "rf_
            torch.int8: "int8_t", torch.uint8: "uint8_t", torch.int16: "int16_t", torch.int32: "int32_t",
            torch.int64: "int64_t", torch.bool: "uint8_t"}
 COMPUTE = {**STORAGE, torch.bool: "bool"}
-LIMITS = {torch.int8: 8, torch.int16: 16, torch.int32: 32, torch.int64: 64}
 
 # glibc offers vector versions of these (libmvec); declaring them lets `omp simd` loops call those without -ffast-math,
 # whose assumptions on NaN and infinity would be wrong.
@@ -234,9 +233,6 @@ class CppStatements(Printer):
 
     def spell_mod(self, a: str, n: str, positive: bool) -> str:
         return f"({a} % {n})" if positive else f"rf_remainder<int64_t>({a}, {n})"
-
-    def spell_clamp(self, a: str, low: str, high: str) -> str:
-        return f"rf_max<int64_t>({low}, rf_min<int64_t>({a}, {high}))"
 
     def spell_const(self, stmt: Const) -> str:
         return literal(stmt.value, stmt.dtype)

@@ -46,13 +46,6 @@ class Mod(sympy.Function):
         return None
 
 
-class Clamp(sympy.Function):
-    """``min(max(a, low), high)``: the index map of a replicating pad or a clamped gather."""
-
-    nargs = (3,)
-    is_integer = True
-
-
 def symbol(name: str) -> Symbol:
     """The integer symbol called ``name``; equal names give equal symbols."""
     return Symbol(name, integer=True)
@@ -89,8 +82,6 @@ def bounds(expr: Expr, ranges: Ranges) -> Bounds:
     if isinstance(expr, Mod):
         part, n = bounds(expr.args[0], ranges), int(expr.args[1])
         return (part if part is not None and part[0] >= 0 and part[1] < n else (0, n - 1))
-    if isinstance(expr, Clamp):
-        return int(expr.args[1]), int(expr.args[2])
     return None
 
 
@@ -158,7 +149,7 @@ def rewrite(expr: Expr, replaced: Mapping[Symbol, Expr], ranges: Ranges) -> Expr
         return expr
     if isinstance(expr, Symbol):
         return replaced.get(expr, expr)
-    if not expr.has(FloorDiv, Mod, Clamp):
+    if not expr.has(FloorDiv, Mod):
         return expr.xreplace(dict(replaced))
     args = [rewrite(a, replaced, ranges) for a in expr.args]
     if isinstance(expr, FloorDiv):

@@ -7,7 +7,7 @@ import sympy
 import torch
 from torch import Tensor
 
-from .index import Clamp, FloorDiv, Mod
+from .index import FloorDiv, Mod
 from .ir import Compute, Const, Index, Kernel, Load, Nest, Reduce, Stmt, Store, compute_dtype
 
 _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
@@ -49,8 +49,6 @@ class _NestRun:
             return torch.div(args[0], args[1], rounding_mode="floor")
         if isinstance(expr, Mod):
             return torch.remainder(args[0], args[1])
-        if isinstance(expr, Clamp):
-            return args[0].clamp(int(expr.args[1]), int(expr.args[2]))
         result = args[0]
         for a in args[1:]:
             result = result + a if isinstance(expr, sympy.Add) else result * a

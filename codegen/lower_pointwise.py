@@ -16,8 +16,8 @@ class PointwiseRule:
 
     ``operands`` is how many leading arguments are tensors or numbers; ``typing`` says how they are cast before:
     "result" (to the result's compute type), "common" (to the promoted type of the operands), "own" (not at all),
-    "bool" (to truth values). ``first_own`` keeps the first operand as it is (a condition). Other arguments reach
-    ``emit`` as they stand in the graph.
+    "bool" (to truth values). ``first_bool`` makes a truth value of the first operand (a condition). Other
+    arguments reach ``emit`` as they stand in the graph.
     """
 
     emit: Callable[..., str]

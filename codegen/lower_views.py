@@ -21,7 +21,7 @@ INDEX_MAPS: dict[str, IndexMap] = {}
 ALIASES = frozenset(
     (
         "view reshape _unsafe_view permute transpose t expand unsqueeze squeeze slice select alias detach "
-        "getitem diagonal unfold numpy_T"
+        "getitem diagonal unfold"
     ).split())
 #: Operators with several results of which only single ones (by getitem) are ever used as tensors.
 SPLITTERS = frozenset(["split", "split_with_sizes", "unbind", "chunk", "tensor_split"])
@@ -92,7 +92,7 @@ def _permute(node: Node, coords: Coords, ranges: Ranges):
     return source, tuple(result)
 
 
-@index_map("transpose t numpy_T")
+@index_map("transpose t")
 def _transpose(node: Node, coords: Coords, ranges: Ranges):
     result = list(coords)
     if op_name(node) == "transpose":

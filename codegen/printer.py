@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import sympy
 import torch
 
-from .index import Clamp, FloorDiv, Mod, bounds
+from .index import FloorDiv, Mod, bounds
 from .ir import Compute, Const, Index, Kernel, Load, Nest, Stmt, Store
 
 Spelling = str | Callable[["Printer", Compute, tuple[str, ...]], str]
@@ -38,8 +38,6 @@ class Printer(ABC):
         if isinstance(expr, sympy.Mul):
             return "(" + " * ".join(self.spell_index(a) for a in sorted(expr.args, key=str)) + ")"
         args = [self.spell_index(a) for a in expr.args]
-        if isinstance(expr, Clamp):
-            return self.spell_clamp(*args)
         extent = bounds(expr.args[0], self.nest.ranges)
         positive = extent is not None and extent[0] >= 0
         if isinstance(expr, FloorDiv):
@@ -59,9 +57,6 @@ class Printer(ABC):
 
     @abstractmethod
     def spell_mod(self, a: str, n: str, positive: bool) -> str: ...
-
-    @abstractmethod
-    def spell_clamp(self, a: str, low: str, high: str) -> str: ...
 
     @abstractmethod
     def spell_const(self, stmt: Const) -> str: ...

@@ -175,9 +175,6 @@ class TritonStatements(Printer):
     def spell_mod(self, a: str, n: str, positive: bool) -> str:
         return f"({a} % {n})" if positive else f"rf_remainder({a}, {n})"
 
-    def spell_clamp(self, a: str, low: str, high: str) -> str:
-        return f"rf_imax({low}, rf_imin({a}, {high}))"
-
     def spell_const(self, stmt: Const) -> str:
         if stmt.dtype == torch.bool:
             return f"tl.full([], {1 if stmt.value else 0}, tl.int1)"

@@ -273,10 +273,6 @@ def mutated_inputs(gm: GraphModule) -> frozenset[int]:
     return frozenset(k for k, n in enumerate(placeholders) if n in written)
 
 
-def placeholder_values(gm: GraphModule) -> list[Any]:
-    return [n.meta.get("val") for n in gm.graph.nodes if n.op == "placeholder"]
-
-
 def has_symbolic_sizes(gm: GraphModule) -> bool:
     """Whether any node's value depends on a symbol."""
     def symbolic(value: Any) -> bool:

@@ -113,3 +113,24 @@ def test_failed_build_leaves_the_lock_free(tmp_path: Path) -> None:
 
 def test_digest_delimits_its_parts() -> None:
     assert digest("ab", "c") != digest("a", "bc")
+
+
+def test_second_process_makes_no_device_code(tmp_path: Path) -> None:
+    code = """
+import sys, torch, triton.backends.nvidia.compiler as nvidia
+from pathlib import Path
+from rooffuse.codegen.build_triton import compile_for
+from rooffuse.codegen.cache import DiskCache
+from rooffuse.codegen.lower import lower_group
+from rooffuse.codegen.triton_kernel import print_kernel
+from torch.fx.experimental.proxy_tensor import make_fx
+calls, original = [], nvidia.CUDABackend.make_cubin
+nvidia.CUDABackend.make_cubin = lambda *a, **k: (calls.append(a), original(*a, **k))[1]
+graph = make_fx(lambda x: (x * 2).sum(-1), tracing_mode="fake")(torch.randn(8, 64)).graph
+compile_for(print_kernel(lower_group(graph).kernel), DiskCache(Path(sys.argv[1])), 90)
+print(len(calls))
+"""
+    environ = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "triton")}
+    command = [sys.executable, "-c", code, str(tmp_path / "kernels")]
+    runs = [subprocess.run(command, capture_output=True, text=True, env=environ, check=True) for _ in range(2)]
+    assert [r.stdout.split()[-1] for r in runs] == ["1", "0"]

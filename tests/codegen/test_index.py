@@ -10,7 +10,6 @@ import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rooffuse.codegen.index import (
-    Clamp,
     FloorDiv,
     Mod,
     affine,
@@ -40,8 +39,6 @@ def evaluate(expr: Expr, point: dict[sympy.Symbol, int]) -> int:
         return args[0] // args[1]
     if isinstance(expr, Mod):
         return args[0] % args[1]
-    if isinstance(expr, Clamp):
-        return min(max(args[0], args[1]), args[2])
     return sum(args) if isinstance(expr, sympy.Add) else prod(args)
 
 
