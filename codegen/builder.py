@@ -124,9 +124,9 @@ class NestBuilder:
         """The conjunction of two masks, either of which may be absent."""
         return b if a is None else self.compute("and", a, b)
 
-    def reduce(self, op: str, value: str, dtype: torch.dtype) -> str:
-        """Reduce ``value`` over all reduction axes into compute type ``dtype``."""
-        return self._emit(Reduce, compute_dtype(dtype), op, value)
+    def reduce(self, op: str, value: str, dtype: torch.dtype, strip: bool = False) -> str:
+        """Reduce ``value`` over all reduction axes, or over the strip axes, into compute type ``dtype``."""
+        return self._emit(Reduce, compute_dtype(dtype), op, value, strip)
 
     def store(self, buffer: str, dtype: torch.dtype, index: Expr, value: str, mask: str | None = None) -> None:
         """Store ``value`` to a buffer of ``dtype``, which rounds: what was rounded to that type before needn't be."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import prod
 
-from .cpp_cuts import CutLoops
 from .cpp_reduce import ONLINE_LANES
 from .cpp_spelling import COMPUTE, PRELUDE, STORAGE
+from .cpp_strips import StripForm
 from .index import affine
 from .ir import Axis, Compute, Kernel, Load, Nest, Reduce, Stmt, Store, operands
 from .sweeps import Phase, inner_values
@@ -33,7 +33,7 @@ SHORT_LANES = 256
 SUM_BLOCK = 4096
 
 
-class NestPrinter(CutLoops):
+class NestPrinter(StripForm):
     """Prints one nest; ``lines`` holds the result."""
 
     def __init__(self, kernel: Kernel, nest: Nest) -> None:
@@ -50,7 +50,7 @@ class NestPrinter(CutLoops):
 
     def _column_axis(self) -> Axis | None:
         """The parallel axis to vectorise over instead of the last reduction axis, if memory runs along it."""
-        if not self.nest.reduction or not self.nest.parallel:
+        if not self.nest.reduction or not self.nest.parallel or self.nest.strip:
             return None
         row, along_row = self.nest.reduction[-1], 0
         votes: dict[Axis, int] = {}
@@ -138,9 +138,10 @@ class NestPrinter(CutLoops):
             return
         computed: set[str] = set()
         phases = self._print_invariant(computed)
-        opened, _ = self._threads(parallel)
+        opened, _ = self._threads([a for a in parallel if not a.strip])
         first = phases[0].body if not phases[0].sweep else ()
-        levels = self._by_depth(first, self._rest)
+        strip = list(self.nest.strip)
+        levels = self._by_depth(first, [*self._rest, *strip])
         for name in sorted(self.held):
             row = prod(a.size for a in self.nest.reduction)
             self.add(f"{COMPUTE[self.dtypes[name]]} held_{name}[{row}];")
@@ -150,12 +151,17 @@ class NestPrinter(CutLoops):
             if k < len(self._rest):
                 self.open(self._loop(self._rest[k]))
                 opened += 1
+            elif k - len(self._rest) < len(strip):
+                self._open_strip(k - len(self._rest))
         for phase in phases[1 if first else 0:]:
             if phase.sweep:
                 self._print_sweep(phase, computed)
             else:
                 for stmt in phase.body:
                     self.add(self.line(stmt))
+        if strip:
+            self.close(len(strip))
+            self._print_finale()
         self.close(opened)
 
     def _invariant(self, stmt: Stmt) -> bool:
@@ -318,7 +324,10 @@ class NestPrinter(CutLoops):
                 self.open(f"for (int64_t {lane.symbol} = {low}; {lane.symbol} < {high}; ++{lane.symbol})")
             for stmt in body:
                 if isinstance(stmt, Reduce):
-                    self._accumulate(stmt, blocked or self._short, f"[{lane.symbol}]" if self._short else "")
+                    if stmt.strip:
+                        self._add_to_strip(stmt)
+                    else:
+                        self._accumulate(stmt, blocked or self._short, f"[{lane.symbol}]" if self._short else "")
                     continue
                 self.add(self.line(stmt))
                 kept = self.held | self._wanted

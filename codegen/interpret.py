@@ -88,6 +88,9 @@ class _NestRun:
     def _reduce(self, stmt: Reduce) -> Tensor:
         parallel = len(self.nest.parallel)
         full = self.values[stmt.value].expand(self.shape)
+        if stmt.strip:
+            over = [k for k, a in enumerate(self.nest.axes) if a.strip]
+            return full.sum(over, keepdim=True, dtype=stmt.dtype)
         rows = full.reshape(*full.shape[:parallel], -1)
         ops: dict[str, Callable[[Tensor], Tensor]] = {
             "sum": lambda x: x.sum(-1, dtype=stmt.dtype), "prod": lambda x: x.prod(-1, dtype=stmt.dtype),

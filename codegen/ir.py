@@ -2,18 +2,23 @@
 
     Kernel := name, buffers, nests            one launch; nests are independent of each other and may run in any order
     Nest   := axes, body                      a loop nest; body is in SSA form, executed at every point of the axes
-    Axis   := symbol, size, reduction?        parallel axes first, then reduction axes, each in row-major order
+    Axis   := symbol, size, kind              parallel, then strip, then reduction axes, each in row-major order
     Stmt   := Const  name = value
             | Index  name = expr                           an integer expression of axis symbols
             | Load   name = buffer[index] if mask else other
             | Compute name = op(args)
-            | Reduce name = op over all reduction axes of value
+            | Reduce name = op over all reduction axes of value, or its sum over the strip axes
             | Store  buffer[index] = value                 (if mask)
 
 A value's *scope* is the set of axes that it varies over. Pointwise work and reductions are the same statements; only
 ``Reduce`` leaves the scope of the reduction axes. An index may contain ``symbol(name)`` of an SSA value: a gather
 (Load) or a scatter (Store). Values have a *compute type*: bfloat16 and float16 are widened to float32 by the Load
 and rounded by the Store, so nothing in between rounds.
+
+Strip axes are for sums along rows and down columns of one input, as a norm's backward has them: a strip is some
+neighbouring rows that one program goes through in order. Reductions along a row are as ever; a ``Reduce`` with
+``strip`` adds up each column over the rows of the strip, and is known, at the parallel and reduction axes, after the
+last of them.
 """
 from __future__ import annotations
 
@@ -60,6 +65,11 @@ class Axis:
     symbol: Symbol
     size: int
     reduction: bool = False
+    strip: bool = False
+
+    @property
+    def kind(self) -> str:
+        return "reduction" if self.reduction else "strip" if self.strip else "parallel"
 
 
 @dataclass(frozen=True)
@@ -110,6 +120,7 @@ class Reduce:
     dtype: torch.dtype
     op: str
     value: str
+    strip: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,7 +158,7 @@ def index_of(stmt: Stmt) -> Expr | None:
 
 @dataclass(frozen=True)
 class Nest:
-    """A loop nest. Parallel axes come before reduction axes."""
+    """A loop nest. ``parallel`` axes, of which the last may be ``strip`` axes, come before ``reduction`` axes."""
 
     axes: tuple[Axis, ...]
     body: tuple[Stmt, ...]
@@ -155,6 +166,10 @@ class Nest:
     @cached_property
     def parallel(self) -> tuple[Axis, ...]:
         return tuple(a for a in self.axes if not a.reduction)
+
+    @cached_property
+    def strip(self) -> tuple[Axis, ...]:
+        return tuple(a for a in self.axes if a.strip)
 
     @cached_property
     def reduction(self) -> tuple[Axis, ...]:
@@ -167,7 +182,7 @@ class Nest:
     @cached_property
     def scopes(self) -> dict[str, frozenset[Symbol]]:
         """The axes that each SSA value varies over."""
-        reduced = {a.symbol for a in self.reduction}
+        reduced, strip = ({a.symbol for a in axes} for axes in (self.reduction, self.strip))
         known: dict[str, frozenset[Symbol]] = {}
         for stmt in self.body:
             if isinstance(stmt, Store):
@@ -178,7 +193,9 @@ class Nest:
             index = index_of(stmt)
             if index is not None:
                 scope |= {s for s in index.free_symbols if s in self.ranges}
-            known[stmt.name] = frozenset(scope - reduced if isinstance(stmt, Reduce) else scope)
+            if isinstance(stmt, Reduce):
+                scope -= strip if stmt.strip else reduced
+            known[stmt.name] = frozenset(scope)
         return known
 
     def store_scope(self, store: Store) -> frozenset[Symbol]:
@@ -233,7 +250,7 @@ def format_statement(stmt: Stmt) -> str:
     if isinstance(stmt, Load):
         return head + f"{stmt.buffer}[{stmt.index}]" + (f"{mask} else {stmt.other}" if mask else "")
     if isinstance(stmt, Reduce):
-        return head + f"reduce_{stmt.op}({stmt.value})"
+        return head + f"{'strip' if stmt.strip else 'reduce'}_{stmt.op}({stmt.value})"
     rounding = f", {_dtype_name(stmt.rounding)}" if stmt.rounding else ""
     return head + f"{stmt.op}({', '.join(stmt.args)}{rounding})"
 
@@ -243,7 +260,7 @@ def format_kernel(kernel: Kernel) -> str:
     lines = [f"kernel {kernel.name}(" + ", ".join(
         f"{b.name}: {_dtype_name(b.dtype)}[{b.size}]" for b in kernel.buffers) + ")"]
     for nest in kernel.nests:
-        axes = ", ".join(f"{a.symbol}{'*' if a.reduction else ''}<{a.size}" for a in nest.axes)
+        axes = ", ".join(f"{a.symbol}{'*' if a.reduction else '|' if a.strip else ''}<{a.size}" for a in nest.axes)
         lines.append(f"  nest {axes}:" if axes else "  nest:")
         lines.extend(f"    {format_statement(s)}" for s in nest.body)
     return "\n".join(lines)

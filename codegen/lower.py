@@ -22,7 +22,7 @@ from .errors import NotLowerable
 from .fxinfo import dtype_of, numel_of, op_name, shape_of, span_of, strides_of, value_of
 from .index import dot, ravel, unravel
 from .ir import Buffer, Kernel, Load, Nest, Store, compute_dtype
-from .lower_domain import Domain, open_domain, reduced_elements
+from .lower_domain import Domain, open_domain, reduced_elements, widest_across
 from .lower_reductions import Reduction, is_reduction, reduction_of, source_coords
 from .simplify import simplify_nest
 
@@ -181,12 +181,13 @@ class NestLowering:
 
     def _reduction(self, reduction: Reduction, coords: Coords) -> str:
         node, b = reduction.node, self.builder
+        down_strip = reduction.count > 1 and self._goes_down_strip(reduction, coords)
         if reduction.count > 1:
             if b.mask is not None:
                 raise NotLowerable(f"{node.name} would be reduced under a mask")
-            if b.scope_has_reduction_axis(coords):
+            if b.scope_has_reduction_axis(coords) and not down_strip:
                 raise NotLowerable(f"{node.name} would be reduced inside of another reduction")
-            axes = [a for a in b.axes if a.reduction]
+            axes = [a for a in b.axes if (a.strip if down_strip else a.reduction)]
             if prod(a.size for a in axes) != reduction.count:
                 raise NotLowerable(
                     f"{node.name} reduces {reduction.count} elements where the kernel's rows have "
@@ -202,11 +203,19 @@ class NestLowering:
         else:
             inner = tuple(Integer(0) for _ in reduction.dims)
         value = self._reduced_value(reduction, source_coords(reduction, coords, inner))
-        result = lower_reductions.emit(b, reduction, value)
+        result = lower_reductions.emit(b, reduction, value, down_strip)
         bias = lower_contractions.addend(node)
         if bias is not None:
             result = self._with_addend(result, coords, *bias)
         return b.rounded(result, dtype_of(node))
+
+    def _goes_down_strip(self, reduction: Reduction, coords: Coords) -> bool:
+        """Whether the nest has strips and the reduction is the sum over one, for every column of its rows."""
+        axes = self.builder.axes
+        symbols = {s for c in coords for s in c.free_symbols}
+        return (any(a.strip for a in axes) and reduction.op == "sum"
+                and symbols >= {a.symbol for a in axes if a.reduction}
+                and not any(a.strip and a.symbol in symbols for a in axes))
 
     def _reduced_value(self, reduction: Reduction, coords: Coords) -> str:
         if reduction.source is not None:
@@ -245,7 +254,7 @@ def lower_group(graph: Graph, name: str = "fused", eager_rounding: bool = False)
         if node not in buffers and not lower_stores.is_store(node):
             targets.append((node, f"o{k}"))
     targets += [(n, "") for n in graph.nodes if lower_stores.is_store(n)]
-    targets.sort(key=lambda t: (-reduced_elements(t[0], buffers), -numel_of(t[0])))
+    targets.sort(key=lambda t: (-reduced_elements(t[0], buffers), widest_across(t[0], buffers), -numel_of(t[0])))
     nests: list[_OpenNest] = []
     for node, buffer in targets:
         _place(node, buffer, nests, inside, buffers, eager_rounding)

@@ -14,6 +14,7 @@ from .fxinfo import numel_of, op_name, shape_of, value_of
 from .index import ravel, symbol, unravel
 from .ir import Axis
 from .lower_reductions import is_reduction, reduction_of, source_coords
+from .lower_strips import along_rows, cut_strips, strip_sizes
 
 Coords = tuple[Expr, ...]
 
@@ -35,8 +36,10 @@ class Domain:
         parallel = {a.symbol for a in axes if not a.reduction}
         if symbols == parallel and numel_of(node) == prod(a.size for a in axes if not a.reduction):
             return coords
-        everything = {a.symbol for a in axes}
-        return coords if symbols == everything and numel_of(node) == prod(a.size for a in axes) else None
+        for visited in (axes, [a for a in axes if not a.strip]):
+            if symbols == {a.symbol for a in visited} and numel_of(node) == prod(a.size for a in visited):
+                return coords
+        return None
 
     def counted(self, node: Node) -> Coords | None:
         """The elements of ``node`` in the order of the parallel axes, if there are as many."""
@@ -125,11 +128,18 @@ def reduced_elements(node: Node, buffers: dict[Node, str]) -> int:
                 if is_reduction(n) and reduction_of(n).count > 1), default=0)
 
 
+def widest_across(node: Node, buffers: dict[Node, str]) -> bool:
+    """Whether the widest reductions that ``node`` needs all go down columns."""
+    found = [reduction_of(n) for n in _ancestors(node, buffers) if is_reduction(n) and reduction_of(n).count > 1]
+    widest = max((prod(r.shape) for r in found), default=0)
+    return not any(along_rows(r) for r in found if prod(r.shape) == widest)
+
+
 def open_domain(target: Node, inside: set[Node], buffers: dict[Node, str], eager_rounding: bool) -> Domain:
     """A domain for ``target``: the space of the widest reduction that it needs, else its own elements."""
     reductions = [n for n in _ancestors(target, buffers) if is_reduction(n) and reduction_of(n).count > 1]
     if reductions:
-        hero = max(reductions, key=lambda n: prod(reduction_of(n).shape))
+        hero = max(reductions, key=lambda n: (prod(reduction_of(n).shape), along_rows(reduction_of(n))))
         reduction = reduction_of(hero)
         axes, coords = _axes(reduction.shape, reduction.dims)
         start = reduction.source or hero
@@ -140,4 +150,9 @@ def open_domain(target: Node, inside: set[Node], buffers: dict[Node, str], eager
         axes, coords = _axes(shape_of(start), ())
     builder = NestBuilder(axes, eager_rounding)
     known = _spread(start, coords, inside, builder.ranges, axes)
+    cuts = strip_sizes(known, inside, axes) if reductions and along_rows(reduction) else {}
+    if cuts:
+        axes, replaced = cut_strips(axes, cuts)
+        builder = NestBuilder(axes, eager_rounding)
+        known = _spread(start, tuple(c.xreplace(replaced) for c in coords), inside, builder.ranges, axes)
     return Domain(builder, known)

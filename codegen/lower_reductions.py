@@ -68,8 +68,8 @@ def reduction_of(node: Node) -> Reduction:
     return result
 
 
-def emit(builder: NestBuilder, reduction: Reduction, value: str) -> str:
-    """Reduce ``value`` over the reduction axes of the nest and finish it as the operator says."""
+def emit(builder: NestBuilder, reduction: Reduction, value: str, strip: bool = False) -> str:
+    """Reduce ``value`` over the reduction axes of the nest, or its strip axes, and finish it as the operator says."""
     node, name = reduction.node, op_name(reduction.node)
     dtype = compute_dtype(dtype_of(node))
     if name in ("any", "all"):
@@ -77,16 +77,17 @@ def emit(builder: NestBuilder, reduction: Reduction, value: str) -> str:
         return builder.cast(reduced, dtype)
     if name in ("argmax", "argmin"):
         return _reduce(builder, reduction, value, torch.int64)
-    reduced = _reduce(builder, reduction, builder.cast(value, dtype), dtype)
+    reduced = _reduce(builder, reduction, builder.cast(value, dtype), dtype, strip)
     if name == "mean":
         return builder.compute("div", reduced, builder.const(reduction.count, dtype))
     return reduced
 
 
-def _reduce(builder: NestBuilder, reduction: Reduction, value: str, dtype: torch.dtype) -> str:
+def _reduce(builder: NestBuilder, reduction: Reduction, value: str, dtype: torch.dtype,
+            strip: bool = False) -> str:
     if reduction.count == 1:
         return builder.const(0, dtype) if reduction.op in ("argmax", "argmin") else value
-    return builder.reduce(reduction.op, value, dtype)
+    return builder.reduce(reduction.op, value, dtype, strip)
 
 
 def source_coords(reduction: Reduction, coords: tuple[Expr, ...], inner: tuple[Expr, ...]) -> tuple[Expr, ...]:

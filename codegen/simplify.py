@@ -9,6 +9,7 @@ from sympy import Expr, Integer, Symbol
 
 from .index import FloorDiv, Mod, affine, rewrite, symbol
 from .ir import Axis, Index, Load, Nest, Reduce, Stmt, Store, index_of
+from .sweeps import strip_sums
 
 
 def _with_index(stmt: Stmt, change: Callable[[Expr], Expr]) -> Stmt:
@@ -66,7 +67,7 @@ def split_axes(nest: Nest) -> Nest:
         axes: list[Axis] = []
         for a in nest.axes:
             if a == axis:
-                axes += [Axis(high, a.size // part, a.reduction), Axis(low, part, a.reduction)]
+                axes += [replace(a, symbol=high, size=a.size // part), replace(a, symbol=low, size=part)]
             else:
                 axes.append(a)
         nest = _substitute(nest, tuple(axes), {axis.symbol: high * part + low})
@@ -96,7 +97,7 @@ def order_axes(nest: Nest) -> Nest:
     stores = widest_first([s.index for s in nest.body if isinstance(s, Store)])
     loads = widest_first([s.index for s in nest.body if isinstance(s, Load)])
     both = {**strides(loads), **strides(stores)}
-    parallel = sorted(nest.parallel, key=lambda a: -both.get(a.symbol, 0))
+    parallel = sorted(nest.parallel, key=lambda a: (a.strip, -both.get(a.symbol, 0)))
     reduction = list(nest.reduction)
     if not positional:
         # An axis along which the widest load stands still is no place for vector lanes: it goes outside.
@@ -120,8 +121,8 @@ def merge_axes(nest: Nest) -> Nest:
     k = 0
     while k + 1 < len(nest.axes):
         outer, inner = nest.axes[k], nest.axes[k + 1]
-        if outer.reduction == inner.reduction and _mergeable(_expressions(nest), outer, inner):
-            merged = Axis(inner.symbol, outer.size * inner.size, inner.reduction)
+        if outer.kind == inner.kind and _mergeable(_expressions(nest), outer, inner):
+            merged = replace(inner, size=outer.size * inner.size)
             axes = (*nest.axes[:k], merged, *nest.axes[k + 2:])
             nest = _substitute(nest, axes, {outer.symbol: Integer(0)})
             k = max(k - 1, 0)
@@ -139,10 +140,12 @@ def rename_axes(nest: Nest) -> Nest:
         name = symbol(f"{'r' if axis.reduction else 'p'}{counts[axis.reduction]}")
         counts[axis.reduction] += 1
         replaced[axis.symbol] = name
-        axes.append(Axis(name, axis.size, axis.reduction))
+        axes.append(replace(axis, symbol=name))
     return _substitute(nest, tuple(axes), replaced)
 
 
 def simplify_nest(nest: Nest) -> Nest:
     """Split, order, merge and rename the axes of ``nest``; what it computes stays the same."""
+    if not strip_sums(nest):
+        nest = Nest(tuple(replace(a, strip=False) for a in nest.axes), nest.body)
     return rename_axes(merge_axes(order_axes(split_axes(nest))))

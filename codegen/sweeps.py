@@ -21,7 +21,8 @@ class Phase:
 
     @property
     def reduces(self) -> tuple[Reduce, ...]:
-        return tuple(s for s in self.body if isinstance(s, Reduce))
+        """Reductions along the row."""
+        return tuple(s for s in self.body if isinstance(s, Reduce) and not s.strip)
 
 
 def inner_values(nest: Nest) -> frozenset[str]:
@@ -58,12 +59,65 @@ def _closure(nest: Nest, wanted: Iterable[Stmt], inner: frozenset[str]) -> tuple
     return tuple(reversed(kept))
 
 
+def strip_sums(nest: Nest) -> tuple[Reduce, ...]:
+    """The sums over the rows of a strip."""
+    return tuple(s for s in nest.body if isinstance(s, Reduce) and s.strip)
+
+
+def names_after_strips(nest: Nest) -> frozenset[str]:
+    """Values that are known only once all rows of a strip are done, the sums over them included."""
+    names: set[str] = set()
+    for stmt in nest.body:
+        if isinstance(stmt, Reduce) and stmt.strip or (
+                not isinstance(stmt, Store) and any(n in names for n in operands(stmt))):
+            names.add(stmt.name)
+    return frozenset(names)
+
+
+def after_strips(nest: Nest) -> tuple[Stmt, ...]:
+    """The statements of those values, and the stores of them."""
+    names = names_after_strips(nest)
+    return tuple(s for s in nest.body if (any(n in names for n in operands(s)) if isinstance(s, Store)
+                                          else s.name in names))
+
+
+def finale(nest: Nest) -> tuple[Stmt, ...]:
+    """What runs once a column after the last row of a strip: the stores of its sums and all that they need, the sums
+    themselves left out."""
+    names = names_after_strips(nest)
+    ending = [s for s in nest.body if isinstance(s, Store) and any(n in names for n in operands(s))]
+    needed = {n for s in ending for n in operands(s)}
+    kept: list[Stmt] = []
+    for stmt in reversed(nest.body):
+        if any(stmt is s for s in ending):
+            kept.append(stmt)
+        elif not isinstance(stmt, Store | Reduce) and stmt.name in needed:
+            needed.update(operands(stmt))
+            kept.append(stmt)
+    return tuple(reversed(kept))
+
+
+def _without(nest: Nest, left_out: tuple[Stmt, ...]) -> Nest:
+    """``nest`` without these statements and what only they needed."""
+    if not left_out:
+        return nest
+    needed: set[str] = set()
+    kept: list[Stmt] = []
+    for stmt in reversed(nest.body):
+        if not any(stmt is s for s in left_out) and (
+                isinstance(stmt, Store) or stmt.name in needed or isinstance(stmt, Reduce) and stmt.strip):
+            needed.update(operands(stmt))
+            kept.append(stmt)
+    return Nest(nest.axes, tuple(reversed(kept)))
+
+
 def plan_phases(nest: Nest) -> tuple[Phase, ...]:
     """Phases in order; without reduction axes there is one, that runs at every point."""
     if not nest.reduction:
         return (Phase(False, nest.body),)
+    nest = _without(nest, tuple(s for s in after_strips(nest) if not isinstance(s, Reduce)))
     inner, level = inner_values(nest), levels(nest)
-    depth = max((level[s.name] for s in nest.body if isinstance(s, Reduce)), default=0)
+    depth = max((level[s.name] for s in nest.body if isinstance(s, Reduce) and not s.strip), default=0)
     sweeps: list[list[Stmt]] = [[] for _ in range(depth + 1)]
     for stmt in nest.body:
         if isinstance(stmt, Reduce):

@@ -14,7 +14,7 @@ from sympy import Symbol
 
 from .index import affine, bounds
 from .ir import Axis, Kernel, Load, Nest, Reduce, Store, operands
-from .sweeps import Phase, inner_values, plan_phases
+from .sweeps import Phase, after_strips, finale, inner_values, plan_phases, strip_sums
 from .triton_spelling import POINTERS, PRELUDE, TYPES, TritonStatements
 
 #: Elements that a program keeps in registers: 32 in each of 1024 threads, half of what the register file has.
@@ -24,13 +24,15 @@ MAX_WARPS = 32
 
 @dataclass(frozen=True)
 class Tile:
-    """How one nest is cut: ``xblock`` rows by ``rblock`` row elements a program, ``rblock`` 0 without a reduction."""
+    """How one nest is cut: ``xblock`` rows by ``rblock`` row elements a program, ``rblock`` 0 without a reduction.
+    ``strip`` is how many rows a program goes through, ``xblock`` at a time, 0 without strip axes."""
 
     xblock: int
     rblock: int
     persistent: bool
     warps: int
     programs: int
+    strip: int = 0
 
 
 def power_of_two(n: int) -> int:
@@ -56,7 +58,7 @@ def _kept_tiles(nest: Nest) -> int:
     inner = inner_values(nest)
     last_use = {name: k for k, s in enumerate(nest.body) for name in operands(s)}
     made = {s.name: k for k, s in enumerate(nest.body) if not isinstance(s, Store) and s.name in inner}
-    barriers = [k for k, s in enumerate(nest.body) if isinstance(s, Reduce)]
+    barriers = [k for k, s in enumerate(nest.body) if isinstance(s, Reduce) and not s.strip]
     return max((sum(made[n] < k < last_use.get(n, 0) for n in made) for k in barriers), default=1) or 1
 
 
@@ -85,6 +87,8 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
         return Tile(block, 0, False, max(1, min(4, block // 32)), -(-rows // block))
     row = prod(a.size for a in nest.reduction)
     full = power_of_two(row)
+    if nest.strip:
+        return _strip_tile(nest, rows, full)
     if memory_along_rows(nest):
         if full * _kept_tiles(nest) <= PERSISTENT_ELEMENTS:
             xblock = 1
@@ -101,6 +105,17 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
     return Tile(xblock, rblock, rblock >= row, max(1, min(8, xblock * rblock // 512)), -(-rows // xblock))
 
 
+def _strip_tile(nest: Nest, rows: int, full: int) -> Tile:
+    """Rows of a strip side by side as long as they and their column sums stay in registers."""
+    strip = prod(a.size for a in nest.strip)
+    kept = _kept_tiles(nest) + len(strip_sums(nest))
+    xblock = 1
+    while 2 * xblock * full * kept <= PERSISTENT_ELEMENTS // 2 and strip % (2 * xblock) == 0:
+        xblock *= 2
+    warps = max(1, min(MAX_WARPS, xblock * full // 256))
+    return Tile(xblock, full, full * kept <= PERSISTENT_ELEMENTS, warps, rows // strip, strip)
+
+
 class NestPrinter(TritonStatements):
     """Prints one nest for one program; ``number`` keeps the names of several nests in a kernel apart."""
 
@@ -109,9 +124,10 @@ class NestPrinter(TritonStatements):
         self.tile, self.number, self.indent = tile, number, indent
         self.suffix = f"_{number}" if len(kernel.nests) > 1 else ""
         self.lines: list[str] = []
+        self.after_strip = False
         self.rows = prod(a.size for a in nest.parallel)
         self.row = prod(a.size for a in nest.reduction)
-        self.mask_x = self.rows % tile.xblock != 0
+        self.mask_x = not tile.strip and self.rows % tile.xblock != 0
         self.mask_r = bool(nest.reduction) and self.row % tile.rblock != 0
         self.wide = any(b.size >= 2**31 for b in kernel.buffers) or self._index_overflows()
         self.reduction = frozenset(a.symbol for a in nest.reduction)
@@ -132,6 +148,9 @@ class NestPrinter(TritonStatements):
         """Lines for the nest; ``program`` is the expression of its own program number."""
         x, t = self.name("x"), self.tile
         number = f"{program}.to(tl.int64)" if self.wide else program
+        if t.strip:
+            self._print_strip(number)
+            return self.lines
         lanes = f"tl.arange(0, {t.xblock})" + ("[:, None]" if self.nest.reduction else "")
         self.add(f"{x} = {number} * {t.xblock} + {lanes}")
         if self.mask_x:
@@ -169,6 +188,31 @@ class NestPrinter(TritonStatements):
                 self._reduce_tile(stmt, self.name(stmt.value), 0)
             else:
                 self.add(self.line(stmt))
+
+    def _print_strip(self, number: str) -> None:
+        """A strip's rows, ``xblock`` at a time, and then what their column sums are for."""
+        t, x, at = self.tile, self.name("x"), self.name("at")
+        self._open_row("", 0)
+        for reduce in strip_sums(self.nest):
+            self.add(f"{self.name('strip_' + reduce.name)} = tl.zeros([{t.xblock}, {t.rblock}], {TYPES[reduce.dtype]})")
+        self.add(f"for {at} in range(0, {t.strip}, {t.xblock}):")
+        self.add(f"{x} = {number} * {t.strip} + {at} + tl.arange(0, {t.xblock})[:, None]", 1)
+        self._decode(x, self.nest.parallel, 1)
+        ending = after_strips(self.nest)
+        for stmt in self.nest.body:
+            if isinstance(stmt, Reduce) and stmt.strip:
+                self.add(f"{self.name('strip_' + stmt.name)} += {self.name(stmt.value)}", 1)
+            elif isinstance(stmt, Reduce):
+                self._reduce_tile(stmt, self.name(stmt.value), 1)
+            elif not any(stmt is s for s in ending):
+                self.add(self.line(stmt), 1)
+        self.after_strip = True
+        self.add(f"{x} = {number} * {t.strip}")
+        self._decode(x, self.nest.parallel, 0)
+        for reduce in strip_sums(self.nest):
+            self.add(f"{self.name(reduce.name)} = tl.sum({self.name('strip_' + reduce.name)}, 0)[None, :]")
+        for stmt in finale(self.nest):
+            self.add(self.line(stmt))
 
     def _print_looped(self, phases: Sequence[Phase]) -> None:
         for phase in phases:
@@ -308,7 +352,7 @@ class NestPrinter(TritonStatements):
         scope = self._access_scope(stmt)
         if isinstance(stmt, Load) and (stmt.mask is None or scope == self._index_scope(stmt)):
             return text
-        rows = isinstance(stmt, Store) or scope - self.reduction
+        rows = (isinstance(stmt, Store) or scope - self.reduction) and not self.after_strip
         shape = [str(self.tile.xblock) if rows else "1"]
         if self.nest.reduction:
             shape.append(str(self.tile.rblock) if scope & self.reduction else "1")

@@ -22,6 +22,7 @@ from .ir import (
     index_of,
     operands,
 )
+from .sweeps import after_strips, names_after_strips
 
 
 def verify(kernel: Kernel) -> Kernel:
@@ -38,9 +39,9 @@ def verify(kernel: Kernel) -> Kernel:
 
 
 def _verify_nest(kernel: Kernel, nest: Nest) -> None:
-    kinds = [a.reduction for a in nest.axes]
+    kinds = [("parallel", "strip", "reduction").index(a.kind) for a in nest.axes]
     if kinds != sorted(kinds):
-        raise InvalidKernel(f"{kernel.name}: a reduction axis comes before a parallel one")
+        raise InvalidKernel(f"{kernel.name}: axes must be parallel, then strip, then reduction axes")
     if len(nest.ranges) != len(nest.axes) or any(a.size < 1 for a in nest.axes):
         raise InvalidKernel(f"{kernel.name}: axes must have distinct symbols and sizes of at least one")
     known: dict[str, torch.dtype] = {}
@@ -52,10 +53,24 @@ def _verify_nest(kernel: Kernel, nest: Nest) -> None:
             known[stmt.name] = stmt.dtype
     if not any(isinstance(s, Store) for s in nest.body):
         raise InvalidKernel(f"{kernel.name}: a nest stores nothing")
-    nest_symbols = {a.symbol for a in nest.reduction}
     for stmt in nest.body:
-        if isinstance(stmt, Reduce) and not nest_symbols:
-            raise InvalidKernel(f"{kernel.name}: `{format_statement(stmt)}`: the nest has no reduction axis")
+        problem = _reduction_problem(nest, stmt)
+        if problem:
+            raise InvalidKernel(f"{kernel.name}: `{format_statement(stmt)}`: {problem}")
+
+
+def _reduction_problem(nest: Nest, stmt: Stmt) -> str | None:
+    if isinstance(stmt, Reduce):
+        if not (nest.strip if stmt.strip else nest.reduction):
+            return f"the nest has no {'strip' if stmt.strip else 'reduction'} axis"
+        if stmt.strip and (stmt.op != "sum" or not nest.scopes[stmt.value] >= {a.symbol for a in nest.reduction}):
+            return "over a strip there are sums only, of whole rows"
+    if stmt not in after_strips(nest):
+        return None
+    if isinstance(stmt, Reduce):
+        return None if stmt.strip and stmt.value not in names_after_strips(nest) else "it needs what the strip ends with"
+    scope = nest.store_scope(stmt) if isinstance(stmt, Store) else nest.scopes[stmt.name]
+    return "a column's sum is known only after the strip" if scope & {a.symbol for a in nest.strip} else None
 
 
 def _problem(kernel: Kernel, nest: Nest, known: dict[str, torch.dtype], stmt: Stmt) -> str | None:

@@ -218,20 +218,28 @@ class Grouper:
         return self.time_of(a) + self.time_of(b) - self.price(union, self.outputs(union))
 
     def _candidates(self, k: int) -> Iterable[int]:
-        """Groups that may merge with ``k``: its producers, its consumers, and neighbours that read the same buffer."""
+        """Groups that may merge with ``k``: its producers, its consumers, and neighbours that read the same buffer or
+        results of the same producer."""
         state = self.state
         found = dict.fromkeys([*state.graph.predecessors(k), *state.graph.successors(k)])
+        for producer in state.graph.predecessors(k):
+            if self.fusible(producer):
+                self._add_neighbours(found, k, state.graph.successors(producer))
         for node in state.members[k]:
             for read in self.units.reads(node):
                 if read.source in state.members[k] or is_constant(read.source):
                     continue
                 readers = [u for u in self.units.users(read.source) if u in self.units.fusible and u in state.owner]
-                groups = sorted({state.owner[u] for u in readers}, key=lambda g: state.first[g])
-                if k in groups:
-                    at = groups.index(k)
-                    found.update(dict.fromkeys(groups[max(at - 2, 0):at + 3]))
+                self._add_neighbours(found, k, {state.owner[u] for u in readers})
         found.pop(k, None)
         return [g for g in found if self.fusible(g)]
+
+    def _add_neighbours(self, found: dict[int, None], k: int, groups: Iterable[int]) -> None:
+        """Those of ``groups`` that run shortly before or after ``k``."""
+        ordered = sorted(groups, key=lambda g: self.state.first[g])
+        if k in ordered:
+            at = ordered.index(k)
+            found.update(dict.fromkeys(ordered[max(at - 2, 0):at + 3]))
 
     def fusible(self, k: int) -> bool:
         """Whether group ``k`` is a kernel rather than a library call."""

@@ -3,11 +3,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
+from rooffuse.codegen.errors import NotLowerable
 from rooffuse.codegen.ir import Kernel, Nest
 from rooffuse.codegen.online import merge_online
+from rooffuse.codegen.sweeps import strip_sums
 from rooffuse.codegen.traffic import row_bytes
 from rooffuse.codegen.triton_kernel import choose_tile, memory_along_rows
 from rooffuse.cost_model import Device, local_device
@@ -41,8 +44,26 @@ class Target:
         return choose_tile(kernel, nest, self.programs).persistent or running <= self.device.l2_bytes
 
     def finish(self, kernel: Kernel) -> Kernel:
-        """The kernel in the form that suits this target: online sums where a row's second sweep goes to memory."""
+        """The kernel in the form that suits this target: online sums where a row's second sweep goes to memory.
+
+        Raises NotLowerable for sums down columns that can't be kept on chip, or that too few programs would compute.
+        """
+        for nest in kernel.nests:
+            if nest.strip:
+                self._check_strips(kernel, nest)
         return merge_online(kernel, lambda k, nest: memory_along_rows(nest) and not self.holds(k, nest))
+
+    def _check_strips(self, kernel: Kernel, nest: Nest) -> None:
+        strips = prod(a.size for a in nest.parallel if not a.strip)
+        columns = prod(a.size for a in nest.reduction)
+        if self.language == "cpp":
+            fits = sum(columns * s.dtype.itemsize for s in strip_sums(nest)) <= CPU_ROW_BYTES // 2
+        else:
+            fits = choose_tile(kernel, nest, self.programs).persistent
+        if not fits:
+            raise NotLowerable(f"the sums of {columns} columns can't be kept on chip from row to row")
+        if 4 * strips < self.device.sms:
+            raise NotLowerable(f"{strips} strips of rows are too few for {self.device.sms} processors")
 
     @property
     def programs(self) -> int:

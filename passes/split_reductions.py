@@ -2,6 +2,9 @@
 
 ``sum(x)`` has one result, so one program would read all of ``x``. Rewritten as ``sum(sum(view(x, [S, n/S]), -1))`` its
 first stage has ``S`` results, which ``S`` programs compute side by side, in an order that is always the same.
+
+A sum down the columns of what is also reduced along its rows is cut into as many strips of rows as programs run at
+once: each can then go through its strip and have both at once, which reads the input once.
 """
 
 from __future__ import annotations
@@ -29,6 +32,11 @@ LONG_ROW, LONG_COLUMN = 32768, 2048
 ROW_SHARE, COLUMN_SHARE = 2048, 64
 #: Columns that one program takes side by side.
 STRIP = 64
+#: Programs of two reductions at once that a processor runs side by side, of the number that keep it busy otherwise.
+RUNNING = 2
+#: Fewest rows of a strip, so that its column sums are small beside what it reads, and most, so that sums keep float32's
+#: precision.
+SHORTEST_STRIP, LONGEST_STRIP = 8, 512
 _OPS = {"aten.sum": aten.sum.dim_IntList, "aten.mean": aten.sum.dim_IntList, "aten.amax": aten.amax.default,
         "aten.amin": aten.amin.default}
 
@@ -56,6 +64,7 @@ def split_reductions(gm: GraphModule, programs: int) -> GraphModule:
     Requires: ``meta["val"]`` fake tensors with concrete sizes (others are left alone). Ensures: equal sizes, dtype and
     strides of every value; sums accumulate in float32 between the stages where the input is narrower.
     """
+    meeting = _rows_reduced(gm)
     mode = detect_fake_mode([node.meta.get("val") for node in gm.graph.nodes])
     if mode is None:
         return gm
@@ -64,12 +73,45 @@ def split_reductions(gm: GraphModule, programs: int) -> GraphModule:
         name = packet_name(node.target) if node.op == "call_function" else ""
         if name not in _OPS:
             continue
-        plan = _plan(node, programs)
+        plan = _strips(node, programs, meeting) or _plan(node, programs)
         if plan is not None:
             _rewrite(gm, node, name, plan, mode)
             count += 1
     log.debug("split_reductions: split %d for %d programs", count, programs)
     return gm
+
+
+def _rows_reduced(gm: GraphModule) -> frozenset[tuple[int, ...]]:
+    """Shapes ``(rows, columns)`` of what the graph reduces along rows."""
+    found = set()
+    for node in gm.graph.nodes:
+        if node.op == "call_function" and packet_name(node.target) in _OPS:
+            source = tensor_meta(node.args[0])
+            if source is None or source.dim() < 2 or not is_concrete((*source.shape, *source.stride())):
+                continue
+            if _reduced(node, source.dim()) == (source.dim() - 1,) and source.stride(-1) == 1:
+                found.add((prod(source.shape[:-1]), source.shape[-1]))
+    return frozenset(found)
+
+
+def _strips(node: Node, programs: int, meeting: frozenset[tuple[int, ...]]) -> _Split | None:
+    """The cut of a sum down columns whose rows are reduced, too; None for any other, and where no number of strips
+    near that of programs divides the rows."""
+    source, result = tensor_meta(node.args[0]), tensor_meta(node)
+    if source is None or result is None or not is_concrete((*source.shape, *source.stride())) or source.dim() < 2:
+        return None
+    dims, rows = _reduced(node, source.dim()), prod(source.shape[:-1])
+    if packet_name(node.target) not in ("aten.sum", "aten.mean") or dims != tuple(range(source.dim() - 1)):
+        return None
+    if (rows, source.shape[-1]) not in meeting or source.stride(-1) != 1:
+        return None
+    dim = max(dims, key=lambda d: source.shape[d])
+    size = source.shape[dim]
+    wanted = max(programs // RUNNING, rows // LONGEST_STRIP)
+    parts = max((p for p in range(1, min(wanted, size) + 1) if size % p == 0), default=1)
+    if parts < max(wanted // 2, 2) or rows // parts < SHORTEST_STRIP:
+        return None
+    return _Split(dims, dim, parts, size // parts, 0)
 
 
 def _plan(node: Node, programs: int) -> _Split | None:

@@ -172,6 +172,31 @@ case(
 )
 case("truth_reduced", lambda x: (x.any(-1), x.all(-1), x.sum(-1)), integers(2, 9, 3, dtype=torch.bool))
 
+# sums along rows and down columns of one input
+def norm_backward(g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, parts: int) -> tuple[Tensor, ...]:
+    normal = (x - mean) * rstd
+    gw = g * weight
+    gx = rstd * (gw - gw.mean(-1, keepdim=True) - normal * (gw * normal).mean(-1, keepdim=True))
+    cut = (parts, -1, x.shape[-1])
+    return gx, (g * normal).view(cut).sum(1, dtype=torch.float32), g.view(cut).sum(1, dtype=torch.float32)
+
+
+def centred_columns(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of a column of what needs its row's sum, scaled by what lies along the columns."""
+    centred = x - x.mean(-1, keepdim=True)
+    return centred, centred.sum((0, 1)) * torch.arange(x.shape[-1])
+
+
+for rows, parts, size in ((8, 2, 65), (24, 3, 1000), (6, 6, 7), (640, 2, 31)):
+    case(f"norm_backward_{rows}_{size}", lambda g, x, m, r, w, parts=parts: norm_backward(g, x, m, r, w, parts),
+         (rows, size), (rows, size), (rows, 1), (rows, 1), (size,))
+case("norm_backward_bfloat16", lambda g, x, m, r, w: norm_backward(g.float(), x.float(), m, r, w.float(), 4),
+     lambda: torch.randn(16, 130).bfloat16(), lambda: torch.randn(16, 130).bfloat16(), (16, 1), (16, 1),
+     lambda: torch.randn(130).bfloat16())
+case("centred_columns", centred_columns, (3, 10, 33))
+case("row_and_column_sums", lambda x: (x.sum(-1), x.view(4, 5, 77).sum(1)), (20, 77))
+case("row_maximum_and_column_sums", lambda x: (x.softmax(-1), x.exp().sum(0)), (12, 50))
+
 # products with one row
 def normed_gate(x: Tensor, weight: Tensor, gate: Tensor, up: Tensor) -> Tensor:
     h = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * weight

@@ -1,0 +1,41 @@
+"""Sums down the columns of a strip of rows, in arrays of a row's length that stay in the thread's cache."""
+from __future__ import annotations
+
+from math import prod
+
+from .cpp_cuts import CutLoops
+from .cpp_spelling import COMPUTE
+from .ir import Reduce
+from .sweeps import finale, strip_sums
+
+
+class StripForm(CutLoops):
+    """Declares, fills and stores the column sums of a nest with strip axes."""
+
+    def _open_strip(self, k: int) -> None:
+        """The loop over the strip's axis ``k``, outside of the first of which the column sums begin at zero."""
+        row = prod(a.size for a in self.nest.reduction)
+        for reduce in strip_sums(self.nest) if k == 0 else ():
+            self.add(f"{COMPUTE[reduce.dtype]} strip_{reduce.name}[{row}];")
+            self.add(f"for (int64_t l = 0; l < {row}; ++l) strip_{reduce.name}[l] = 0;")
+        self.open(self._loop(self.nest.strip[k]))
+
+    def _add_to_strip(self, reduce: Reduce) -> None:
+        self.add(f"strip_{reduce.name}[{self._row_position()}] += {reduce.value};")
+
+    def _print_finale(self) -> None:
+        """What is known after the last row, column by column."""
+        axes = list(self.nest.reduction)
+        levels = self._by_depth(finale(self.nest), axes)
+        for k, statements in enumerate(levels):
+            if k == len(axes):
+                for reduce in strip_sums(self.nest):
+                    total = f"strip_{reduce.name}[{self._row_position()}]"
+                    self.add(self.declare(reduce.name, reduce.dtype, total))
+            for stmt in statements:
+                self.add(self.line(stmt))
+            if k < len(axes):
+                if k == len(axes) - 1:
+                    self.add("#pragma omp simd")
+                self.open(self._loop(axes[k]))
+        self.close(len(axes))

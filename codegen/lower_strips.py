@@ -1,0 +1,75 @@
+"""Rows cut into strips where a group sums both along the rows and down the columns of one input.
+
+A norm's backward needs sums along each row (for the input's gradient) and down the columns (for the weight's). One
+program that goes through a strip of rows, and keeps the columns' sums so far, reads the input once for both.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from sympy import Expr, Symbol
+from torch.fx import Node
+
+from .fxinfo import value_of
+from .index import Mod, symbol
+from .ir import Axis
+from .lower_reductions import Reduction, is_reduction, reduction_of
+
+Coords = tuple[Expr, ...]
+
+
+def along_rows(reduction: Reduction) -> bool:
+    """Whether a reduction goes along the dimension whose neighbours are neighbours in memory."""
+    if reduction.source is None:
+        return True
+    value = value_of(reduction.source)
+    wide = [d for d in range(value.dim()) if value.shape[d] > 1]
+    return bool(wide) and min(wide, key=value.stride) in reduction.dims
+
+
+def strip_sizes(known: Mapping[Node, Coords], inside: Iterable[Node], axes: tuple[Axis, ...]) -> dict[Symbol, int]:
+    """The parallel axes of a row reduction's space over which the group also sums, each with how many of its last
+    places: all of the axis, or a part of it where the sum has several results along it. Empty without such a sum."""
+    rows = {a.symbol for a in axes if a.reduction}
+    sizes = {a.symbol: a.size for a in axes}
+    for node in inside:
+        if not is_reduction(node) or node.op == "placeholder":
+            continue
+        reduction = reduction_of(node)
+        if reduction.source not in known or reduction.op != "sum" or reduction.count == 1:
+            continue
+        coords = known[reduction.source]
+        kept = {s for d, c in enumerate(coords) if d not in reduction.dims for s in c.free_symbols}
+        cuts = [_cut(coords[d], sizes) for d in reduction.dims if reduction.shape[d] > 1]
+        if rows <= kept and all(c is not None and c[0] not in rows for c in cuts):
+            return dict(c for c in cuts if c is not None)
+    return {}
+
+
+def _cut(coordinate: Expr, sizes: Mapping[Symbol, int]) -> tuple[Symbol, int] | None:
+    if coordinate in sizes:
+        return coordinate, sizes[coordinate]
+    if isinstance(coordinate, Mod) and coordinate.args[0] in sizes and sizes[coordinate.args[0]] % coordinate.args[1] == 0:
+        return coordinate.args[0], int(coordinate.args[1])
+    return None
+
+
+def cut_strips(axes: tuple[Axis, ...], cuts: Mapping[Symbol, int]) -> tuple[tuple[Axis, ...], dict[Symbol, Expr]]:
+    """The axes with strips of these sizes, and what each cut axis is in them."""
+    parallel: list[Axis] = []
+    strip: list[Axis] = []
+    replaced: dict[Symbol, Expr] = {}
+    for axis in axes:
+        size = cuts.get(axis.symbol)
+        if size is None:
+            parallel.append(axis)
+        elif size == axis.size:
+            strip.append(replace(axis, strip=True))
+        else:
+            high, low = symbol(f"{axis.symbol.name}h"), symbol(f"{axis.symbol.name}l")
+            parallel.append(Axis(high, axis.size // size))
+            strip.append(Axis(low, size, strip=True))
+            replaced[axis.symbol] = high * size + low
+    order = ("parallel", "strip", "reduction")
+    return tuple(sorted((*parallel, *strip), key=lambda a: order.index(a.kind))), replaced
