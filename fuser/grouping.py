@@ -11,6 +11,7 @@ import heapq
 import logging
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import networkx as nx
 from rooffuse.codegen.errors import NotLowerable
@@ -241,6 +242,10 @@ class Grouper:
             at = ordered.index(k)
             found.update(dict.fromkeys(ordered[max(at - 2, 0):at + 3]))
 
+    def _fusible_consumers(self, k: int) -> list[int]:
+        found = [s for s in self.state.graph.successors(k) if self.fusible(s)]
+        return sorted(found, key=self.state.first.__getitem__)
+
     def fusible(self, k: int) -> bool:
         """Whether group ``k`` is a kernel rather than a library call."""
         return all(n in self.units.fusible for n in self.state.members[k])
@@ -338,6 +343,8 @@ class Grouper:
             k = self._merge(a, b)
             for other in self._candidates(k):
                 push(k, other)
+            for first, second in pairwise(self._fusible_consumers(k)):
+                push(first, second)
 
     def _refuse(self, a: int, b: int, seconds: float, reason: str) -> None:
         names = [min(self.state.members[k], key=self.units.position.__getitem__).name for k in (a, b)]

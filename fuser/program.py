@@ -118,7 +118,7 @@ def _may_share(kernel: Kernel, source: str, out: str) -> bool:
     phases = plan_phases(kernel.nests[touching[0][0]])
     reads = [k for k, p in enumerate(phases) for s in p.body if isinstance(s, Load) and s.buffer == source]
     writes = [k for k, p in enumerate(phases) for s in p.body if isinstance(s, Store) and s.buffer == out]
-    return max(reads) <= min(writes)
+    return bool(reads and writes) and max(reads) <= min(writes)
 
 
 def _steps(fused: FusedModule) -> list[Step]:

@@ -62,7 +62,7 @@ class Target:
             fits = choose_tile(kernel, nest, self.programs).persistent
         if not fits:
             raise NotLowerable(f"the sums of {columns} columns can't be kept on chip from row to row")
-        if 4 * strips < self.device.sms:
+        if 2 * strips <= self.device.sms:
             raise NotLowerable(f"{strips} strips of rows are too few for {self.device.sms} processors")
 
     @property

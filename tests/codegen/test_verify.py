@@ -45,7 +45,7 @@ def test_sound_kernel_passes() -> None:
     [
         (kernel(buffers=(BUFFERS[0], replace(BUFFERS[1], name="i0"))), "two buffers share a name"),
         (kernel(buffers=(*BUFFERS, Buffer("i1", F32, 1))), "buffer i1 is neither read nor written"),
-        (kernel(axes=AXES[::-1]), "a reduction axis comes before a parallel one"),
+        (kernel(axes=AXES[::-1]), "parallel, then strip, then reduction"),
         (
             kernel(
                 axes=(Axis(P, 3), Axis(P, 4, reduction=True)),
@@ -92,6 +92,47 @@ def test_nest_without_store_is_refused() -> None:
     nests = (Nest(AXES, BODY), Nest((Axis(P, 3),), (Load("v0", F32, "i0", P),)))
     with pytest.raises(InvalidKernel, match="a nest stores nothing"):
         verify(Kernel("k", BUFFERS, nests))
+
+
+Q = symbol("q0")
+STRIP = (Axis(P, 3), Axis(Q, 2, strip=True), Axis(R, 2, reduction=True))
+COLUMNS = (
+    Load("v0", F32, "i0", 4 * P + 2 * Q + R),
+    Reduce("v1", F32, "sum", "v0", strip=True),
+    Compute("v2", F32, "exp", ("v1",)),
+    Store("o0", 2 * P + R, "v2"),
+)
+
+
+def strip_kernel(*body, axes=STRIP) -> Kernel:
+    return Kernel("k", (BUFFERS[0], Buffer("o0", F32, 6)), (Nest(axes, body),))
+
+
+def test_sum_over_a_strip_passes() -> None:
+    assert verify(strip_kernel(*COLUMNS))
+    assert Nest(STRIP, COLUMNS).scopes["v2"] == {P, R}
+
+
+@pytest.mark.parametrize(
+    "broken, rule",
+    [
+        (strip_kernel(*COLUMNS, axes=(STRIP[1], STRIP[0], STRIP[2])), "parallel, then strip, then reduction"),
+        (strip_kernel(*COLUMNS, axes=(STRIP[0], Axis(Q, 2), STRIP[2])), "the nest has no strip axis"),
+        (strip_kernel(COLUMNS[0], replace(COLUMNS[1], op="max"), *COLUMNS[2:]), "there are sums only"),
+        (strip_kernel(Load("v0", F32, "i0", 4 * P + 2 * Q), *COLUMNS[1:]), "of whole rows"),
+        (
+            strip_kernel(*COLUMNS[:2], Compute("v2", F32, "add", ("v0", "v1")), COLUMNS[3]),
+            "known only after the strip",
+        ),
+        (
+            strip_kernel(*COLUMNS[:2], Reduce("v2", F32, "sum", "v1"), COLUMNS[3]),
+            "it needs what the strip ends with",
+        ),
+    ],
+)
+def test_broken_strip_is_refused(broken: Kernel, rule: str) -> None:
+    with pytest.raises(InvalidKernel, match=rule):
+        verify(broken)
 
 
 def test_reduction_without_axis_is_refused() -> None:

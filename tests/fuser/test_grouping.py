@@ -62,9 +62,15 @@ def test_independent_kernels_that_share_an_input_run_side_by_side():
 
 
 def test_a_reduction_of_a_reduction_over_other_axes_is_refused():
-    grouping = grouped(lambda x: ((x - x.amax(-1, keepdim=True)).exp()).sum(0), torch.empty(64, 128))
+    grouping = grouped(lambda x: ((x - x.amax(-1, keepdim=True)).exp()).amax(0), torch.empty(64, 128))
     assert len(grouping.groups) == 2
     assert grouping.refusals
+
+
+def test_sums_along_rows_and_down_columns_are_one_group():
+    grouping = grouped(lambda x: ((x - x.amax(-1, keepdim=True)).exp()).sum(0), torch.empty(64, 128))
+    assert len(grouping.groups) == 1
+    assert [a.size for a in grouping.groups[0].lowered.kernel.nests[0].strip] == [64]
 
 
 def test_constants_are_made_inside_of_kernels():

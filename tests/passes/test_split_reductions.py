@@ -61,3 +61,25 @@ def test_the_first_stage_has_a_result_for_each_program():
     gm = split_reductions(traced(lambda x: aten.sum.default(x), torch.empty(1 << 22)), programs=264)
     first = next(n for n in gm.graph.nodes if str(n.target).startswith("aten.sum"))
     assert first.meta["val"].numel() >= 264
+
+
+def row_and_column(x):
+    return aten.sum.dim_IntList(x, [-1]), aten.sum.dim_IntList(x, [0])
+
+
+@pytest.mark.parametrize("rows,programs,strips", [(8192, 264, 128), (512, 16, 8), (96, 16, 8), (65536, 16, 128)])
+def test_columns_of_what_is_reduced_along_rows_are_summed_in_strips(rows, programs, strips):
+    gm = split_reductions(traced(row_and_column, torch.empty(rows, 64)), programs)
+    gm.recompile()
+    verify(gm)
+    partial = [n.meta["val"].shape for n in gm.graph.nodes if str(n.target).startswith("aten.sum")]
+    assert (strips, 64) in partial
+    x = torch.randn(rows, 64)
+    torch.testing.assert_close(gm(x), row_and_column(x), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(509, 64), (40, 64), (16, 64)])
+def test_rows_that_no_number_of_strips_divides_are_left_alone(shape):
+    gm = traced(row_and_column, torch.empty(shape))
+    before = str(gm.graph)
+    assert str(split_reductions(gm, programs=264).graph) == before
