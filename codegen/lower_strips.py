@@ -50,9 +50,10 @@ def strip_sizes(known: Mapping[Node, Coords], inside: Iterable[Node], axes: tupl
 def _cut(coordinate: Expr, sizes: Mapping[Symbol, int]) -> tuple[Symbol, int] | None:
     if coordinate in sizes:
         return coordinate, sizes[coordinate]
-    if isinstance(coordinate, Mod) and coordinate.args[0] in sizes and sizes[coordinate.args[0]] % coordinate.args[1] == 0:
-        return coordinate.args[0], int(coordinate.args[1])
-    return None
+    if not (isinstance(coordinate, Mod) and coordinate.args[0] in sizes):
+        return None
+    axis, part = coordinate.args[0], int(coordinate.args[1])
+    return (axis, part) if sizes[axis] % part == 0 else None
 
 
 def cut_strips(axes: tuple[Axis, ...], cuts: Mapping[Symbol, int]) -> tuple[tuple[Axis, ...], dict[Symbol, Expr]]:

@@ -68,7 +68,7 @@ def names_after_strips(nest: Nest) -> frozenset[str]:
     """Values that are known only once all rows of a strip are done, the sums over them included."""
     names: set[str] = set()
     for stmt in nest.body:
-        if isinstance(stmt, Reduce) and stmt.strip or (
+        if (isinstance(stmt, Reduce) and stmt.strip) or (
                 not isinstance(stmt, Store) and any(n in names for n in operands(stmt))):
             names.add(stmt.name)
     return frozenset(names)
@@ -105,7 +105,7 @@ def _without(nest: Nest, left_out: tuple[Stmt, ...]) -> Nest:
     kept: list[Stmt] = []
     for stmt in reversed(nest.body):
         if not any(stmt is s for s in left_out) and (
-                isinstance(stmt, Store) or stmt.name in needed or isinstance(stmt, Reduce) and stmt.strip):
+                isinstance(stmt, Store) or stmt.name in needed or (isinstance(stmt, Reduce) and stmt.strip)):
             needed.update(operands(stmt))
             kept.append(stmt)
     return Nest(nest.axes, tuple(reversed(kept)))

@@ -68,7 +68,8 @@ def _reduction_problem(nest: Nest, stmt: Stmt) -> str | None:
     if stmt not in after_strips(nest):
         return None
     if isinstance(stmt, Reduce):
-        return None if stmt.strip and stmt.value not in names_after_strips(nest) else "it needs what the strip ends with"
+        late = not stmt.strip or stmt.value in names_after_strips(nest)
+        return "it needs what the strip ends with" if late else None
     scope = nest.store_scope(stmt) if isinstance(stmt, Store) else nest.scopes[stmt.name]
     return "a column's sum is known only after the strip" if scope & {a.symbol for a in nest.strip} else None
 

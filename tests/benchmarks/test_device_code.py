@@ -1,4 +1,4 @@
-"""The device code of the workloads' kernels at their GPU shapes: nothing spilled, 16 bytes an access. No GPU is needed."""
+"""Device code of the workloads' kernels at their GPU shapes: nothing spilled, 16 bytes an access. Needs no GPU."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import triton
-from benchmarks.cases import cases_of
-from benchmarks.gpu_shapes import gpu_case, trace
 from rooffuse.codegen.build_triton import compile_for
 from rooffuse.codegen.cache import DiskCache
 from rooffuse.codegen.ir import Kernel
@@ -19,6 +17,9 @@ from rooffuse.cost_model import get_device
 from rooffuse.options import Options
 from rooffuse.passes import aot_decompositions
 from rooffuse.targets import target_for
+
+from benchmarks.cases import cases_of
+from benchmarks.gpu_shapes import gpu_case, trace
 
 #: Shared memory that a program may have on sm_90, in bytes.
 SHARED = 227 * 1024
