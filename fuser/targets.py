@@ -12,7 +12,7 @@ from rooffuse.codegen.ir import Kernel, Nest
 from rooffuse.codegen.online import merge_online
 from rooffuse.codegen.sweeps import strip_sums
 from rooffuse.codegen.traffic import row_bytes
-from rooffuse.codegen.triton_kernel import choose_tile, memory_along_rows
+from rooffuse.codegen.triton_kernel import PERSISTENT_ELEMENTS, choose_tile, memory_along_rows
 from rooffuse.cost_model import Device, local_device
 
 #: Bytes of a row that a C++ kernel may sweep again without going to memory: within the second-level cache.
@@ -64,6 +64,14 @@ class Target:
             raise NotLowerable(f"the sums of {columns} columns can't be kept on chip from row to row")
         if 2 * strips <= self.device.sms:
             raise NotLowerable(f"{strips} strips of rows are too few for {self.device.sms} processors")
+
+    @property
+    def row_elements(self) -> int:
+        """Elements of a row of float32 that stay on chip from one sweep to the next: in a core's cache, in registers,
+        or with the rows of all running programs in the second-level cache."""
+        if self.language == "cpp":
+            return CPU_ROW_BYTES // 4
+        return max(PERSISTENT_ELEMENTS, self.device.l2_bytes // (4 * RUNNING_PROGRAMS * self.device.sms))
 
     @property
     def programs(self) -> int:

@@ -27,6 +27,7 @@ _OWN: dict[Any, Rule] = {
     aten._native_batch_norm_legit_no_training.default: norm.batch_norm_inference,
     aten._native_batch_norm_legit_functional.default: norm.batch_norm_training,
     aten._native_batch_norm_legit.no_stats: norm.batch_norm_no_stats,
+    aten.native_batch_norm.default: norm.batch_norm_not_tracking,
     aten.native_batch_norm_backward.default: norm.batch_norm_backward,
     aten.var_mean.correction: misc.var_mean,
     aten.var.correction: misc.var,

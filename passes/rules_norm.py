@@ -278,6 +278,22 @@ def batch_norm_no_stats(
     return batch_norm_training(x, weight, bias, None, None, training, momentum, eps)[:3]
 
 
+def batch_norm_not_tracking(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``batch_norm_training`` where no running statistics are written, as this form of the operator does in place."""
+    if training and (running_mean is not None or running_var is not None):
+        raise Refusal("it updates its running statistics in place")
+    return batch_norm_training(x, weight, bias, running_mean, running_var, training, momentum, eps)[:3]
+
+
 def batch_norm_backward(
     grad: Tensor,
     x: Tensor,

@@ -74,6 +74,7 @@ def channel_norm_calls(dt: torch.dtype) -> Iterator[tuple[Any, ...]]:
             yield aten.native_group_norm_backward.default, x * 2, x, m, r, w, 2, 6, 16, 3, mask
             yield aten._native_batch_norm_legit_no_training.default, x, w, b, mean, var, 0.1, 1e-5
             yield aten._native_batch_norm_legit.no_stats, x, w, b, True, 0.1, 1e-5
+            yield aten.native_batch_norm.default, x, w, b, None, None, True, 0.1, 1e-5
             for training in (True, False) if dt != torch.bfloat16 else ():
                 yield aten._native_batch_norm_legit_functional.default, x, w, b, mean, var, training, 0.1, 1e-5
             _, m, r = aten._native_batch_norm_legit.no_stats(x, w, b, True, 0.1, 1e-5)
