@@ -220,9 +220,12 @@ class NestLowering:
     def _reduced_value(self, reduction: Reduction, coords: Coords) -> str:
         if reduction.source is not None:
             return self.value(reduction.source, coords)
-        dtype = dtype_of(reduction.node)
-        places = zip(lower_contractions.factors(reduction.node), lower_contractions.factor_coords(coords))
-        return self.builder.compute("mul", *[self.builder.cast(self.value(f, c), dtype) for f, c in places])
+        node, b = reduction.node, self.builder
+        places = zip(lower_contractions.factors(node), lower_contractions.factor_coords(coords))
+        values = [b.cast(self.value(f, c), dtype_of(node)) for f, c in places]
+        if lower_contractions.is_matrix_product(node):
+            values = [b.rounded_always(v, dtype_of(node)) for v in values]
+        return b.compute("mul", *values)
 
     def _with_addend(self, product: str, coords: Coords, bias: Node, beta: float, alpha: float) -> str:
         b = self.builder

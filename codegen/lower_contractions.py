@@ -1,8 +1,9 @@
-"""Matrix products with one row as reductions of a product, so that what surrounds them fuses by the general rules.
+"""Matrix products as reductions of a product, so that what surrounds them fuses by the general rules.
 
-``mm(a [1, K], b [K, N])`` is ``sum over k of a[0, k] * b[k, n]``: each weight is used once, so it is bound by the bytes
-of ``b``, and a dequantisation before it or an activation after it costs no bytes of its own. With more rows a weight
-is used again and the product belongs on matrix units: those stay library calls.
+``mm(a [M, K], b [K, N])`` is ``sum over k of a[m, k] * b[k, n]``. With one row each weight is used once, so it is bound
+by the bytes of ``b``, and a dequantisation before it or an activation after it costs no bytes of its own. With more
+rows a weight is used again and the product belongs on matrix units: where a target's printer can put it there, it may
+join a kernel, and else it is a library call, as it is wherever nothing is gained by joining.
 """
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ from .fxinfo import argument, dtype_of, op_name, shape_of, value_of
 #: operator -> position of its left factor
 _LEFT = {"mm": 0, "addmm": 1}
 _TYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+#: Types in which kernels multiply matrices; in others the library's are far better.
+_MATRIX_TYPES = frozenset({torch.bfloat16, torch.float16})
 
 
 def is_contraction(node: Node) -> bool:
@@ -22,8 +25,15 @@ def is_contraction(node: Node) -> bool:
     name = op_name(node)
     if name not in _LEFT or not isinstance(value_of(node), torch.Tensor):
         return False
-    left, _ = factors(node)
-    return value_of(left).shape[0] == 1 and value_of(left).shape[1] > 1 and dtype_of(node) in _TYPES
+    rows, columns, inner = product_shape(node)
+    if inner < 2 or rows * columns == 0:
+        return False
+    return dtype_of(node) in (_TYPES if rows == 1 else _MATRIX_TYPES)
+
+
+def is_matrix_product(node: Node) -> bool:
+    """Whether ``node`` is a product with several rows, for matrix units."""
+    return is_contraction(node) and product_shape(node)[0] > 1
 
 
 def factors(node: Node) -> tuple[Node, Node]:

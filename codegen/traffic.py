@@ -6,6 +6,7 @@ from math import prod
 
 import sympy
 
+from .contraction import Contraction, contraction_of
 from .ir import Compute, Const, Index, Kernel, Load, Nest, Reduce, Store
 from .sweeps import plan_phases
 
@@ -57,6 +58,8 @@ def kernel_traffic(kernel: Kernel, holds: Callable[[Kernel, Nest], bool]) -> tup
     return read, written
 
 
+#: Results that a tile of a matrix product has down and along.
+PRODUCT_TILE = 128
 #: What an operation costs in plain ones, as measured on vectors of 16 floats with this package's C++ spelling: library
 #: functions by the polynomials behind them, remainders by their loops. Those of one family are rounded to one figure.
 OPERATION_COST = {
@@ -67,7 +70,14 @@ OPERATION_COST = {
 }
 
 
-def kernel_operations(kernel: Kernel, conditional_load: int = 1) -> int:
+def operation_cost(op: str, special_units: bool = False) -> int:
+    """What one evaluation of ``op`` costs in plain operations; a quarter with a GPU's special function units, which
+    evaluate exponentials, logarithms, roots, sines and quotients at that share of the plain rate or more."""
+    cost = OPERATION_COST.get(op, 1)
+    return -(-cost // 4) if special_units else cost
+
+
+def kernel_operations(kernel: Kernel, conditional_load: int = 1, special_units: bool = False) -> int:
     """Operations that the kernel executes: each statement once for every point of its scope, whatever a graph's FLOPs
     say. A value that is computed again under other conditions, or in another nest, counts again.
 
@@ -76,11 +86,36 @@ def kernel_operations(kernel: Kernel, conditional_load: int = 1) -> int:
     """
     total = 0
     for nest in kernel.nests:
+        form = contraction_of(nest)
+        multiplied = {r.value for r in form.reduces} if form is not None else set()
         for stmt in nest.body:
             if isinstance(stmt, Const | Index | Store):
                 continue
+            if form is not None and (isinstance(stmt, Reduce) or stmt.name in multiplied):
+                continue
             points = prod(nest.ranges[s] for s in nest.scopes[stmt.value if isinstance(stmt, Reduce) else stmt.name])
             conditional = isinstance(stmt, Load) and stmt.mask is not None and len(nest.scopes[stmt.mask]) > 1
-            cost = OPERATION_COST.get(stmt.op, 1) if isinstance(stmt, Compute) else 1
+            cost = operation_cost(stmt.op, special_units) if isinstance(stmt, Compute) else 1
+            if form is not None:
+                points *= _evaluations(nest, form, stmt.name)
             total += points * (conditional_load if conditional else cost)
+    return total
+
+
+def _evaluations(nest: Nest, form: Contraction, name: str) -> int:
+    """How often a factor of a matrix product is computed: once for each tile of the other side."""
+    scope = nest.scopes[name]
+    if not scope & {a.symbol for a in nest.reduction}:
+        return 1
+    in_rows = bool(scope & {a.symbol for a in form.rows})
+    return -(-(form.column_count if in_rows else form.row_count) // PRODUCT_TILE)
+
+
+def contraction_flops(kernel: Kernel) -> int:
+    """FLOPs of the kernel's matrix products, two for each product that is summed."""
+    total = 0
+    for nest in kernel.nests:
+        form = contraction_of(nest)
+        if form is not None:
+            total += 2 * len(form.reduces) * prod(a.size for a in nest.axes)
     return total

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import triton
 import triton.language as tl
-from triton.runtime.interpreter import InterpretedFunction, TensorHandle
+from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
 from triton.runtime.jit import JITFunction
 
 
@@ -52,6 +52,20 @@ erfc, lgamma = _unary(_each(math.erfc, 0.0)), _unary(_each(math.lgamma, math.inf
 atan2, copysign, fmod, pow = map(_binary, (np.arctan2, np.copysign, np.fmod, np.power))
 
 
+def _widened(operand: TensorHandle) -> TensorHandle:
+    """A bfloat16 operand of a product, which the interpreter keeps as the bits of an integer, in float32."""
+    if operand.dtype.scalar != tl.bfloat16:
+        return operand
+    return TensorHandle((operand.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+
+_multiply = InterpreterBuilder.create_dot
+
+
+def _dot(builder: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *rest: Any) -> TensorHandle:
+    return _multiply(builder, _widened(a), _widened(b), *rest)
+
+
 @contextlib.contextmanager
 def interpreting() -> Iterator[None]:
     """Within this block ``triton.jit`` makes interpreted functions, and the language's own (``tl.sum``, …) are, too.
@@ -62,11 +76,13 @@ def interpreting() -> Iterator[None]:
     modules = [m for name, m in list(sys.modules.items()) if name.startswith("triton.language") and m is not None]
     # The interpreter changes the language's classes, too, and a call of one interpreted function by another leaves
     # them changed, with which nothing compiles any more.
-    classes = [tl.core.tensor, tl.core.tensor_descriptor_base, tl.core.dtype, tl.core.condition]
+    classes = [tl.core.tensor, tl.core.tensor_descriptor_base, tl.core.dtype, tl.core.condition,
+               InterpreterBuilder]
     saved = [(owner, dict(vars(owner))) for owner in (*modules, *classes)]
     interpreted: dict[int, InterpretedFunction] = {}
     try:
         triton.knobs.runtime.interpret = True
+        InterpreterBuilder.create_dot = _dot
         for module in modules:
             for name, value in list(vars(module).items()):
                 if isinstance(value, JITFunction):

@@ -12,108 +12,13 @@ from math import prod
 import torch
 from sympy import Symbol
 
-from .index import affine, bounds
-from .ir import Axis, Kernel, Load, Nest, Reduce, Store, operands
-from .sweeps import Phase, after_strips, finale, inner_values, plan_phases, strip_sums
+from .contraction import contraction_of
+from .index import bounds
+from .ir import Axis, Kernel, Load, Nest, Reduce, Store
+from .sweeps import Phase, after_strips, finale, plan_phases, strip_sums
+from .triton_dot import DotPrinter, DotTile, dot_tile
 from .triton_spelling import POINTERS, PRELUDE, TYPES, TritonStatements
-
-#: Elements that a program keeps in registers: 32 in each of 1024 threads, half of what the register file has.
-PERSISTENT_ELEMENTS = 32768
-MAX_WARPS = 32
-
-
-@dataclass(frozen=True)
-class Tile:
-    """How one nest is cut: ``xblock`` rows by ``rblock`` row elements a program, ``rblock`` 0 without a reduction.
-    ``strip`` is how many rows a program goes through, ``xblock`` at a time, 0 without strip axes."""
-
-    xblock: int
-    rblock: int
-    persistent: bool
-    warps: int
-    programs: int
-    strip: int = 0
-
-
-def power_of_two(n: int) -> int:
-    """The smallest power of two that isn't below ``n``."""
-    return 1 << max(n - 1, 0).bit_length()
-
-
-def memory_along_rows(nest: Nest) -> bool:
-    """Whether neighbouring row elements are neighbours in memory for at least half of the elements accessed."""
-    row = nest.reduction[-1].symbol
-    along = across = 0
-    for stmt in nest.body:
-        if isinstance(stmt, Load | Store):
-            coefficients = affine(stmt.index)[0]
-            elements = prod(nest.ranges[s] for s in coefficients if s in nest.ranges)
-            along += elements * (coefficients.get(row) == 1)
-            across += elements * (coefficients.get(row, 1) != 1)
-    return along >= across
-
-
-def _kept_tiles(nest: Nest) -> int:
-    """How many row-wide values have to be kept across a reduction, at least one."""
-    inner = inner_values(nest)
-    last_use = {name: k for k, s in enumerate(nest.body) for name in operands(s)}
-    made = {s.name: k for k, s in enumerate(nest.body) if not isinstance(s, Store) and s.name in inner}
-    barriers = [k for k, s in enumerate(nest.body) if isinstance(s, Reduce) and not s.strip]
-    return max((sum(made[n] < k < last_use.get(n, 0) for n in made) for k in barriers), default=1) or 1
-
-
-def _shares_rows(nest: Nest) -> bool:
-    """Whether some load is the same for all rows, such as a vector that multiplies each: several rows share it."""
-    row = {a.symbol for a in nest.reduction}
-    whole = {a.symbol for a in nest.axes}
-    scopes = [nest.scopes[s.name] & whole for s in nest.body if isinstance(s, Load)]
-    return any(s and s <= row for s in scopes) and any(s >= row and s - row for s in scopes) and not any(
-        isinstance(s, Store) and nest.store_scope(s) & row for s in nest.body)
-
-
-def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
-    """Tile sizes from the work: enough programs to fill the device, 16 bytes a thread and access, rows in registers.
-
-    ``programs_wanted`` is the number of programs that fill the device (its streaming multiprocessors, times a few).
-    """
-    rows = prod(a.size for a in nest.parallel)
-    widths = [kernel.buffer(s.buffer).dtype.itemsize for s in nest.body if isinstance(s, Load | Store)]
-    vector = 16 // max(min(widths, default=4), 2)
-    if not nest.reduction:
-        block = 128 * vector
-        while block > 128 and rows // block < programs_wanted:
-            block //= 2
-        block = min(block, power_of_two(rows))
-        return Tile(block, 0, False, max(1, min(4, block // 32)), -(-rows // block))
-    row = prod(a.size for a in nest.reduction)
-    full = power_of_two(row)
-    if nest.strip:
-        return _strip_tile(nest, rows, full)
-    if memory_along_rows(nest):
-        if full * _kept_tiles(nest) <= PERSISTENT_ELEMENTS:
-            xblock = 1
-            wanted = 8192 if _shares_rows(nest) else 1024
-            while xblock * full < wanted and rows // (2 * xblock) >= programs_wanted:
-                xblock *= 2
-            warps = max(1, min(MAX_WARPS, xblock * full // 512))
-            return Tile(xblock, full, True, warps, -(-rows // xblock))
-        return Tile(1, 4096, False, 16, rows)
-    xblock = min(power_of_two(rows), 64)
-    while xblock > 16 and rows // xblock < programs_wanted:
-        xblock //= 2
-    rblock = min(full, max(4096 // xblock, 16))
-    return Tile(xblock, rblock, rblock >= row, max(1, min(8, xblock * rblock // 512)), -(-rows // xblock))
-
-
-def _strip_tile(nest: Nest, rows: int, full: int) -> Tile:
-    """Rows of a strip side by side as long as they and their column sums stay in registers."""
-    strip = prod(a.size for a in nest.strip)
-    kept = _kept_tiles(nest) + len(strip_sums(nest))
-    xblock = 1
-    while 2 * xblock * full * kept <= PERSISTENT_ELEMENTS // 2 and strip % (2 * xblock) == 0:
-        xblock *= 2
-    warps = max(1, min(MAX_WARPS, xblock * full // 256))
-    return Tile(xblock, full, full * kept <= PERSISTENT_ELEMENTS, warps, rows // strip, strip)
+from .triton_tiles import Tile, choose_tile
 
 
 class NestPrinter(TritonStatements):
@@ -373,14 +278,24 @@ class TritonSource:
     persistent: bool
 
 
+def keeps_rows(kernel: Kernel, nest: Nest, programs_wanted: int) -> bool:
+    """Whether a program reads each element of its rows once: it has no reduction, has them in registers, or in the
+    shared memory of a matrix product."""
+    return (not nest.reduction or contraction_of(nest) is not None
+            or choose_tile(kernel, nest, programs_wanted).persistent)
+
+
 def print_kernel(kernel: Kernel, entry: str = "kernel", programs_wanted: int = 264) -> TritonSource:
     """The Triton module for ``kernel``. Nests share the grid: each takes a range of program numbers."""
-    tiles = [choose_tile(kernel, nest, programs_wanted) for nest in kernel.nests]
+    forms = [contraction_of(nest) for nest in kernel.nests]
+    tiles = [choose_tile(kernel, nest, programs_wanted) if form is None else
+             dot_tile(form.row_count, form.column_count, len(form.reduces), programs_wanted)
+             for nest, form in zip(kernel.nests, forms)]
     lines = ["", "", "@triton.jit", f"def {entry}({', '.join(b.name for b in kernel.buffers)}):"]
     several = len(kernel.nests) > 1
     lines.append("    program = tl.program_id(0)")
     first = 0
-    for k, (nest, tile) in enumerate(zip(kernel.nests, tiles)):
+    for k, (nest, tile, form) in enumerate(zip(kernel.nests, tiles, forms)):
         indent = "    "
         program = "program"
         if several:
@@ -388,8 +303,11 @@ def print_kernel(kernel: Kernel, entry: str = "kernel", programs_wanted: int = 2
             head = "else:" if last else f"{'if' if k == 0 else 'elif'} program < {first + tile.programs}:"
             lines.append(f"    {head}")
             indent, program = "        ", f"(program - {first})"
-        lines += NestPrinter(kernel, nest, tile, k, indent).print(program)
+        if form is not None and isinstance(tile, DotTile):
+            lines += DotPrinter(kernel, nest, form, tile, k, indent).print(program)
+        elif isinstance(tile, Tile):
+            lines += NestPrinter(kernel, nest, tile, k, indent).print(program)
         first += tile.programs
     signature = {b.name: POINTERS[b.dtype] for b in kernel.buffers}
     return TritonSource(PRELUDE + "\n".join(lines) + "\n", entry, signature, first, max(t.warps for t in tiles),
-                        all(t.persistent or not n.reduction for t, n in zip(tiles, kernel.nests)))
+                        all(keeps_rows(kernel, n, programs_wanted) for n in kernel.nests))

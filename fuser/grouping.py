@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 MAX_MEMBERS = 96
 #: Pointer arguments of one kernel.
 MAX_BUFFERS = 48
+#: Why a matrix product that could be part of a kernel isn't.
+NOTHING_JOINED = "a matrix product that gains nothing in a kernel is the library's"
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ class Grouper:
 
     def price(self, members: Collection[Node], outputs: Iterable[Node]) -> float:
         """Seconds of one kernel of these members that stores these outputs."""
-        return self.pricer.time(self.pricer.cost(members, outputs)).seconds
+        return self.pricer.seconds(members, outputs)
 
     def _saving(self, a: int, b: int) -> float:
         union = self.state.members[a] | self.state.members[b]
@@ -363,12 +365,16 @@ class Grouper:
             members = sorted(state.members[k], key=self.units.position.__getitem__)
             if not self.fusible(k):
                 groups.append(Group(tuple(members), tuple(members), reason=self.units.reasons.get(members[0], "")))
+            elif self.pricer.is_library_call(members):
+                groups.append(Group(tuple(members), tuple(members), reason=NOTHING_JOINED))
             else:
                 groups.extend(self._lowered(members, self.outputs_of(k)))
         refusals = sorted(self.refusals.values(), key=lambda r: (-r.seconds, r.first, r.second))
         return Grouping(tuple(groups), tuple(refusals), self.units)
 
     def _lowered(self, members: Sequence[Node], outputs: tuple[Node, ...]) -> list[Group]:
+        if self.pricer.is_library_call(members):
+            return [Group(tuple(members), tuple(members), reason=NOTHING_JOINED)]
         extracted = extract(self.units, members, outputs)
         try:
             return [Group(tuple(members), outputs, extracted, self.lower(extracted))]

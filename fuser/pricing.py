@@ -5,11 +5,12 @@ from collections.abc import Collection, Iterable
 from math import prod
 
 import torch
-from rooffuse.codegen.fxinfo import op_name
+from rooffuse.codegen.fxinfo import dtype_of, op_name
 from rooffuse.codegen.ir import Kernel
+from rooffuse.codegen.lower_contractions import is_matrix_product
 from rooffuse.codegen.lower_reductions import is_reduction
 from rooffuse.codegen.lower_stores import is_store, iterated
-from rooffuse.codegen.traffic import OPERATION_COST, kernel_operations
+from rooffuse.codegen.traffic import contraction_flops, kernel_operations, operation_cost
 from rooffuse.cost_model import Cost, Device, Estimate, Price, estimate, price
 from torch.fx import Node
 from torch.fx.node import map_arg
@@ -18,6 +19,9 @@ from .units import Units, is_constant
 
 #: A vector peak counts fused multiplications and additions, all of them independent: elementwise code has few.
 ISSUE_FACTOR = 4
+#: What a kernel's matrix product reaches of the library's rate, and what it reaches if its factors are computed on the
+#: way, through registers, instead of copied from memory ahead of time. Estimates: they have not been measured.
+KERNEL_MATRIX_RATE, COMPUTED_FACTOR_RATE = 0.7, 0.4
 #: Operators whose operands are evaluated under conditions, each apart.
 PIECEWISE = frozenset({"cat", "concat", "stack", "constant_pad_nd", "slice_scatter", "select_scatter"})
 #: What a load under a condition costs a CPU, in plain operations: vector lanes are tested one by one.
@@ -54,8 +58,9 @@ class GroupPricer:
         if node not in self._flops:
             priced = node_price(node)
             # A power by a number is a multiplication or a root nearly always.
-            heavy = 1 if op_name(node) == "pow" else OPERATION_COST.get(op_name(node), 1)
-            self._flops[node] = (int(priced.cost.flops) * heavy, priced.dtype)
+            name = "mul" if op_name(node) == "pow" else op_name(node)
+            evaluating = node.meta["val"].numel() * operation_cost(name, self.device.kind != "cpu")
+            self._flops[node] = (max(int(priced.cost.flops), evaluating), priced.dtype)
         return self._flops[node]
 
     def _evaluations(self, members: Collection[Node]) -> dict[Node, int]:
@@ -85,7 +90,8 @@ class GroupPricer:
         written = 0
         evaluations = self._evaluations(members)
         for node in members:
-            flops += self._node_flops(node)[0] * evaluations[node] // max(node.meta["val"].numel(), 1)
+            if not is_matrix_product(node):
+                flops += self._node_flops(node)[0] * evaluations[node] // max(node.meta["val"].numel(), 1)
             for read in self.units.reads(node):
                 if read.source in members or is_constant(read.source):
                     continue
@@ -102,6 +108,25 @@ class GroupPricer:
         written += sum(distinct_bytes(o) for o in outputs)
         return Cost(flops, bytes_read, written)
 
+    @staticmethod
+    def is_library_call(members: Collection[Node]) -> bool:
+        """Whether a group is a matrix product alone: the library's is better than a kernel's."""
+        return len(members) == 1 and all(map(is_matrix_product, members))
+
+    def seconds(self, members: Collection[Node], outputs: Iterable[Node]) -> float:
+        """Seconds of one kernel of these members that stores these outputs."""
+        found = self.time(self.cost(members, outputs))
+        products = [n for n in members if is_matrix_product(n)]
+        flops = {n: int(node_price(n).cost.flops) / self._matrix_rate(n, members) for n in products}
+        multiplying = sum(count / self.device.peak(dtype_of(n)) for n, count in flops.items())
+        return max(multiplying, found.compute_s, found.memory_s) + found.launch_s
+
+    def _matrix_rate(self, product: Node, members: Collection[Node]) -> float:
+        if self.is_library_call(members):
+            return 1.0
+        computed = any(r.source in members for r in self.units.reads(product))
+        return COMPUTED_FACTOR_RATE if computed else KERNEL_MATRIX_RATE
+
     def time(self, cost: Cost) -> Estimate:
         """Seconds of a kernel of this cost, its operations at the rate of ``computing``."""
         operations = Cost(ISSUE_FACTOR * cost.flops, cost.bytes_read, cost.bytes_written)
@@ -111,6 +136,7 @@ class GroupPricer:
         """Seconds that the operations of a kernel take by themselves."""
         rate = self.device.peak(torch.float32, "vector") / ISSUE_FACTOR
         if self.device.kind != "cpu":
-            return kernel_operations(kernel) / rate
+            multiplying = contraction_flops(kernel) / (KERNEL_MATRIX_RATE * self.device.peak(torch.bfloat16))
+            return max(kernel_operations(kernel, special_units=True) / rate, multiplying)
         scalar = any(len(n.body) > VECTORISED_STATEMENTS for n in kernel.nests)
         return kernel_operations(kernel, CPU_CONDITIONAL_LOAD) / (rate / 8 if scalar else rate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from rooffuse.codegen.lower_contractions import is_matrix_product
 from rooffuse.codegen.traffic import kernel_traffic
 from rooffuse.cost_model import Cost, Estimate, estimate
 from rooffuse.cost_model.cost import Unit
@@ -30,6 +31,9 @@ def step_price(step: KernelStep | CallStep, target: Target) -> StepPrice:
     assert step.group.lowered is not None
     read, written = kernel_traffic(step.group.lowered.kernel, target.holds)
     flops = sum(int(node_price(n).cost.flops) for n in step.group.nodes)
+    products = [n for n in step.group.nodes if is_matrix_product(n)]
+    if products:
+        return StepPrice(Cost(flops, read, written), products[0].meta["val"].dtype, "tensor")
     return StepPrice(Cost(flops, read, written), torch.float32, "vector")
 
 

@@ -7,12 +7,13 @@ from math import prod
 from typing import Any
 
 import torch
+from rooffuse.codegen.contraction import contraction_of, has_stray_product
 from rooffuse.codegen.errors import NotLowerable
 from rooffuse.codegen.ir import Kernel, Nest
 from rooffuse.codegen.online import merge_online
 from rooffuse.codegen.sweeps import strip_sums
 from rooffuse.codegen.traffic import row_bytes
-from rooffuse.codegen.triton_kernel import PERSISTENT_ELEMENTS, choose_tile, memory_along_rows
+from rooffuse.codegen.triton_tiles import PERSISTENT_ELEMENTS, choose_tile, memory_along_rows
 from rooffuse.cost_model import Device, local_device
 
 #: Bytes of a row that a C++ kernel may sweep again without going to memory: within the second-level cache.
@@ -35,7 +36,7 @@ class Target:
 
     def holds(self, kernel: Kernel, nest: Nest) -> bool:
         """Whether the rows of ``nest`` stay on chip from one sweep to the next."""
-        if not nest.reduction:
+        if not nest.reduction or contraction_of(nest) is not None:
             return True
         if self.language == "cpp":
             return row_bytes(kernel, nest) <= CPU_ROW_BYTES
@@ -51,6 +52,8 @@ class Target:
         for nest in kernel.nests:
             if nest.strip:
                 self._check_strips(kernel, nest)
+            if self.multiplies and has_stray_product(nest):
+                raise NotLowerable("a matrix product would be summed one result at a time")
         return merge_online(kernel, lambda k, nest: memory_along_rows(nest) and not self.holds(k, nest))
 
     def _check_strips(self, kernel: Kernel, nest: Nest) -> None:
@@ -64,6 +67,11 @@ class Target:
             raise NotLowerable(f"the sums of {columns} columns can't be kept on chip from row to row")
         if 2 * strips <= self.device.sms:
             raise NotLowerable(f"{strips} strips of rows are too few for {self.device.sms} processors")
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether kernels have matrix units at their disposal."""
+        return self.language == "triton"
 
     @property
     def row_elements(self) -> int:

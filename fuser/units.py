@@ -9,6 +9,7 @@ import torch
 from rooffuse.codegen import lower_special
 from rooffuse.codegen.fxinfo import op_name
 from rooffuse.codegen.lower import refusal
+from rooffuse.codegen.lower_contractions import is_matrix_product
 from rooffuse.codegen.lower_stores import is_store, written_value
 from rooffuse.codegen.lower_views import SPLITTERS, is_alias
 from torch.fx import Graph, Node
@@ -29,7 +30,8 @@ class Units:
     that needs one makes it inside, and a library call gets it when the program runs.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, matrix_products: bool = False) -> None:
+        """``matrix_products`` says whether kernels may multiply matrices; else each product is a library call."""
         self.graph = graph
         self.position = {node: k for k, node in enumerate(graph.nodes)}
         self.reasons: dict[Node, str] = {}
@@ -43,6 +45,8 @@ class Units:
             if self._is_part(node):
                 continue
             reason = None if op_name(node) in SPLITTERS else refusal(node)
+            if reason is None and not matrix_products and is_matrix_product(node):
+                reason = f"{node.target} with several rows is left to the library"
             if is_alias(node) and reason is None:
                 self.inline.add(node)
                 continue

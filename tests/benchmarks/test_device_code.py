@@ -52,11 +52,12 @@ def test_no_spills_and_wide_accesses(name: str, tmp_path: Path) -> None:
     found = sources(name)
     assert found
     for kernel, source in found:
-        cubin = compile_for(source, DiskCache(tmp_path), 90).asm["cubin"]
+        compiled = compile_for(source, DiskCache(tmp_path), 90)
+        cubin = compiled.asm["cubin"]
         text = cuobjdump(tmp_path, cubin, "--dump-resource-usage")
         used = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", text)}
         assert used["STACK"] == used["LOCAL"] == 0, f"{source.text}\nspills: {used}"
-        assert used["SHARED"] <= SHARED
+        assert compiled.metadata.shared <= SHARED
         if name not in NARROW and sum(b.size * b.dtype.itemsize for b in kernel.buffers) > FEW_BYTES:
             code = cuobjdump(tmp_path, cubin, "-sass")
             widths = re.findall(r"\bLDG\.E\.([A-Z0-9.]*)", code)

@@ -220,5 +220,27 @@ case("one_row_of_int8", lambda x, w, s: (x @ w.to(x.dtype).t()) * s, (1, 200), i
 case("one_row_of_int4", packed_int4, (1, 256), integers(256, 33, 128, dtype=torch.uint8), (33, 4))
 case("normed_gate", normed_gate, (1, 96), (96,), (77, 96), (77, 96))
 
+# products with several rows
+def half(*shape: int) -> Callable[[], Tensor]:
+    return lambda: torch.randn(shape).bfloat16() / shape[-1] ** 0.5
+
+
+def gated(x: Tensor, gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(x @ gate.t()) * (x @ up.t())
+
+
+for rows, inner, columns in ((2, 64, 32), (37, 65, 50), (130, 33, 257)):
+    case(f"product_{rows}_{inner}_{columns}", lambda x, w: (x @ w.t()).relu(), half(rows, inner),
+         half(columns, inner))
+case("product_of_columns", lambda x, w: (x @ w) * 2, half(33, 70), half(70, 40))
+case("product_added", lambda b, x, w, r: torch.addmm(b, x, w).exp() + r, half(40), half(33, 70), half(70, 40),
+     half(33, 40))
+case("product_float16", lambda x, w: (x @ w.t()) + 1, lambda: torch.randn(20, 96).half() / 9,
+     lambda: torch.randn(24, 96).half() / 9)
+case("product_gated", gated, half(18, 48), half(35, 48), half(35, 48))
+case("product_of_int8", lambda x, w, s: (x @ (w.to(x.dtype) * s[:, None] / 64).t()), half(5, 100),
+     integers(100, 33, 100, low=-100, dtype=torch.int8), half(33))
+case("product_in_blocks", lambda x, w, r: (x @ w.t()).view(4, 9, 30) + r, half(36, 64), half(30, 64), half(9, 1))
+
 BY_NAME = {c.name: c for c in CASES}
 assert len(BY_NAME) == len(CASES)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.fuser.graphs import grouped, groups_of
+from tests.fuser.graphs import grouped, groups_of, planned
 
 
 def test_a_pointwise_chain_is_one_kernel():
@@ -130,3 +130,42 @@ def test_an_expensive_producer_is_stored():
     grouping = grouped(fn, torch.empty(1024, 1024), torch.empty(1024, 1024))
     computed = [n.name for g in grouping.groups for n in g.nodes]
     assert len(computed) == len(set(computed))
+
+
+def half(*shape):
+    return torch.empty(shape, dtype=torch.bfloat16)
+
+
+def launches(fn, *args, device="h100"):
+    plan = planned(fn, *args, device=device)
+    return [([n.name for n in g.nodes], g.fused) for g in plan.grouping.groups]
+
+
+def test_a_product_takes_its_epilogue_along_where_bytes_bound_it():
+    args = half(8192, 1024), half(1024, 1024), half(8192, 1024)
+    assert launches(lambda x, w, r: (x @ w).relu() + r, *args) == [(["mm", "relu", "add"], True)]
+
+
+def test_products_of_one_input_are_computed_together_with_what_joins_them():
+    args = half(16, 4096), half(4096, 8192), half(4096, 8192)
+    found = launches(lambda x, gate, up: torch.nn.functional.silu(x @ gate) * (x @ up), *args)
+    assert len(found) == 1
+    assert found[0][1]
+
+
+def test_a_product_alone_and_one_bound_by_its_flops_are_library_calls():
+    assert launches(lambda x, w: x @ w, half(64, 512), half(512, 512)) == [(["mm"], False)]
+    found = launches(lambda x, w: (x @ w).relu(), half(8192, 8192), half(8192, 8192))
+    assert found == [(["mm"], False), (["relu"], True)]
+
+
+def test_a_product_on_a_cpu_is_a_library_call():
+    args = torch.empty(64, 512), torch.empty(512, 512)
+    assert launches(lambda x, w: (x @ w).relu(), *args, device="cpu") == [(["mm"], False), (["relu"], True)]
+
+
+def test_a_quantised_weight_is_multiplied_as_it_is_stored():
+    weight = torch.empty(4096, 4096, dtype=torch.int8)
+    found = launches(lambda x, w, s: (x @ w.to(x.dtype).t()) * s, half(8, 4096), weight, half(4096))
+    assert len(found) == 1
+    assert found[0][1]

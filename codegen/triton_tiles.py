@@ -1,0 +1,107 @@
+"""How Triton programs cut a nest: rows and row elements a program, and the warps that share them."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from .index import affine
+from .ir import Kernel, Load, Nest, Reduce, Store, operands
+from .sweeps import inner_values, strip_sums
+
+#: Elements that a program keeps in registers: 32 in each of 1024 threads, half of what the register file has.
+PERSISTENT_ELEMENTS = 32768
+MAX_WARPS = 32
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How one nest is cut: ``xblock`` rows by ``rblock`` row elements a program, ``rblock`` 0 without a reduction.
+    ``strip`` is how many rows a program goes through, ``xblock`` at a time, 0 without strip axes."""
+
+    xblock: int
+    rblock: int
+    persistent: bool
+    warps: int
+    programs: int
+    strip: int = 0
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that isn't below ``n``."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def memory_along_rows(nest: Nest) -> bool:
+    """Whether neighbouring row elements are neighbours in memory for at least half of the elements accessed."""
+    row = nest.reduction[-1].symbol
+    along = across = 0
+    for stmt in nest.body:
+        if isinstance(stmt, Load | Store):
+            coefficients = affine(stmt.index)[0]
+            elements = prod(nest.ranges[s] for s in coefficients if s in nest.ranges)
+            along += elements * (coefficients.get(row) == 1)
+            across += elements * (coefficients.get(row, 1) != 1)
+    return along >= across
+
+
+def _kept_tiles(nest: Nest) -> int:
+    """How many row-wide values have to be kept across a reduction, at least one."""
+    inner = inner_values(nest)
+    last_use = {name: k for k, s in enumerate(nest.body) for name in operands(s)}
+    made = {s.name: k for k, s in enumerate(nest.body) if not isinstance(s, Store) and s.name in inner}
+    barriers = [k for k, s in enumerate(nest.body) if isinstance(s, Reduce) and not s.strip]
+    return max((sum(made[n] < k < last_use.get(n, 0) for n in made) for k in barriers), default=1) or 1
+
+
+def _shares_rows(nest: Nest) -> bool:
+    """Whether some load is the same for all rows, such as a vector that multiplies each: several rows share it."""
+    row = {a.symbol for a in nest.reduction}
+    whole = {a.symbol for a in nest.axes}
+    scopes = [nest.scopes[s.name] & whole for s in nest.body if isinstance(s, Load)]
+    return any(s and s <= row for s in scopes) and any(s >= row and s - row for s in scopes) and not any(
+        isinstance(s, Store) and nest.store_scope(s) & row for s in nest.body)
+
+
+def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
+    """Tile sizes from the work: enough programs to fill the device, 16 bytes a thread and access, rows in registers.
+
+    ``programs_wanted`` is the number of programs that fill the device (its streaming multiprocessors, times a few).
+    """
+    rows = prod(a.size for a in nest.parallel)
+    widths = [kernel.buffer(s.buffer).dtype.itemsize for s in nest.body if isinstance(s, Load | Store)]
+    vector = 16 // max(min(widths, default=4), 2)
+    if not nest.reduction:
+        block = 128 * vector
+        while block > 128 and rows // block < programs_wanted:
+            block //= 2
+        block = min(block, power_of_two(rows))
+        return Tile(block, 0, False, max(1, min(4, block // 32)), -(-rows // block))
+    row = prod(a.size for a in nest.reduction)
+    full = power_of_two(row)
+    if nest.strip:
+        return _strip_tile(nest, rows, full)
+    if memory_along_rows(nest):
+        if full * _kept_tiles(nest) <= PERSISTENT_ELEMENTS:
+            xblock = 1
+            wanted = 8192 if _shares_rows(nest) else 1024
+            while xblock * full < wanted and rows // (2 * xblock) >= programs_wanted:
+                xblock *= 2
+            warps = max(1, min(MAX_WARPS, xblock * full // 512))
+            return Tile(xblock, full, True, warps, -(-rows // xblock))
+        return Tile(1, 4096, False, 16, rows)
+    xblock = min(power_of_two(rows), 64)
+    while xblock > 16 and rows // xblock < programs_wanted:
+        xblock //= 2
+    rblock = min(full, max(4096 // xblock, 16))
+    return Tile(xblock, rblock, rblock >= row, max(1, min(8, xblock * rblock // 512)), -(-rows // xblock))
+
+
+def _strip_tile(nest: Nest, rows: int, full: int) -> Tile:
+    """Rows of a strip side by side as long as they and their column sums stay in registers."""
+    strip = prod(a.size for a in nest.strip)
+    kept = _kept_tiles(nest) + len(strip_sums(nest))
+    xblock = 1
+    while 2 * xblock * full * kept <= PERSISTENT_ELEMENTS // 2 and strip % (2 * xblock) == 0:
+        xblock *= 2
+    warps = max(1, min(MAX_WARPS, xblock * full // 256))
+    return Tile(xblock, full, full * kept <= PERSISTENT_ELEMENTS, warps, rows // strip, strip)
