@@ -26,6 +26,7 @@ class StripForm(CutLoops):
     def _print_finale(self) -> None:
         """What is known after the last row, column by column."""
         axes = list(self.nest.reduction)
+        self.open("")  # a scope of its own: what the rows needed, too, is declared again
         levels = self._by_depth(finale(self.nest), axes)
         for k, statements in enumerate(levels):
             if k == len(axes):
@@ -38,4 +39,4 @@ class StripForm(CutLoops):
                 if k == len(axes) - 1:
                     self.add("#pragma omp simd")
                 self.open(self._loop(axes[k]))
-        self.close(len(axes))
+        self.close(len(axes) + 1)

@@ -24,6 +24,7 @@ from .index import dot, ravel, unravel
 from .ir import Buffer, Kernel, Load, Nest, Store, compute_dtype
 from .lower_domain import Domain, open_domain, reduced_elements, widest_across
 from .lower_reductions import Reduction, is_reduction, reduction_of, source_coords
+from .lower_strips import refuse_early_sums
 from .simplify import simplify_nest
 
 Coords = tuple[Expr, ...]
@@ -297,10 +298,13 @@ def _place(node: Node, buffer: str, nests: list[_OpenNest], inside: set[Node], b
 def _store(nest: _OpenNest, node: Node, buffer: str, coords: Coords, buffers: dict[Node, str]) -> None:
     b = nest.domain.builder
     if not lower_stores.is_store(node):
-        b.store(buffer, dtype_of(node), dot(coords, strides_of(node)), nest.lowering.value(node, coords))
+        value = nest.lowering.value(node, coords)
+        refuse_early_sums(b.body, b.axes, value)
+        b.store(buffer, dtype_of(node), dot(coords, strides_of(node)), value)
         return
     destination = node.args[0]
     value, coords, inside = lower_stores.place(nest.lowering, node, coords)
+    refuse_early_sums(b.body, b.axes, value)
     while destination not in buffers:
         if not lower_views.is_alias(destination):
             raise NotLowerable(f"{node.name} writes into {destination.name}, which isn't a view of an input")

@@ -104,7 +104,7 @@ def _spread(start: Node, coords: Coords, inside: set[Node], ranges: dict, axes: 
                 symbols = iter(reduction_symbols)
                 inner = tuple(next(symbols) if s != 1 else Integer(0) for s in reduction.sizes)
                 learn(reduction.source, source_coords(reduction, here, inner))
-        elif op_name(node) in lower_views.INDEX_MAPS and lower_views.is_alias(node):
+        elif op_name(node) != "unfold" and lower_views.is_alias(node):  # windows may overlap, however many there are
             source, inner = lower_views.INDEX_MAPS[op_name(node)](node, here, ranges)
             if isinstance(source, Node) and numel_of(source) == numel_of(node):
                 learn(source, inner)

@@ -5,16 +5,18 @@ program that goes through a strip of rows, and keeps the columns' sums so far, r
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from sympy import Expr, Symbol
 from torch.fx import Node
 
+from .errors import NotLowerable
 from .fxinfo import value_of
 from .index import Mod, symbol
-from .ir import Axis
+from .ir import Axis, Nest, Reduce, Stmt, Store, operands
 from .lower_reductions import Reduction, is_reduction, reduction_of
+from .sweeps import names_after_strips
 
 Coords = tuple[Expr, ...]
 
@@ -74,3 +76,22 @@ def cut_strips(axes: tuple[Axis, ...], cuts: Mapping[Symbol, int]) -> tuple[tupl
             replaced[axis.symbol] = high * size + low
     order = ("parallel", "strip", "reduction")
     return tuple(sorted((*parallel, *strip), key=lambda a: order.index(a.kind))), replaced
+
+
+def refuse_early_sums(body: Sequence[Stmt], axes: tuple[Axis, ...], value: str) -> None:
+    """Raise NotLowerable if ``value`` needs, at a row of a strip, what is known only after the strip's last row."""
+    if not any(a.strip for a in axes):
+        return
+    nest = Nest(axes, tuple(body))
+    late, strip = names_after_strips(nest), {a.symbol for a in nest.strip}
+    made = {s.name: s for s in body if not isinstance(s, Store)}
+    work, seen = [value], {value}
+    while work:
+        stmt = made[work.pop()]
+        if isinstance(stmt, Store):
+            continue
+        early = stmt.name in late and bool(nest.scopes[stmt.name] & strip)
+        if early or (isinstance(stmt, Reduce) and stmt.value in late):
+            raise NotLowerable("a column's sum would be needed before the last row of its strip")
+        work += [n for n in operands(stmt) if n not in seen]
+        seen.update(operands(stmt))
