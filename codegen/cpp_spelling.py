@@ -93,24 +93,25 @@ static inline int64_t rf_bounded(int64_t i, int64_t n) {
 }
 #define RF_MIN(a, b) ((a) < (b) ? (a) : (b))
 #define RF_MAX(a, b) ((a) > (b) ? (a) : (b))
-// exp by Cody and Waite's reduction to [-ln2/2, ln2/2] and a polynomial (coefficients as in Cephes' expf); inline, so
-// that a loop over it keeps its vectors in registers. The scale 2^n is applied in two steps to reach subnormals.
+// exp by Cody and Waite's reduction to [-ln2/2, ln2/2] and a polynomial of degree 6 (largest relative error 3e-9, by
+// Lawson's iteration); inline, so that a loop over it keeps its vectors in registers. Adding 1.5 * 2^23 rounds to an
+// integer and leaves it in the low bits. The scale 2^n is two factors: subnormals and infinity are reached, NaN stays.
 static inline float rf_exp(float x) {
-  const float lower = x < -104.0f ? -104.0f : x;
-  const float v = lower > 89.0f ? 89.0f : lower;
-  const float n = __builtin_rintf(v * 1.44269504088896341f);
+  const float lower = -104.0f > x ? -104.0f : x;
+  const float v = 89.0f < lower ? 89.0f : lower;
+  const float t = __builtin_fmaf(v, 1.44269504088896341f, 12582912.0f);
+  const float n = t - 12582912.0f;
   float r = __builtin_fmaf(n, -0.693359375f, v);
   r = __builtin_fmaf(n, 2.12194440e-4f, r);
-  float p = 1.9875691500e-4f;
-  p = __builtin_fmaf(p, r, 1.3981999507e-3f);
-  p = __builtin_fmaf(p, r, 8.3334519073e-3f);
-  p = __builtin_fmaf(p, r, 4.1665795894e-2f);
-  p = __builtin_fmaf(p, r, 1.6666665459e-1f);
-  p = __builtin_fmaf(p, r, 5.0000001201e-1f);
+  float p = 1.381459879e-3f;
+  p = __builtin_fmaf(p, r, 8.368716575e-3f);
+  p = __builtin_fmaf(p, r, 4.166838899e-2f);
+  p = __builtin_fmaf(p, r, 1.666652113e-1f);
+  p = __builtin_fmaf(p, r, 4.999999404e-1f);
   const float y = __builtin_fmaf(p, r * r, r) + 1.0f;
-  const int32_t whole = (int32_t)n, half = whole >> 1;
-  const float scaled = y * rf_bits((uint32_t)(half + 127) << 23) * rf_bits((uint32_t)(whole - half + 127) << 23);
-  return v == v ? scaled : v;
+  uint32_t u; __builtin_memcpy(&u, &t, 4);
+  const int32_t whole = (int32_t)(u - (0x4B400000u - 254u)), half = whole >> 1;  // each half biased by 127
+  return y * rf_bits((uint32_t)half << 23) * rf_bits((uint32_t)(whole - half) << 23);
 }
 static inline double rf_exp(double x) { return exp(x); }
 // Lanes of online sums into one. A row of -inf only, or with +inf in it, has no finite maximum to subtract: NaN.

@@ -273,9 +273,21 @@ class Grouper:
                 kernel = self.lower(extract(self.units, union, outputs)).kernel
             except NotLowerable as reason:
                 return str(reason)
-            if self.pricer.computing(kernel) > self.time_of(a) + self.time_of(b):
+            computing = self.pricer.computing(kernel)
+            if computing > self.time_of(a) + self.time_of(b) and computing > self._running(a) + self._running(b):
                 return "the kernel would compute the same again and again"
         return None
+
+    def _running(self, k: int) -> float:
+        """Seconds of group ``k`` by what its own kernel computes, where that takes longer than its bytes."""
+        members = self.state.members[k]
+        if self.pricer.is_library_call(members):
+            return self.time_of(k)
+        try:
+            kernel = self.lower(extract(self.units, members, self.outputs(members))).kernel
+        except NotLowerable:
+            return self.time_of(k)
+        return max(self.time_of(k), self.pricer.computing(kernel))
 
     def _needs_lowering(self, union: Collection[Node]) -> bool:
         """Whether a merge can fail or compute more than the graph says: with reductions, writes, and parts of values

@@ -59,7 +59,8 @@ class GroupPricer:
             priced = node_price(node)
             # A power by a number is a multiplication or a root nearly always.
             name = "mul" if op_name(node) == "pow" else op_name(node)
-            evaluating = node.meta["val"].numel() * operation_cost(name, self.device.kind != "cpu")
+            heavy = operation_cost(name, self.device.kind != "cpu")
+            evaluating = node.meta["val"].numel() * heavy if heavy > 1 else 0
             self._flops[node] = (max(int(priced.cost.flops), evaluating), priced.dtype)
         return self._flops[node]
 

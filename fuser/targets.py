@@ -10,7 +10,9 @@ import torch
 from rooffuse.codegen.contraction import contraction_of, has_stray_product
 from rooffuse.codegen.errors import NotLowerable
 from rooffuse.codegen.ir import Kernel, Nest
+from rooffuse.codegen.jam import jam_rows
 from rooffuse.codegen.online import merge_online
+from rooffuse.codegen.row_factors import take_out_row_factors
 from rooffuse.codegen.sweeps import strip_sums
 from rooffuse.codegen.traffic import row_bytes
 from rooffuse.codegen.triton_tiles import PERSISTENT_ELEMENTS, choose_tile, memory_along_rows
@@ -45,7 +47,8 @@ class Target:
         return choose_tile(kernel, nest, self.programs).persistent or running <= self.device.l2_bytes
 
     def finish(self, kernel: Kernel) -> Kernel:
-        """The kernel in the form that suits this target: online sums where a row's second sweep goes to memory.
+        """The kernel in the form that suits this target: online sums where a row's second sweep goes to memory, several
+        rows at once on a CPU.
 
         Raises NotLowerable for sums down columns that can't be kept on chip, or that too few programs would compute.
         """
@@ -54,7 +57,9 @@ class Target:
                 self._check_strips(kernel, nest)
             if self.multiplies and has_stray_product(nest):
                 raise NotLowerable("a matrix product would be summed one result at a time")
-        return merge_online(kernel, lambda k, nest: memory_along_rows(nest) and not self.holds(k, nest))
+        kernel = merge_online(kernel, lambda k, nest: memory_along_rows(nest) and not self.holds(k, nest))
+        kernel = take_out_row_factors(kernel)
+        return jam_rows(kernel, lambda k, nest: memory_along_rows(nest)) if self.language == "cpp" else kernel
 
     def _check_strips(self, kernel: Kernel, nest: Nest) -> None:
         strips = prod(a.size for a in nest.parallel if not a.strip)
