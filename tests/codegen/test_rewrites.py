@@ -16,7 +16,10 @@ from rooffuse.codegen.verify import verify
 from .cases import BY_NAME, CASES
 from .kernels import CppUnit, Lowered, assert_same, lower, run_interpreter
 
-REWRITES = {"jam": lambda k: jam_rows(k, lambda kernel, nest: memory_along_rows(nest)), "row_factors": take_out_row_factors}
+REWRITES = {
+    "jam": lambda k: jam_rows(k, lambda kernel, nest: memory_along_rows(nest)),
+    "row_factors": take_out_row_factors,
+}
 
 
 def rewritten(lowered: Lowered, how: str) -> Lowered:
