@@ -1,15 +1,17 @@
 """Several rows of a reduction at once (unroll and jam), so that more loads are under way and rows share what they load.
 
 One row at a time leaves a single chain of additions and a single stream from memory. A nest that goes through each row
-once is rewritten with ``JAMMED`` copies of what varies along its last parallel axis; what is left over of the axis
-becomes a nest of its own.
+once is rewritten with copies of what varies along a parallel axis: all of a short one along which the widest load
+stands still, such as the rows of a product with few (each weight is then loaded once for all of them), else some
+places of the last; what is left over of an axis becomes a nest of its own.
 """
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 
-from sympy import Expr, Symbol
+from sympy import Expr, Integer, Symbol
 
 from .index import rewrite, symbol
 from .ir import Axis, Compute, Index, Kernel, Load, Nest, Reduce, Stmt, Store, index_of
@@ -17,16 +19,25 @@ from .sweeps import plan_phases
 
 #: Rows at once, and the longest body that is copied so many times: more values than that don't stay in registers.
 JAMMED, LONGEST_BODY = 4, 24
+#: Most places of an axis that are all taken at once.
+SHORT_AXIS = 16
 
 
 def jam_rows(kernel: Kernel, worthwhile: Callable[[Kernel, Nest], bool]) -> Kernel:
-    """``kernel`` with several rows at once in the nests that allow it and where that is ``worthwhile``."""
+    """``kernel`` with several rows at once in the nests that allow it: short axes always, others if ``worthwhile``."""
     nests: list[Nest] = []
     for nest in kernel.nests:
-        if _allows(nest) and worthwhile(kernel, nest):
-            nests += _jammed(nest)
-        else:
+        if not _allows(nest):
             nests.append(nest)
+            continue
+        short = _short_axis(nest)
+        copies = 1 if short is None else short.size
+        shared = nest if short is None else _copied(nest, short, 1, short.size)
+        count = max(JAMMED // copies, 1)
+        if count > 1 and shared.parallel and shared.parallel[-1].size >= count and worthwhile(kernel, shared):
+            nests += _jammed(shared, count)
+        else:
+            nests.append(shared)
     return kernel if tuple(nests) == kernel.nests else replace(kernel, nests=tuple(nests))
 
 
@@ -34,39 +45,51 @@ def _allows(nest: Nest) -> bool:
     """One sweep of sums over rows of which nothing is stored but results, in a short body."""
     if not nest.reduction or not nest.parallel or nest.strip or len(nest.body) > LONGEST_BODY:
         return False
-    reduces = [s for s in nest.body if isinstance(s, Reduce)]
-    last = nest.parallel[-1]
-    if last.size < JAMMED or any(r.op != "sum" or last.symbol not in nest.scopes[r.value] for r in reduces):
+    if any(s.op != "sum" for s in nest.body if isinstance(s, Reduce)):
         return False
     summed = {a.symbol for a in nest.reduction}
     stored = any(isinstance(s, Store) and nest.store_scope(s) & summed for s in nest.body)
-    return sum(p.sweep for p in plan_phases(nest)) == 1 and not stored
+    return sum(p.sweep for p in plan_phases(nest)) == 1 and not stored and _all_vary(nest, nest.parallel[-1])
 
 
-def _jammed(nest: Nest) -> list[Nest]:
+def _all_vary(nest: Nest, axis: Axis) -> bool:
+    return all(axis.symbol in nest.scopes[s.value] for s in nest.body if isinstance(s, Reduce))
+
+
+def _short_axis(nest: Nest) -> Axis | None:
+    """A short parallel axis that all sums vary along and the widest load doesn't."""
+    loads = [nest.scopes[s.name] for s in nest.body if isinstance(s, Load)]
+    widest = max(loads, key=lambda scope: prod(nest.ranges[s] for s in scope), default=frozenset())
+    found = [a for a in nest.parallel if a.size <= SHORT_AXIS and a.symbol not in widest and _all_vary(nest, a)]
+    return found[0] if found and len(nest.parallel) > 1 else None
+
+
+def _jammed(nest: Nest, count: int) -> list[Nest]:
     axis = nest.parallel[-1]
-    whole, rest = axis.size // JAMMED, axis.size % JAMMED
-    found = [_copied(nest, axis, whole)]
+    whole, rest = axis.size // count, axis.size % count
+    found = [_copied(nest, axis, whole, count)]
     if rest:
         last = replace(axis, size=rest)
-        place = {axis.symbol: axis.symbol + JAMMED * whole}
+        place = {axis.symbol: axis.symbol + count * whole}
         body = tuple(_moved(s, "", frozenset(), place, {**nest.ranges, axis.symbol: rest}) for s in nest.body)
         found.append(Nest(tuple(last if a == axis else a for a in nest.axes), body))
     return found
 
 
-def _copied(nest: Nest, axis: Axis, size: int) -> Nest:
-    """The nest over ``size`` places of ``axis``, at each of which ``JAMMED`` rows are computed."""
+def _copied(nest: Nest, axis: Axis, size: int, count: int) -> Nest:
+    """The nest over ``size`` places of ``axis``, at each of which ``count`` rows are computed; without it for one."""
     ranges = {**nest.ranges, axis.symbol: size}
     varying = frozenset(n for n, scope in nest.scopes.items() if axis.symbol in scope)
+    start: Expr = axis.symbol * count if size > 1 else Integer(0)
     body: list[Stmt] = []
     for stmt in nest.body:
         if not isinstance(stmt, Store) and stmt.name not in varying:
             body.append(stmt)
             continue
-        for k in range(JAMMED):
-            body.append(_moved(stmt, f"_{k}", varying, {axis.symbol: JAMMED * axis.symbol + k}, ranges))
-    return Nest(tuple(replace(a, size=size) if a == axis else a for a in nest.axes), tuple(body))
+        for k in range(count):
+            body.append(_moved(stmt, f"_{k}", varying, {axis.symbol: start + k}, ranges))
+    axes = tuple(replace(a, size=size) if a == axis else a for a in nest.axes if a != axis or size > 1)
+    return Nest(axes, tuple(body))
 
 
 def _moved(stmt: Stmt, suffix: str, renamed: frozenset[str], place: dict[Symbol, Expr],

@@ -19,6 +19,7 @@ from torch.fx import Graph, Node
 from . import lower_contractions, lower_pointwise, lower_reductions, lower_special, lower_stores, lower_views
 from .builder import NestBuilder
 from .errors import NotLowerable
+from .exact_rounding import EXACT_IN_HALF
 from .fxinfo import dtype_of, numel_of, op_name, shape_of, span_of, strides_of, value_of
 from .index import dot, ravel, unravel
 from .ir import Buffer, Kernel, Load, Nest, Store, compute_dtype
@@ -31,8 +32,6 @@ Coords = tuple[Expr, ...]
 
 STORAGE_TYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int8, torch.uint8,
                            torch.int16, torch.int32, torch.int64, torch.bool})
-#: Types whose values bfloat16 (with 8 significant bits) and float16 hold exactly.
-EXACT_IN_HALF = (torch.bool, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -224,7 +223,7 @@ class NestLowering:
         node, b = reduction.node, self.builder
         places = zip(lower_contractions.factors(node), lower_contractions.factor_coords(coords))
         values = [b.cast(self.value(f, c), dtype_of(node)) for f, c in places]
-        if lower_contractions.is_matrix_product(node):
+        if lower_contractions.is_matrix_product(node) and dtype_of(node) in lower_contractions.MATRIX_TYPES:
             values = [b.rounded_always(v, dtype_of(node)) for v in values]
         return b.compute("mul", *values)
 

@@ -17,7 +17,9 @@ from .fxinfo import argument, dtype_of, op_name, shape_of, value_of
 _LEFT = {"mm": 0, "addmm": 1}
 _TYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 #: Types in which kernels multiply matrices; in others the library's are far better.
-_MATRIX_TYPES = frozenset({torch.bfloat16, torch.float16})
+MATRIX_TYPES = frozenset({torch.bfloat16, torch.float16})
+#: Most rows of a product that is bound by the bytes of its right factor, as with a single one.
+FEW_ROWS = 16
 
 
 def is_contraction(node: Node) -> bool:
@@ -28,11 +30,11 @@ def is_contraction(node: Node) -> bool:
     rows, columns, inner = product_shape(node)
     if inner < 2 or rows * columns == 0:
         return False
-    return dtype_of(node) in (_TYPES if rows == 1 else _MATRIX_TYPES)
+    return dtype_of(node) in (_TYPES if rows <= FEW_ROWS else MATRIX_TYPES)
 
 
 def is_matrix_product(node: Node) -> bool:
-    """Whether ``node`` is a product with several rows, for matrix units."""
+    """Whether ``node`` is a product with several rows, which the library computes unless a kernel gains by it."""
     return is_contraction(node) and product_shape(node)[0] > 1
 
 

@@ -87,12 +87,15 @@ def kernel_operations(kernel: Kernel, conditional_load: int = 1, special_units: 
     total = 0
     for nest in kernel.nests:
         form = contraction_of(nest)
+        products = {s.name for s in nest.body if isinstance(s, Compute) and s.op == "mul"}
         multiplied = {r.value for r in form.reduces} if form is not None else set()
         for stmt in nest.body:
             if isinstance(stmt, Const | Index | Store):
                 continue
             if form is not None and (isinstance(stmt, Reduce) or stmt.name in multiplied):
                 continue
+            if isinstance(stmt, Reduce) and stmt.value in products:
+                continue  # a sum of products is one instruction a product
             points = prod(nest.ranges[s] for s in nest.scopes[stmt.value if isinstance(stmt, Reduce) else stmt.name])
             conditional = isinstance(stmt, Load) and stmt.mask is not None and len(nest.scopes[stmt.mask]) > 1
             cost = operation_cost(stmt.op, special_units) if isinstance(stmt, Compute) else 1

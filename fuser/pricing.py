@@ -118,15 +118,18 @@ class GroupPricer:
         """Seconds of one kernel of these members that stores these outputs."""
         found = self.time(self.cost(members, outputs))
         products = [n for n in members if is_matrix_product(n)]
-        flops = {n: int(node_price(n).cost.flops) / self._matrix_rate(n, members) for n in products}
-        multiplying = sum(count / self.device.peak(dtype_of(n)) for n, count in flops.items())
+        multiplying = sum(int(node_price(n).cost.flops) / self._matrix_rate(n, members) for n in products)
         return max(multiplying, found.compute_s, found.memory_s) + found.launch_s
 
     def _matrix_rate(self, product: Node, members: Collection[Node]) -> float:
+        """FLOP/s of a matrix product, by the library or in a kernel."""
+        peak = self.device.peak(dtype_of(product))
         if self.is_library_call(members):
-            return 1.0
+            return peak
+        if self.device.kind == "cpu":
+            return KERNEL_MATRIX_RATE * self.device.peak(torch.float32, "vector")
         computed = any(r.source in members for r in self.units.reads(product))
-        return COMPUTED_FACTOR_RATE if computed else KERNEL_MATRIX_RATE
+        return peak * (COMPUTED_FACTOR_RATE if computed else KERNEL_MATRIX_RATE)
 
     def time(self, cost: Cost) -> Estimate:
         """Seconds of a kernel of this cost, its operations at the rate of ``computing``."""

@@ -9,14 +9,18 @@ from typing import Any
 import torch
 from rooffuse.codegen.contraction import contraction_of, has_stray_product
 from rooffuse.codegen.errors import NotLowerable
+from rooffuse.codegen.exact_rounding import drop_exact_roundings
+from rooffuse.codegen.fxinfo import dtype_of
 from rooffuse.codegen.ir import Kernel, Nest
 from rooffuse.codegen.jam import jam_rows
+from rooffuse.codegen.lower_contractions import FEW_ROWS, MATRIX_TYPES, product_shape
 from rooffuse.codegen.online import merge_online
 from rooffuse.codegen.row_factors import take_out_row_factors
 from rooffuse.codegen.sweeps import strip_sums
 from rooffuse.codegen.traffic import row_bytes
 from rooffuse.codegen.triton_tiles import PERSISTENT_ELEMENTS, choose_tile, memory_along_rows
 from rooffuse.cost_model import Device, local_device
+from torch.fx import Node
 
 #: Bytes of a row that a C++ kernel may sweep again without going to memory: within the second-level cache.
 CPU_ROW_BYTES = 1 << 19
@@ -55,11 +59,13 @@ class Target:
         for nest in kernel.nests:
             if nest.strip:
                 self._check_strips(kernel, nest)
-            if self.multiplies and has_stray_product(nest):
+            if self.language == "triton" and has_stray_product(nest):
                 raise NotLowerable("a matrix product would be summed one result at a time")
         kernel = merge_online(kernel, lambda k, nest: memory_along_rows(nest) and not self.holds(k, nest))
         kernel = take_out_row_factors(kernel)
-        return jam_rows(kernel, lambda k, nest: memory_along_rows(nest)) if self.language == "cpp" else kernel
+        if self.language == "cpp":
+            kernel = jam_rows(drop_exact_roundings(kernel), lambda k, nest: memory_along_rows(nest))
+        return kernel
 
     def _check_strips(self, kernel: Kernel, nest: Nest) -> None:
         strips = prod(a.size for a in nest.parallel if not a.strip)
@@ -73,10 +79,12 @@ class Target:
         if 2 * strips <= self.device.sms:
             raise NotLowerable(f"{strips} strips of rows are too few for {self.device.sms} processors")
 
-    @property
-    def multiplies(self) -> bool:
-        """Whether kernels have matrix units at their disposal."""
-        return self.language == "triton"
+    def multiplies(self, product: Node) -> bool:
+        """Whether a matrix product may be part of a kernel: on matrix units, or on a CPU with few enough rows that each
+        element of the right factor is used for all of them while it is in a register."""
+        if self.language == "triton":
+            return dtype_of(product) in MATRIX_TYPES
+        return product_shape(product)[0] <= FEW_ROWS
 
     @property
     def row_elements(self) -> int:

@@ -1,7 +1,7 @@
 """The graph as the grouping sees it: units that do work, and the views and constants between them that cost nothing."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,8 +30,8 @@ class Units:
     that needs one makes it inside, and a library call gets it when the program runs.
     """
 
-    def __init__(self, graph: Graph, matrix_products: bool = False) -> None:
-        """``matrix_products`` says whether kernels may multiply matrices; else each product is a library call."""
+    def __init__(self, graph: Graph, multiplies: Callable[[Node], bool] = lambda product: False) -> None:
+        """``multiplies`` says which matrix products may be part of kernels; the others are library calls."""
         self.graph = graph
         self.position = {node: k for k, node in enumerate(graph.nodes)}
         self.reasons: dict[Node, str] = {}
@@ -45,8 +45,8 @@ class Units:
             if self._is_part(node):
                 continue
             reason = None if op_name(node) in SPLITTERS else refusal(node)
-            if reason is None and not matrix_products and is_matrix_product(node):
-                reason = f"{node.target} with several rows is left to the library"
+            if reason is None and is_matrix_product(node) and not multiplies(node):
+                reason = f"{node.target} of this size and type is left to the library"
             if is_alias(node) and reason is None:
                 self.inline.add(node)
                 continue

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from rooffuse.codegen.cache import DiskCache
+from rooffuse.codegen.exact_rounding import drop_exact_roundings
 from rooffuse.codegen.ir import Compute, Kernel
 from rooffuse.codegen.jam import JAMMED, jam_rows
 from rooffuse.codegen.row_factors import take_out_row_factors
@@ -19,6 +20,7 @@ from .kernels import CppUnit, Lowered, assert_same, lower, run_interpreter
 REWRITES = {
     "jam": lambda k: jam_rows(k, lambda kernel, nest: memory_along_rows(nest)),
     "row_factors": take_out_row_factors,
+    "exact_rounding": drop_exact_roundings,
 }
 
 
@@ -40,9 +42,10 @@ def changed() -> dict[str, Lowered]:
     return found
 
 
-def test_both_rewrite_many_cases(changed: dict[str, Lowered]) -> None:
+def test_all_rewrite_many_cases(changed: dict[str, Lowered]) -> None:
     assert sum(k.startswith("jam/") for k in changed) >= 20
     assert sum(k.startswith("row_factors/") for k in changed) >= 5
+    assert sum(k.startswith("exact_rounding/") for k in changed) >= 5
 
 
 def test_interpreter(changed: dict[str, Lowered]) -> None:
