@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from sympy import Expr, Integer
+from sympy import Expr, Integer, Symbol
 
 from .errors import NotLowerable
 from .index import bounds, symbol
@@ -128,11 +128,20 @@ class NestBuilder:
         """Reduce ``value`` over all reduction axes, or over the strip axes, into compute type ``dtype``."""
         return self._emit(Reduce, compute_dtype(dtype), op, value, strip)
 
-    def store(self, buffer: str, dtype: torch.dtype, index: Expr, value: str, mask: str | None = None) -> None:
+    def store(self, buffer: str, dtype: torch.dtype, index: Expr, value: str, mask: str | None = None,
+              accumulate: bool = False) -> None:
         """Store ``value`` to a buffer of ``dtype``, which rounds: what was rounded to that type before needn't be."""
         unrounded, rounding = self._unrounded.get(value, (value, dtype))
-        value = unrounded if rounding == dtype else value
-        self.body.append(Store(buffer, index, value, mask))
+        value = unrounded if rounding == dtype and not accumulate else value
+        self.body.append(Store(buffer, index, value, mask, accumulate))
+
+    def require_scope(self, axes: set[Symbol], what: str) -> None:
+        """Raise NotLowerable unless the latest store varies over all of ``axes``: it would be taken out of a loop, and
+        an adding one has to be executed at every point."""
+        store = self.body[-1]
+        assert isinstance(store, Store)
+        if axes - Nest(self.axes, tuple(self.body)).store_scope(store):
+            raise NotLowerable(f"{what} adds the same to the same place again and again")
 
     def scope_has_reduction_axis(self, coords: Sequence[Expr]) -> bool:
         """Whether coordinates vary over a reduction axis (directly: indices from gathered values count as varying)."""

@@ -50,7 +50,7 @@ class NestPrinter(StripForm):
 
     def _column_axis(self) -> Axis | None:
         """The parallel axis to vectorise over instead of the last reduction axis, if memory runs along it."""
-        if not self.nest.reduction or not self.nest.parallel or self.nest.strip:
+        if not self.nest.reduction or not self.nest.parallel or self.nest.strip or self.colliding:
             return None
         row, along_row = self.nest.reduction[-1], 0
         votes: dict[Axis, int] = {}
@@ -246,7 +246,8 @@ class NestPrinter(StripForm):
         pieces = self._pieces(lane)
         for low, high in pieces:
             self._decide(lane, low, pieces)
-            self.add("#pragma omp simd")
+            if lane.symbol not in self.colliding:
+                self.add("#pragma omp simd")
             if chunked:
                 first = "begin" if low == 0 else f"RF_MAX(begin, INT64_C({low}))"
                 last = "end" if high == lane.size else f"RF_MIN(end, INT64_C({high}))"
@@ -305,6 +306,8 @@ class NestPrinter(StripForm):
         for reduce in blocks:
             self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name} = {self._start(reduce)};")
         clauses = "" if self._short else self._clauses(phase.reduces, blocked)
+        if lane.symbol in self.colliding and any(isinstance(s, Store) for s in body):
+            clauses = None
         online = any(r.op == "expsum" for r in phase.reduces)
         pieces = [(0, lane.size)] if blocked else self._pieces(lane)
         for first, last in pieces:

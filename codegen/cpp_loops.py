@@ -8,11 +8,14 @@ from sympy import Symbol
 
 from .cpp_spelling import CppStatements
 from .ir import Axis, Kernel, Nest, Reduce, Stmt, Store
+from .scatter import colliding_axes
 
 #: Points times operations below which a second thread costs more than it brings.
 SERIAL_WORK = 1 << 15
 #: Elements of a contiguous parallel axis that one thread takes at a time.
 CHUNK = 4096
+#: Fewest of them where every thread goes through all places of a scatter, for its own share of what is written there.
+SHARED_LANES = 64
 #: Leading parallel iterations wanted, so that threads get even shares.
 SHARES = 64
 
@@ -25,6 +28,7 @@ class LoopWriter(CppStatements):
         self.lines: list[str] = []
         self.depth = 1
         self.work = prod(a.size for a in nest.axes) * max(len(nest.body), 1)
+        self.colliding = colliding_axes(nest)
         self._rest: list[Axis] = []
 
     def add(self, text: str) -> None:
@@ -43,13 +47,21 @@ class LoopWriter(CppStatements):
 
     def _threads(self, axes: Sequence[Axis], contiguous: Axis | None = None, step: int = CHUNK) -> tuple[int, bool]:
         """Open the loops that threads share: over as many leading ``axes`` as give every thread a fair share, and over
-        chunks of ``contiguous`` if those are too few. Returns how many loops to close and whether chunks are open."""
+        chunks of ``contiguous`` if those are too few. Returns how many loops to close and whether chunks are open.
+
+        Axes along which stores collide stay inside of each thread, which goes through them in order."""
         parallel = self.work >= SERIAL_WORK
+        free = [a for a in axes if a.symbol not in self.colliding]
         shared: list[Axis] = []
-        while len(shared) < len(axes) and prod(a.size for a in shared) < SHARES:
-            shared.append(axes[len(shared)])
-        rest = list(axes[len(shared):])
+        while len(shared) < len(free) and prod(a.size for a in shared) < SHARES:
+            shared.append(free[len(shared)])
+        rest = [a for a in axes if a not in shared]
         count = prod(a.size for a in shared)
+        if contiguous is not None and self.colliding:
+            if contiguous.symbol in self.colliding:
+                contiguous = None
+            elif len(free) < len(axes):
+                step = min(step, max(SHARED_LANES, contiguous.size // SHARES))
         chunked = contiguous is not None and count < SHARES and contiguous.size > step
         opened = 0
         chunks = -(-contiguous.size // step) if chunked and contiguous else 1

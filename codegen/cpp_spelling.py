@@ -254,9 +254,13 @@ class CppStatements(Printer):
 
     def spell_store(self, stmt: Store) -> str:
         dtype = self.kernel.buffer(stmt.buffer).dtype
-        value = {torch.bfloat16: "rf_to_bf16({})", torch.float16: "rf_to_fp16({})"}.get(dtype, "{}").format(stmt.value)
+        element, value = f"{stmt.buffer}[{self.spell_index(stmt.index)}]", stmt.value
+        if stmt.accumulate:
+            old = {torch.bfloat16: "rf_from_bf16({})", torch.float16: "rf_from_fp16({})"}.get(dtype, "{}")
+            value = f"({old.format(element)} + {value})"
+        value = {torch.bfloat16: "rf_to_bf16({})", torch.float16: "rf_to_fp16({})"}.get(dtype, "{}").format(value)
         guard = f"if ({stmt.mask}) " if stmt.mask else ""
-        return f"{guard}{stmt.buffer}[{self.spell_index(stmt.index)}] = {value};"
+        return f"{guard}{element} = {value};"
 
     def declare(self, name: str, dtype: torch.dtype, expression: str) -> str:
         return f"const {COMPUTE[dtype]} {name} = {expression};"

@@ -106,7 +106,7 @@ class _NestRun:
         if stmt.mask is not None:
             mask = self.values[stmt.mask].expand(index.shape)
             value, index = value[mask], index[mask]
-        flat[index] = value
+        flat.index_put_((index,), value, accumulate=stmt.accumulate)
 
 
 def interpret(kernel: Kernel, buffers: Mapping[str, Tensor]) -> None:

@@ -8,7 +8,7 @@
             | Load   name = buffer[index] if mask else other
             | Compute name = op(args)
             | Reduce name = op over all reduction axes of value, or its sum over the strip axes
-            | Store  buffer[index] = value                 (if mask)
+            | Store  buffer[index] = value                 (if mask; or +=, when several points meet at one element)
 
 A value's *scope* is the set of axes that it varies over. Pointwise work and reductions are the same statements; only
 ``Reduce`` leaves the scope of the reduction axes. An index may contain ``symbol(name)`` of an SSA value: a gather
@@ -129,6 +129,7 @@ class Store:
     index: Expr
     value: str
     mask: str | None = None
+    accumulate: bool = False  # add to what is there, once for every point of the nest
 
 
 Stmt = Const | Index | Load | Compute | Reduce | Store
@@ -241,7 +242,7 @@ def format_statement(stmt: Stmt) -> str:
     """One line of text, such as ``v3:float32 = add(v1, v2)``."""
     mask = f" if {stmt.mask}" if isinstance(stmt, Load | Store) and stmt.mask else ""
     if isinstance(stmt, Store):
-        return f"{stmt.buffer}[{stmt.index}] = {stmt.value}{mask}"
+        return f"{stmt.buffer}[{stmt.index}] {'+=' if stmt.accumulate else '='} {stmt.value}{mask}"
     head = f"{stmt.name}:{_dtype_name(stmt.dtype)} = "
     if isinstance(stmt, Const):
         return head + repr(stmt.value)

@@ -26,6 +26,7 @@ from .ir import Buffer, Kernel, Load, Nest, Store, compute_dtype
 from .lower_domain import Domain, open_domain, reduced_elements, widest_across
 from .lower_reductions import Reduction, is_reduction, reduction_of, source_coords
 from .lower_strips import refuse_early_sums
+from .scatter import is_scatter
 from .simplify import simplify_nest
 
 Coords = tuple[Expr, ...]
@@ -301,7 +302,7 @@ def _store(nest: _OpenNest, node: Node, buffer: str, coords: Coords, buffers: di
         refuse_early_sums(b.body, b.axes, value)
         b.store(buffer, dtype_of(node), dot(coords, strides_of(node)), value)
         return
-    destination = node.args[0]
+    destination, visited = node.args[0], coords
     value, coords, inside = lower_stores.place(nest.lowering, node, coords)
     refuse_early_sums(b.body, b.axes, value)
     while destination not in buffers:
@@ -309,7 +310,10 @@ def _store(nest: _OpenNest, node: Node, buffer: str, coords: Coords, buffers: di
             raise NotLowerable(f"{node.name} writes into {destination.name}, which isn't a view of an input")
         destination, coords = lower_views.INDEX_MAPS[op_name(destination)](destination, coords, b.ranges)
     value = b.cast(value, dtype_of(node))
-    b.store(buffers[destination], dtype_of(node), dot(coords, strides_of(destination)), value, inside)
+    adds = lower_stores.accumulates(node)
+    b.store(buffers[destination], dtype_of(node), dot(coords, strides_of(destination)), value, inside, adds)
+    if adds:
+        b.require_scope({s for c in visited for s in c.free_symbols}, node.name)
 
 
 def _assemble(name: str, nests: tuple[Nest, ...], placeholders: list[Node], buffers: dict[Node, str],
@@ -333,6 +337,8 @@ def _check_mutations(kernel: Kernel) -> None:
     """A kernel may overwrite an input only where the same point of the same nest has read it."""
     for buffer in kernel.written & kernel.read:
         writers = [(n, s) for n in kernel.nests for s in n.body if isinstance(s, Store) and s.buffer == buffer]
+        if any(is_scatter(s) for _, s in writers):
+            raise NotLowerable(f"{buffer} would be read while a scatter writes it")
         for nest in kernel.nests:
             for stmt in nest.body:
                 if isinstance(stmt, Load) and stmt.buffer == buffer and any(

@@ -51,6 +51,8 @@ def kernel_traffic(kernel: Kernel, holds: Callable[[Kernel, Nest], bool]) -> tup
         stores: dict[str, dict[sympy.Expr, int]] = {}
         for stmt in nest.body:
             if isinstance(stmt, Store):
+                if stmt.accumulate:
+                    read += _footprint(kernel, nest, stmt) * kernel.buffer(stmt.buffer).dtype.itemsize
                 stores.setdefault(stmt.buffer, {})[stmt.index] = _footprint(kernel, nest, stmt)
         for name, accesses in stores.items():
             buffer = kernel.buffer(name)

@@ -207,7 +207,10 @@ class TritonStatements(Printer):
         kind = "tl.uint8" if dtype == torch.bool else TYPES[dtype]
         masks = self.access_mask(stmt)
         guard = f", mask={' & '.join(masks)}" if masks else ""
-        return f"tl.store({stmt.buffer} + {self.offset(stmt)}, {self.name(stmt.value)}.to({kind}){guard})"
+        place, value = f"{stmt.buffer} + {self.offset(stmt)}", f"{self.name(stmt.value)}.to({kind})"
+        if stmt.accumulate:
+            return f'tl.atomic_add({place}, {value}{guard}, sem="relaxed")'
+        return f"tl.store({place}, {value}{guard})"
 
     def name(self, value: str) -> str:
         return value + self.suffix

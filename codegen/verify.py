@@ -106,6 +106,8 @@ def _access_problem(kernel: Kernel, nest: Nest, known: dict[str, torch.dtype], s
         return f"a load of {buffer.dtype} gives {compute_dtype(buffer.dtype)}"
     if isinstance(stmt, Store) and known[stmt.value] != compute_dtype(buffer.dtype):
         return f"a {known[stmt.value]} is stored to {buffer.dtype}"
+    if isinstance(stmt, Store) and stmt.accumulate and buffer.dtype == torch.bool:
+        return "truth values don't add up"
     return None
 
 

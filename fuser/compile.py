@@ -13,8 +13,9 @@ from rooffuse.codegen.build_cpp import CompilationFailed, CompilerMissing, compi
 from rooffuse.codegen.cache import DiskCache
 from rooffuse.codegen.cpp import print_function, print_unit
 from rooffuse.codegen.ir import Kernel
+from rooffuse.codegen.lower import refusal
 from rooffuse.codegen.triton_kernel import TritonSource, print_kernel
-from rooffuse.passes import PIPELINE, run_passes, split_reductions_pass, split_variance_pass
+from rooffuse.passes import PIPELINE, run_passes, scatters_pass, split_reductions_pass, split_variance_pass
 from rooffuse.passes.graph import mutated_roots
 from torch.fx import GraphModule, Node
 
@@ -83,7 +84,7 @@ def plan_graph(gm: GraphModule, target: Target, options: Options, dump: Dump | N
     """Everything that needs neither a compiler nor the device."""
     clock = time.perf_counter()
     passes = (*PIPELINE, split_variance_pass(target.programs, target.row_elements),
-              split_reductions_pass(target.programs))
+              split_reductions_pass(target.programs), scatters_pass(lambda n: refusal(n) is None))
     graph = run_passes(gm, passes, lint=options.verify or dump is not None,
                        observe=dump.graph if dump is not None else None)
     passes_s, clock = time.perf_counter() - clock, time.perf_counter()

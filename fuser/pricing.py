@@ -9,7 +9,7 @@ from rooffuse.codegen.fxinfo import dtype_of, op_name
 from rooffuse.codegen.ir import Kernel
 from rooffuse.codegen.lower_contractions import is_matrix_product
 from rooffuse.codegen.lower_reductions import is_reduction
-from rooffuse.codegen.lower_stores import is_store, iterated
+from rooffuse.codegen.lower_stores import accumulates, is_store, iterated
 from rooffuse.codegen.traffic import contraction_flops, kernel_operations, operation_cost
 from rooffuse.cost_model import Cost, Device, Estimate, Price, estimate, price
 from torch.fx import Node
@@ -87,8 +87,7 @@ class GroupPricer:
     def cost(self, members: Collection[Node], outputs: Iterable[Node]) -> Cost:
         """Each outside buffer once (as much of it as is looked at), each output once, FLOPs of all members."""
         touched: dict[Node, dict[Node, int]] = {}
-        flops = 0
-        written = 0
+        flops = written = added = 0
         evaluations = self._evaluations(members)
         for node in members:
             if not is_matrix_product(node):
@@ -104,10 +103,11 @@ class GroupPricer:
                 parts[read.argument] = max(parts.get(read.argument, 0), size)
             if is_store(node):
                 written += distinct_bytes(iterated(node))
+                added += distinct_bytes(iterated(node)) if accumulates(node) else 0
         bytes_read = sum(min(sum(parts.values()), max(distinct_bytes(source), max(parts.values())))
                          for source, parts in touched.items())
         written += sum(distinct_bytes(o) for o in outputs)
-        return Cost(flops, bytes_read, written)
+        return Cost(flops, bytes_read + added, written)
 
     @staticmethod
     def is_library_call(members: Collection[Node]) -> bool:

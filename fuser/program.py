@@ -192,6 +192,8 @@ def _lives(steps: list[Step], buffers: list[Node], owners: dict[Node, Node], mad
         kernel = step.group.lowered.kernel
         where = dict(zip((b.name for b in kernel.buffers), step.arguments))
         for out, sources in inplace_pairs(kernel).items():
+            if out not in step.group.lowered.outputs:
+                continue  # written in place: what it holds already is needed
             dying = [where[s] for s in sources if where[s] in known and last[where[s]] == k
                      and sum(owners[a] is where[s] for a in step.arguments) == 1]
             if where[out] in known and dying:

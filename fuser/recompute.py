@@ -39,6 +39,8 @@ def recompute_producers(grouper: Grouper) -> int:
 def _move(grouper: Grouper, k: int, value: Node, mutated: Collection[Node]) -> bool:
     """Compute ``value`` of group ``k`` in all its consumers, if that saves time and every one still lowers."""
     state, units = grouper.state, grouper.units
+    if value in mutated:
+        return False
     users = [u for u in units.users(value) if u not in state.members[k]]
     consumers = sorted({g for u in users for g in grouper.groups_with(u)} - {k})
     if not consumers or any(u not in units.fusible or u not in state.owner for u in users):

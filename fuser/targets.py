@@ -16,6 +16,7 @@ from rooffuse.codegen.jam import jam_rows
 from rooffuse.codegen.lower_contractions import FEW_ROWS, MATRIX_TYPES, product_shape
 from rooffuse.codegen.online import merge_online
 from rooffuse.codegen.row_factors import take_out_row_factors
+from rooffuse.codegen.scatter import check_sums
 from rooffuse.codegen.sweeps import strip_sums
 from rooffuse.codegen.traffic import row_bytes
 from rooffuse.codegen.triton_tiles import PERSISTENT_ELEMENTS, choose_tile, memory_along_rows
@@ -32,13 +33,15 @@ RUNNING_PROGRAMS = 2
 class Target:
     """``language`` is "cpp" or "triton"; ``device`` is priced for; tensors are on ``torch_device``.
 
-    With ``interpreted`` Triton kernels run in Triton's interpreter on CPU tensors.
+    With ``interpreted`` Triton kernels run in Triton's interpreter on CPU tensors. ``deterministic`` asks for results
+    that don't hang on the order in which threads run, as ``torch.use_deterministic_algorithms`` does.
     """
 
     language: str
     device: Device
     torch_device: torch.device
     interpreted: bool = False
+    deterministic: bool = False
 
     def holds(self, kernel: Kernel, nest: Nest) -> bool:
         """Whether the rows of ``nest`` stay on chip from one sweep to the next."""
@@ -54,8 +57,10 @@ class Target:
         """The kernel in the form that suits this target: online sums where a row's second sweep goes to memory, several
         rows at once on a CPU.
 
-        Raises NotLowerable for sums down columns that can't be kept on chip, or that too few programs would compute.
+        Raises NotLowerable for sums down columns that can't be kept on chip, or that too few programs would compute,
+        and for scatters that this target would add up otherwise than a library call does.
         """
+        check_sums(kernel, self.language != "cpp", self.deterministic)
         for nest in kernel.nests:
             if nest.strip:
                 self._check_strips(kernel, nest)
@@ -109,7 +114,8 @@ def target_for(device: Device) -> Target:
 
 def local_target(values: Iterable[Any]) -> Target:
     """The target for graphs on these tensors' device: CUDA if any is there, else the CPU."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
     for value in values:
         if isinstance(value, torch.Tensor) and value.device.type == "cuda":
-            return Target("triton", local_device("cuda"), value.device)
+            return Target("triton", local_device("cuda"), value.device, deterministic=deterministic)
     return Target("cpp", local_device("cpu"), torch.device("cpu"))

@@ -15,6 +15,7 @@ from rooffuse.passes.memory_plan import (
 )
 from rooffuse.passes.op_sets import GATHERS, LIBRARY, POINTWISE, PRIMITIVES, REDUCTIONS, VIEWS, aot_decompositions
 from rooffuse.passes.pipeline import PIPELINE, Pass, run_passes
+from rooffuse.passes.scatters import scatters_pass
 from rooffuse.passes.split_reductions import split_reductions, split_reductions_pass
 from rooffuse.passes.split_variance import split_variance, split_variance_pass
 from rooffuse.passes.verify import GraphError, verify
@@ -38,6 +39,7 @@ __all__ = [
     "peak_live_bytes",
     "plan_memory",
     "run_passes",
+    "scatters_pass",
     "split_reductions",
     "split_reductions_pass",
     "split_variance",
