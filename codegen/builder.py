@@ -9,7 +9,7 @@ from sympy import Expr, Integer, Symbol
 
 from .errors import NotLowerable
 from .index import bounds, symbol
-from .ir import Axis, Compute, Const, Index, Load, Nest, Reduce, Stmt, Store, compute_dtype, operands
+from .ir import Axis, Compute, Const, Index, Load, Nest, Reduce, Scan, Stmt, Store, compute_dtype, operands
 
 Number = int | float | bool
 #: Statements of one nest: past this compilers take seconds, and work is being done again and again.
@@ -127,6 +127,10 @@ class NestBuilder:
     def reduce(self, op: str, value: str, dtype: torch.dtype, strip: bool = False) -> str:
         """Reduce ``value`` over all reduction axes, or over the strip axes, into compute type ``dtype``."""
         return self._emit(Reduce, compute_dtype(dtype), op, value, strip)
+
+    def scan(self, op: str, value: str, dtype: torch.dtype) -> str:
+        """What ``value`` has come to at each point of a row, in compute type ``dtype``."""
+        return self._emit(Scan, compute_dtype(dtype), op, value)
 
     def store(self, buffer: str, dtype: torch.dtype, index: Expr, value: str, mask: str | None = None,
               accumulate: bool = False) -> None:

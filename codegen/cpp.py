@@ -13,7 +13,7 @@ from .cpp_reduce import ONLINE_LANES
 from .cpp_spelling import COMPUTE, PRELUDE, STORAGE
 from .cpp_strips import StripForm
 from .index import affine
-from .ir import Axis, Compute, Kernel, Load, Nest, Reduce, Stmt, Store, operands
+from .ir import Axis, Compute, Kernel, Load, Nest, Reduce, Scan, Stmt, Store, operands
 from .sweeps import Phase, inner_values
 
 #: Bytes of thread-local memory for a row of values that several sweeps need.
@@ -266,6 +266,7 @@ class NestPrinter(StripForm):
         body = self._without_held(phase.body, computed)
         for reduce in phase.reduces:
             self._declare_accumulator(reduce)
+        self._start_scans(body)
         blocked = axes[-1].size > SUM_BLOCK and any(r.op in ("sum", "prod") for r in phase.reduces)
         self._short = (len(axes) > 1 and axes[-1].size <= SHORT_LANES and bool(phase.reduces)
                        and all(r.op == "sum" for r in phase.reduces))
@@ -306,7 +307,8 @@ class NestPrinter(StripForm):
         for reduce in blocks:
             self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name} = {self._start(reduce)};")
         clauses = "" if self._short else self._clauses(phase.reduces, blocked)
-        if lane.symbol in self.colliding and any(isinstance(s, Store) for s in body):
+        if (lane.symbol in self.colliding and any(isinstance(s, Store) for s in body)) or any(
+                isinstance(s, Scan) for s in body):
             clauses = None
         online = any(r.op == "expsum" for r in phase.reduces)
         pieces = [(0, lane.size)] if blocked else self._pieces(lane)

@@ -86,6 +86,7 @@ class ColumnForm(Accumulators):
         self._blocked = first.size > COLUMN_BLOCK and any(r.op in ("sum", "prod") for r in phase.reduces)
         for reduce in phase.reduces:
             self._declare_accumulator(reduce, COLUMN_LANES)
+        self._start_scans(phase.body, COLUMN_LANES)
         opened = 0
         if self._blocked:
             self.open(f"for (int64_t block = 0; block < {first.size}; block += {COLUMN_BLOCK})")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .cpp_loops import LoopWriter
+from .cpp_scans import ScanLoops
 from .cpp_spelling import COMPUTE, literal
 from .ir import Reduce
 
@@ -13,7 +13,7 @@ from .ir import Reduce
 ONLINE_LANES = 64
 
 
-class Accumulators(LoopWriter):
+class Accumulators(ScanLoops):
     """Reductions in scalars (row form) or in arrays over a block of lanes (column form)."""
 
     def _row_position(self) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .index import FloorDiv, Mod
-from .ir import Compute, Const, Index, Kernel, Load, Nest, Reduce, Stmt, Store, compute_dtype
+from .ir import Compute, Const, Index, Kernel, Load, Nest, Reduce, Scan, Stmt, Store, compute_dtype
 
 _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "not": torch.logical_not, "invert": torch.bitwise_not, "min": torch.minimum, "max": torch.maximum,
@@ -65,6 +65,8 @@ class _NestRun:
             self.values[stmt.name] = self._load(stmt)
         elif isinstance(stmt, Reduce):
             self.values[stmt.name] = self._reduce(stmt)
+        elif isinstance(stmt, Scan):
+            self.values[stmt.name] = self._scan(stmt)
         else:
             self.values[stmt.name] = self._compute(stmt)
 
@@ -98,6 +100,12 @@ class _NestRun:
             "expsum": lambda x: (x - x.amax(-1, keepdim=True)).exp().sum(-1),
             "all": lambda x: x.all(-1), "argmax": lambda x: x.argmax(-1), "argmin": lambda x: x.argmin(-1)}
         return ops[stmt.op](rows).to(stmt.dtype).reshape(*full.shape[:parallel], *[1] * (len(self.shape) - parallel))
+
+    def _scan(self, stmt: Scan) -> Tensor:
+        full = self.values[stmt.value].expand(self.shape)
+        rows = full.reshape(*full.shape[:len(self.nest.parallel)], -1)
+        scanned = torch.cumsum(rows, -1) if stmt.op == "sum" else torch.cumprod(rows, -1)
+        return scanned.to(stmt.dtype).reshape(self.shape)
 
     def _store(self, stmt: Store) -> None:
         flat = self.buffers[stmt.buffer]

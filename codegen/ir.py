@@ -8,12 +8,13 @@
             | Load   name = buffer[index] if mask else other
             | Compute name = op(args)
             | Reduce name = op over all reduction axes of value, or its sum over the strip axes
+            | Scan   name = op over the row's elements of value up to this point
             | Store  buffer[index] = value                 (if mask; or +=, when several points meet at one element)
 
 A value's *scope* is the set of axes that it varies over. Pointwise work and reductions are the same statements; only
-``Reduce`` leaves the scope of the reduction axes. An index may contain ``symbol(name)`` of an SSA value: a gather
-(Load) or a scatter (Store). Values have a *compute type*: bfloat16 and float16 are widened to float32 by the Load
-and rounded by the Store, so nothing in between rounds.
+``Reduce`` leaves the scope of the reduction axes, and a ``Scan`` is in it whatever its value. An index may contain
+``symbol(name)`` of an SSA value: a gather (Load) or a scatter (Store). Values have a *compute type*: bfloat16 and
+float16 are widened to float32 by the Load and rounded by the Store, so nothing in between rounds.
 
 Strip axes are for sums along rows and down columns of one input, as a norm's backward has them: a strip is some
 neighbouring rows that one program goes through in order. Reductions along a row are as ever; a ``Reduce`` with
@@ -51,6 +52,7 @@ OPS: Mapping[str, int] = {
 #: Reductions and the value each starts from (for floats; the printers know the integer limits).
 #: "expsum" is the sum of ``exp(x - max(x))``.
 REDUCTIONS = ("sum", "prod", "max", "min", "any", "all", "argmax", "argmin", "expsum")
+SCANS = ("sum", "prod")
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -124,6 +126,14 @@ class Reduce:
 
 
 @dataclass(frozen=True)
+class Scan:
+    name: str
+    dtype: torch.dtype
+    op: str
+    value: str
+
+
+@dataclass(frozen=True)
 class Store:
     buffer: str
     index: Expr
@@ -132,7 +142,7 @@ class Store:
     accumulate: bool = False  # add to what is there, once for every point of the nest
 
 
-Stmt = Const | Index | Load | Compute | Reduce | Store
+Stmt = Const | Index | Load | Compute | Reduce | Scan | Store
 
 
 def operands(stmt: Stmt) -> tuple[str, ...]:
@@ -140,7 +150,7 @@ def operands(stmt: Stmt) -> tuple[str, ...]:
     names: list[str] = []
     if isinstance(stmt, Compute):
         names.extend(stmt.args)
-    elif isinstance(stmt, Reduce | Store):
+    elif isinstance(stmt, Reduce | Scan | Store):
         names.append(stmt.value)
     if isinstance(stmt, Load | Store) and stmt.mask is not None:
         names.append(stmt.mask)
@@ -196,6 +206,8 @@ class Nest:
                 scope |= {s for s in index.free_symbols if s in self.ranges}
             if isinstance(stmt, Reduce):
                 scope -= strip if stmt.strip else reduced
+            elif isinstance(stmt, Scan):
+                scope |= reduced
             known[stmt.name] = frozenset(scope)
         return known
 
@@ -252,6 +264,8 @@ def format_statement(stmt: Stmt) -> str:
         return head + f"{stmt.buffer}[{stmt.index}]" + (f"{mask} else {stmt.other}" if mask else "")
     if isinstance(stmt, Reduce):
         return head + f"{'strip' if stmt.strip else 'reduce'}_{stmt.op}({stmt.value})"
+    if isinstance(stmt, Scan):
+        return head + f"scan_{stmt.op}({stmt.value})"
     rounding = f", {_dtype_name(stmt.rounding)}" if stmt.rounding else ""
     return head + f"{stmt.op}({', '.join(stmt.args)}{rounding})"
 

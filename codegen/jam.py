@@ -14,7 +14,8 @@ from math import prod
 from sympy import Expr, Integer, Symbol
 
 from .index import rewrite, symbol
-from .ir import Axis, Compute, Index, Kernel, Load, Nest, Reduce, Stmt, Store, index_of
+from .ir import Axis, Compute, Index, Kernel, Load, Nest, Reduce, Scan, Stmt, Store, index_of
+from .scatter import is_scatter
 from .sweeps import plan_phases
 
 #: Rows at once, and the longest body that is copied so many times: more values than that don't stay in registers.
@@ -45,6 +46,8 @@ def _allows(nest: Nest) -> bool:
     """One sweep of sums over rows of which nothing is stored but results, in a short body."""
     if not nest.reduction or not nest.parallel or nest.strip or len(nest.body) > LONGEST_BODY:
         return False
+    if any(isinstance(s, Scan) or (isinstance(s, Store) and is_scatter(s)) for s in nest.body):
+        return False  # which keep to the order of the points
     if any(s.op != "sum" for s in nest.body if isinstance(s, Reduce)):
         return False
     summed = {a.symbol for a in nest.reduction}

@@ -16,7 +16,15 @@ import torch
 from sympy import Expr, Integer
 from torch.fx import Graph, Node
 
-from . import lower_contractions, lower_pointwise, lower_reductions, lower_special, lower_stores, lower_views
+from . import (
+    lower_contractions,
+    lower_pointwise,
+    lower_reductions,
+    lower_scans,
+    lower_special,
+    lower_stores,
+    lower_views,
+)
 from .builder import NestBuilder
 from .errors import NotLowerable
 from .exact_rounding import EXACT_IN_HALF
@@ -25,6 +33,7 @@ from .index import dot, ravel, unravel
 from .ir import Buffer, Kernel, Load, Nest, Store, compute_dtype
 from .lower_domain import Domain, open_domain, reduced_elements, widest_across
 from .lower_reductions import Reduction, is_reduction, reduction_of, source_coords
+from .lower_scans import is_scan
 from .lower_strips import refuse_early_sums
 from .scatter import is_scatter
 from .simplify import simplify_nest
@@ -49,7 +58,7 @@ def refusal(node: Node) -> str | None:
     """Why ``node`` can't be part of a kernel, or None if it can (by itself, at least)."""
     name = op_name(node)
     known = (name in lower_pointwise.RULES or name in lower_special.RULES or name in lower_views.INDEX_MAPS
-             or is_reduction(node) or lower_stores.is_store(node))
+             or is_reduction(node) or is_scan(node) or lower_stores.is_store(node))
     if not known:
         return f"{node.target} has no lowering"
     try:
@@ -102,6 +111,8 @@ class NestLowering:
         name = op_name(node)
         if is_reduction(node):
             return self._reduction(reduction_of(node), coords)
+        if is_scan(node):
+            return lower_scans.pull(self, node, coords)
         if name in lower_views.INDEX_MAPS:
             source, inner = lower_views.INDEX_MAPS[name](node, coords, self.builder.ranges)
             return self.value(source, inner)

@@ -13,7 +13,8 @@ from .builder import NestBuilder
 from .fxinfo import numel_of, op_name, shape_of, value_of
 from .index import ravel, symbol, unravel
 from .ir import Axis
-from .lower_reductions import is_reduction, reduction_of, source_coords
+from .lower_reductions import Reduction, is_reduction, reduction_of, source_coords
+from .lower_scans import is_scan, rows_of
 from .lower_strips import along_rows, cut_strips, strip_sizes
 
 Coords = tuple[Expr, ...]
@@ -86,14 +87,14 @@ def _spread(start: Node, coords: Coords, inside: set[Node], ranges: dict, axes: 
                 kept = tuple((Integer(0) if reduction.keepdim else None) if d in reduction.dims else c
                              for d, c in enumerate(here))
                 learn(user, tuple(c for c in kept if c is not None))
-            elif op_name(user) in lower_pointwise.RULES or op_name(user) == "copy_":
+            elif op_name(user) in lower_pointwise.RULES or op_name(user) == "copy_" or is_scan(user):
                 if shape_of(user) == shape_of(node):
                     learn(user, here)
             elif op_name(user) in lower_views.INDEX_MAPS and user.args[0] is node:
                 learn(user, lower_views.forward_coords(user, here, ranges))
         if node.op == "placeholder":
             continue
-        if op_name(node) in lower_pointwise.RULES:
+        if op_name(node) in lower_pointwise.RULES or is_scan(node):
             for source in node.all_input_nodes:
                 learn(source, lower_views.broadcast_coords(here, shape_of(source)))
         elif is_reduction(node):
@@ -122,27 +123,30 @@ def _ancestors(node: Node, buffers: dict[Node, str]) -> list[Node]:
     return list(seen)
 
 
+def _needed_rows(node: Node, buffers: dict[Node, str]) -> list[Reduction]:
+    """Rows of the reductions and scans that ``node`` needs."""
+    return [r for n in _ancestors(node, buffers) if (r := rows_of(n)) is not None]
+
+
 def reduced_elements(node: Node, buffers: dict[Node, str]) -> int:
-    """Elements that go into the widest reduction that ``node`` needs; 0 if it needs none."""
-    return max((prod(reduction_of(n).shape) for n in _ancestors(node, buffers)
-                if is_reduction(n) and reduction_of(n).count > 1), default=0)
+    """Elements that go into the widest reduction or scan that ``node`` needs; 0 if it needs none."""
+    return max((prod(r.shape) for r in _needed_rows(node, buffers)), default=0)
 
 
 def widest_across(node: Node, buffers: dict[Node, str]) -> bool:
     """Whether the widest reductions that ``node`` needs all go down columns."""
-    found = [reduction_of(n) for n in _ancestors(node, buffers) if is_reduction(n) and reduction_of(n).count > 1]
+    found = _needed_rows(node, buffers)
     widest = max((prod(r.shape) for r in found), default=0)
     return not any(along_rows(r) for r in found if prod(r.shape) == widest)
 
 
 def open_domain(target: Node, inside: set[Node], buffers: dict[Node, str], eager_rounding: bool) -> Domain:
-    """A domain for ``target``: the space of the widest reduction that it needs, else its own elements."""
-    reductions = [n for n in _ancestors(target, buffers) if is_reduction(n) and reduction_of(n).count > 1]
+    """A domain for ``target``: the space of the widest reduction or scan that it needs, else its own elements."""
+    reductions = _needed_rows(target, buffers)
     if reductions:
-        hero = max(reductions, key=lambda n: (prod(reduction_of(n).shape), along_rows(reduction_of(n))))
-        reduction = reduction_of(hero)
+        reduction = max(reductions, key=lambda r: (prod(r.shape), along_rows(r)))
         axes, coords = _axes(reduction.shape, reduction.dims)
-        start = reduction.source or hero
+        start = reduction.source or reduction.node
         if reduction.source is None:
             coords = tuple(c for d, c in enumerate(coords) if d not in reduction.dims)
     else:

@@ -202,6 +202,8 @@ def forward_coords(node: Node, coords: Coords, ranges: Ranges) -> Coords | None:
     """Coordinates in the view ``node`` of the element that is at ``coords`` in its input; None if there may be
     several or none."""
     name = op_name(node)
+    if name == "flip":
+        return _flip(node, coords, ranges)[1]
     if name not in _BIJECTIVE:
         return None
     old, new = shape_of(node.args[0]), shape_of(node)

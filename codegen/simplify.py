@@ -8,7 +8,7 @@ from math import prod
 from sympy import Expr, Integer, Symbol
 
 from .index import FloorDiv, Mod, affine, rewrite, symbol
-from .ir import Axis, Index, Load, Nest, Reduce, Stmt, Store, index_of
+from .ir import Axis, Index, Load, Nest, Reduce, Scan, Stmt, Store, index_of
 from .sweeps import strip_sums
 
 
@@ -77,9 +77,9 @@ def split_axes(nest: Nest) -> Nest:
 def order_axes(nest: Nest) -> Nest:
     """Parallel axes by falling stride of the widest store, reduction axes by falling stride of the widest load.
 
-    The order of reduction axes is kept where a reduction's result is a position in it (argmax, argmin).
+    The order of reduction axes is kept where a result is a position in it (argmax, argmin) or a scan goes along it.
     """
-    positional = any(isinstance(s, Reduce) and s.op.startswith("arg") for s in nest.body)
+    positional = any(isinstance(s, Scan) or (isinstance(s, Reduce) and s.op.startswith("arg")) for s in nest.body)
 
     def elements(index: Expr) -> int:
         return prod(nest.ranges[s] for s in index.free_symbols if s in nest.ranges)

@@ -14,14 +14,15 @@ from sympy import Symbol
 
 from .contraction import contraction_of
 from .index import bounds
-from .ir import Axis, Kernel, Load, Nest, Reduce, Store
+from .ir import Axis, Kernel, Load, Nest, Reduce, Scan, Store
 from .sweeps import Phase, after_strips, finale, plan_phases, strip_sums
 from .triton_dot import DotPrinter, DotTile, dot_tile
-from .triton_spelling import POINTERS, PRELUDE, TYPES, TritonStatements
+from .triton_scans import ScanTiles
+from .triton_spelling import POINTERS, PRELUDE, TYPES
 from .triton_tiles import Tile, choose_tile
 
 
-class NestPrinter(TritonStatements):
+class NestPrinter(ScanTiles):
     """Prints one nest for one program; ``number`` keeps the names of several nests in a kernel apart."""
 
     def __init__(self, kernel: Kernel, nest: Nest, tile: Tile, number: int, indent: str) -> None:
@@ -91,6 +92,8 @@ class NestPrinter(TritonStatements):
         for stmt in self.nest.body:
             if isinstance(stmt, Reduce):
                 self._reduce_tile(stmt, self.name(stmt.value), 0)
+            elif isinstance(stmt, Scan):
+                self.add(*self._scan_lines(stmt, self.tile.xblock, self.tile.rblock, False, None))
             else:
                 self.add(self.line(stmt))
 
@@ -134,12 +137,18 @@ class NestPrinter(TritonStatements):
                 if reduce.op.startswith("arg"):
                     self.add(f"{self.name('at_' + reduce.name)} = tl.full([{self.tile.xblock}, {self.tile.rblock}], "
                              "2147483647, tl.int32)")
+            for text in self._first_totals(phase.body, self.tile.xblock):
+                self.add(text)
             start = self.name("start")
             self.add(f"for {start} in range(0, {self.row}, {self.tile.rblock}):")
             self._open_row(f"{start} + ", 1)
             for stmt in phase.body:
                 if isinstance(stmt, Reduce):
                     self._accumulate(stmt)
+                elif isinstance(stmt, Scan):
+                    mask = self.name("rmask") if self.mask_r else None
+                    for text in self._scan_lines(stmt, self.tile.xblock, self.tile.rblock, True, mask):
+                        self.add(text, 1)
                 else:
                     self.add(self.line(stmt), 1)
             for reduce in phase.reduces:

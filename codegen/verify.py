@@ -8,6 +8,7 @@ from .index import bounds
 from .ir import (
     OPS,
     REDUCTIONS,
+    SCANS,
     Compute,
     Const,
     Index,
@@ -15,6 +16,7 @@ from .ir import (
     Load,
     Nest,
     Reduce,
+    Scan,
     Stmt,
     Store,
     compute_dtype,
@@ -65,6 +67,8 @@ def _reduction_problem(nest: Nest, stmt: Stmt) -> str | None:
             return f"the nest has no {'strip' if stmt.strip else 'reduction'} axis"
         if stmt.strip and (stmt.op != "sum" or not nest.scopes[stmt.value] >= {a.symbol for a in nest.reduction}):
             return "over a strip there are sums only, of whole rows"
+    if isinstance(stmt, Scan) and (nest.strip or not nest.reduction):
+        return "a scan goes along reduction axes, in a nest without strips"
     if stmt not in after_strips(nest):
         return None
     if isinstance(stmt, Reduce):
@@ -114,6 +118,8 @@ def _access_problem(kernel: Kernel, nest: Nest, known: dict[str, torch.dtype], s
 def _value_problem(known: dict[str, torch.dtype], stmt: Const | Index | Compute | Reduce | Stmt) -> str | None:
     if isinstance(stmt, Reduce) and stmt.op not in REDUCTIONS:
         return f"{stmt.op} is no reduction"
+    if isinstance(stmt, Scan) and (stmt.op not in SCANS or known[stmt.value] != stmt.dtype):
+        return f"a {stmt.op} of {known[stmt.value]} is no scan of {stmt.dtype}"
     if isinstance(stmt, Compute):
         if stmt.op not in OPS:
             return f"{stmt.op} is no operation"

@@ -19,6 +19,7 @@ from rooffuse.codegen.fxinfo import op_name
 from rooffuse.codegen.ir import Kernel
 from rooffuse.codegen.lower import LoweredGroup, lower_group
 from rooffuse.codegen.lower_reductions import is_reduction
+from rooffuse.codegen.lower_scans import is_scan
 from rooffuse.codegen.lower_stores import is_store
 from rooffuse.codegen.verify import verify
 from rooffuse.passes import hazard_edges
@@ -292,7 +293,7 @@ class Grouper:
     def _needs_lowering(self, union: Collection[Node]) -> bool:
         """Whether a merge can fail or compute more than the graph says: with reductions, writes, and parts of values
         taken apart inside of the kernel. Plain elementwise chains can't."""
-        if any(is_reduction(n) or is_store(n) or op_name(n) in PIECEWISE for n in union):
+        if any(is_reduction(n) or is_scan(n) or is_store(n) or op_name(n) in PIECEWISE for n in union):
             return True
         return any(read.source in union and read.argument is not read.source
                    and read.argument.meta["val"].numel() != read.source.meta["val"].numel()

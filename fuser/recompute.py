@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rooffuse.codegen.errors import NotLowerable
 from rooffuse.codegen.lower_reductions import is_reduction
+from rooffuse.codegen.lower_scans import is_scan
 from rooffuse.codegen.lower_stores import is_store
 from rooffuse.passes.graph import mutated_roots
 from torch.fx import Node
@@ -77,7 +78,7 @@ def _chain(grouper: Grouper, k: int, value: Node) -> frozenset[Node] | None:
     chain, work = {value}, [value]
     while work:
         node = work.pop()
-        if is_reduction(node) or is_store(node) or len(chain) > MAX_CHAIN:
+        if is_reduction(node) or is_scan(node) or is_store(node) or len(chain) > MAX_CHAIN:
             return None
         for read in units.reads(node):
             if read.source in members and read.source not in chain:

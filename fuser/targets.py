@@ -11,7 +11,7 @@ from rooffuse.codegen.contraction import contraction_of, has_stray_product
 from rooffuse.codegen.errors import NotLowerable
 from rooffuse.codegen.exact_rounding import drop_exact_roundings
 from rooffuse.codegen.fxinfo import dtype_of
-from rooffuse.codegen.ir import Kernel, Nest
+from rooffuse.codegen.ir import Kernel, Nest, Scan
 from rooffuse.codegen.jam import jam_rows
 from rooffuse.codegen.lower_contractions import FEW_ROWS, MATRIX_TYPES, product_shape
 from rooffuse.codegen.online import merge_online
@@ -58,7 +58,7 @@ class Target:
         rows at once on a CPU.
 
         Raises NotLowerable for sums down columns that can't be kept on chip, or that too few programs would compute,
-        and for scatters that this target would add up otherwise than a library call does.
+        for scans of few long rows, and for scatters that this target would add up otherwise than a library call does.
         """
         check_sums(kernel, self.language != "cpp", self.deterministic)
         for nest in kernel.nests:
@@ -66,11 +66,19 @@ class Target:
                 self._check_strips(kernel, nest)
             if self.language == "triton" and has_stray_product(nest):
                 raise NotLowerable("a matrix product would be summed one result at a time")
+            if any(isinstance(s, Scan) for s in nest.body):
+                self._check_scans(kernel, nest)
         kernel = merge_online(kernel, lambda k, nest: memory_along_rows(nest) and not self.holds(k, nest))
         kernel = take_out_row_factors(kernel)
         if self.language == "cpp":
             kernel = jam_rows(drop_exact_roundings(kernel), lambda k, nest: memory_along_rows(nest))
         return kernel
+
+    def _check_scans(self, kernel: Kernel, nest: Nest) -> None:
+        tile = choose_tile(kernel, nest, self.programs)
+        if self.language != "cpp" and not tile.persistent and tile.programs < self.device.sms:
+            row = prod(a.size for a in nest.reduction)
+            raise NotLowerable(f"{tile.programs} programs would scan rows of {row} elements, tile by tile")
 
     def _check_strips(self, kernel: Kernel, nest: Nest) -> None:
         strips = prod(a.size for a in nest.parallel if not a.strip)

@@ -99,6 +99,28 @@ case("constants_with_their_sum", lambda x: (torch.zeros_like(x), torch.zeros_lik
 case("two_sizes", lambda x, y: (x * 2, y.exp()), (5, 6), (7,))
 case("two_row_lengths", lambda x, y: (x.exp(), y + 1), (5, 6), (7, 9))
 
+# scans along rows and down columns, between producers, consumers and reductions
+for n in RAGGED:
+    big = n > 1000
+    case(f"cumsum_row_{n}", lambda x: x.cumsum(-1), (3, n), heavy=big)
+    case(f"cumsum_column_{n}", lambda x: (x * 2).cumsum(0) + 1, (n, 19), heavy=big)
+    case(f"cumsum_with_total_{n}", lambda x: x.exp().cumsum(-1) / x.exp().sum(-1, keepdim=True), (3, n), heavy=big)
+for n in (7, 33, 300):
+    case(f"cumprod_{n}", lambda x: (x * 0.1 + 1).cumprod(-1), (3, n))
+    case(f"cumsum_middle_{n}", lambda x: x.cumsum(1), (3, n, 5))
+    case(f"cumsum_of_normalised_{n}", lambda x: F.softmax(x, -1).cumsum(-1), (5, n))
+    case(f"cumsum_twice_{n}", lambda x: (x.cumsum(-1).cumsum(-1), x.sum(-1)), (5, n))
+    case(f"largest_cumsum_{n}", lambda x: x.cumsum(-1).amax(-1), (5, n))
+    case(f"cumsum_from_the_end_{n}", lambda x: x.flip(-1).cumsum(-1).flip(-1) * 2, (5, n))
+case("cumsum_alone", lambda x: x.cumsum(0), (65,))
+case("cumsum_of_one", lambda x: x.cumsum(1) * 2, (5, 1, 3))
+case("cumsum_integers", lambda x: (x.cumsum(-1), x.cumprod(-1)), integers(3, 5, 33, low=-2, dtype=torch.int8))
+case("cumsum_truth", lambda x: (x > 1).cumsum(0) - 1, integers(3, 40, 9))
+case("cumsum_bfloat16", lambda x: x.cumsum(-1), lambda: torch.randn(5, 65).bfloat16())
+case("cumsum_double", lambda x: x.cumsum(0), lambda: torch.randn(65, 9).double())
+case("cumsum_to_double", lambda x: x.cumsum(-1, dtype=torch.float64), (5, 65))
+case("cumsum_transposed", lambda x: x.t().cumsum(-1), (33, 5))
+
 # index maps
 case("concat", lambda x, y: torch.cat([x, y[:, 1:], x * 2], 1), (5, 3), (5, 4))
 case("concat_types", lambda x, y: torch.cat([x, y]), (5, 3), integers(9, 2, 3))

@@ -1,0 +1,56 @@
+"""Cumulative sums and products: each element is what a reduction has come to at that place of its row.
+
+The row is the nest's reduction axis, so that a scan shares it with reductions, producers and consumers.
+"""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sympy import Expr
+from torch.fx import Node
+
+from .errors import NotLowerable
+from .fxinfo import argument, dtype_of, op_name, shape_of, wrap_dim
+from .lower_reductions import Reduction, is_reduction, reduction_of
+
+if TYPE_CHECKING:
+    from .lower import NestLowering
+
+#: operator -> IR scan
+SCAN_OPS = {"cumsum": "sum", "cumprod": "prod"}
+
+
+def is_scan(node: Node) -> bool:
+    """Whether ``node`` is a cumulative operator that lowers to ``Scan``."""
+    return op_name(node) in SCAN_OPS
+
+
+def scanned_rows(node: Node) -> Reduction:
+    """The rows that a scan goes along, in the words of a reduction over them."""
+    source = node.args[0]
+    shape = shape_of(source)
+    dim = wrap_dim(argument(node, 1, "dim"), len(shape))
+    return Reduction(node, source, shape, SCAN_OPS[op_name(node)], (dim,) if shape else (), True)
+
+
+def rows_of(node: Node) -> Reduction | None:
+    """The rows of more than one element that a reduction or a scan goes along; None for other nodes."""
+    found = reduction_of(node) if is_reduction(node) else scanned_rows(node) if is_scan(node) else None
+    return found if found is not None and found.count > 1 else None
+
+
+def pull(context: NestLowering, node: Node, coords: tuple[Expr, ...]) -> str:
+    """The value of a scan at ``coords``, which must run along the nest's rows; raises NotLowerable otherwise."""
+    b, rows = context.builder, scanned_rows(node)
+    if rows.count > 1:
+        axes = [a for a in b.axes if a.reduction]
+        others = [c for d, c in enumerate(coords) if d not in rows.dims]
+        if b.mask is not None:
+            raise NotLowerable(f"{node.name} would be scanned under a mask")
+        if any(a.strip for a in b.axes):
+            raise NotLowerable(f"{node.name} would be among sums along rows and down columns")
+        if len(axes) != 1 or coords[rows.dims[0]] != axes[0].symbol or b.scope_has_reduction_axis(others):
+            raise NotLowerable(f"{node.name} goes along dimension {rows.dims[0]}, which isn't the kernel's row")
+    assert rows.source is not None
+    value = b.cast(context.value(rows.source, coords), dtype_of(node))
+    return b.rounded(b.scan(rows.op, value, dtype_of(node)) if rows.count > 1 else value, dtype_of(node))

@@ -1,0 +1,51 @@
+"""Cumulative sums through the whole compiler, gradients included."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.fuser.graphs import groups_of, planned
+
+from .eager import randn, same_as_eager
+
+
+def _gradient(x: Tensor) -> Any:
+    y = (x.sigmoid().cumsum(-1) * x).sum()
+    return y.detach(), *torch.autograd.grad(y, x)
+
+
+def _top_p(x: Tensor) -> Tensor:
+    p = F.softmax(x, -1)
+    total = p.cumsum(-1)
+    return torch.where(total - p > 0.9, 0.0, p)
+
+
+def _slots(x: Tensor) -> Tensor:
+    chosen = F.one_hot(x.argmax(-1), x.shape[-1])
+    return (chosen.cumsum(0) * chosen).sum(-1) - 1
+
+
+FUNCTIONS = {
+    "top_p": _top_p, "slots": _slots, "products": lambda x: (x * 0.1 + 1).cumprod(0) * x,
+    "both dimensions": lambda x: x.cumsum(0).cumsum(1) + 1, "last": lambda x: x.cumsum(1)[:, -1:] - x.sum(1, True),
+    "empty": lambda x: x[:, :0].cumsum(1), "flat": lambda x: x.view(-1).cumsum(0).view_as(x) * 2,
+    "largest": lambda x: x.cummax(1).values + 1, "integers": lambda x: (x > 0).cumsum(1),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_scans_do_what_eager_does(name: str) -> None:
+    same_as_eager(FUNCTIONS[name], randn((9, 33)))
+
+
+def test_gradient_of_a_scan() -> None:
+    same_as_eager(_gradient, lambda: [torch.randn(5, 33, requires_grad=True)])
+
+
+def test_a_scan_shares_its_kernel_with_what_surrounds_it() -> None:
+    assert len(groups_of(planned(_top_p, torch.empty(256, 4096)).grouping)) == 1
