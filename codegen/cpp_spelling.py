@@ -91,6 +91,20 @@ static inline int64_t rf_bounded(int64_t i, int64_t n) {
   if (__builtin_expect((uint64_t)i >= (uint64_t)n, 0)) { rf_status = 1; return 0; }
   return i;
 }
+// Philox4x32-10 (Salmon et al., 2011) for a 64-bit key and counter: word W of four. Its rounds are spelled out: a loop
+// inside of a loop isn't vectorised.
+template <int W> static inline int32_t rf_philox(int64_t seed, int64_t position) {
+  uint32_t a = (uint32_t)position, b = (uint32_t)((uint64_t)position >> 32), c = 0, d = 0;
+  uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)((uint64_t)seed >> 32);
+#define RF_ROUND { \
+    const uint64_t first = (uint64_t)a * 0xD2511F53u, second = (uint64_t)c * 0xCD9E8D57u; \
+    a = (uint32_t)(second >> 32) ^ b ^ k0, c = (uint32_t)(first >> 32) ^ d ^ k1; \
+    b = (uint32_t)second, d = (uint32_t)first; \
+    k0 += 0x9E3779B9u, k1 += 0xBB67AE85u; \
+  }
+  RF_ROUND RF_ROUND RF_ROUND RF_ROUND RF_ROUND RF_ROUND RF_ROUND RF_ROUND RF_ROUND RF_ROUND
+  return (int32_t)(W == 0 ? a : b);
+}
 #define RF_MIN(a, b) ((a) < (b) ? (a) : (b))
 #define RF_MAX(a, b) ((a) > (b) ? (a) : (b))
 // exp by Cody and Waite's reduction to [-ln2/2, ln2/2] and a polynomial of degree 6 (largest relative error 3e-9, by
@@ -163,6 +177,8 @@ def _by_kind(floating: Spelling, integer: str) -> Spelling:
 
 def _cast(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
     source, wanted = p.dtypes[args[0]], stmt.dtype
+    if source == torch.bool:  # a choice is vectorised among values of any width, a conversion isn't
+        return f"{args[0]} ? {literal(1, wanted)} : {literal(0, wanted)}"
     if source.is_floating_point and not wanted.is_floating_point and wanted not in (torch.int64, torch.int32):
         return f"({COMPUTE[wanted]})(int64_t){args[0]}"
     return f"({COMPUTE[wanted]}){args[0]}"
@@ -207,6 +223,7 @@ CPP_OPS: dict[str, Spelling] = {
     "eq": "{0} == {1}", "ne": "{0} != {1}", "and": "{0} & {1}", "or": "{0} | {1}", "xor": "{0} ^ {1}",
     "shl": "rf_shl({0}, {1})", "shr": "rf_shr({0}, {1})", "copysign": _builtin("copysign"),
     "where": "{0} ? {1} : {2}", "fma": _builtin("fma"), "bounded": "rf_bounded({0}, {1})",
+    "philox0": "rf_philox<0>({0}, {1})", "philox1": "rf_philox<1>({0}, {1})",
 }
 
 

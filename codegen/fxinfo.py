@@ -23,7 +23,7 @@ def _target_name(target: Any) -> str:
         return "getitem"
     if isinstance(target, torch._ops.OpOverload):
         namespace, name = target._schema.name.split("::")
-        return name if namespace in ("aten", "prims") else ""
+        return name if namespace in ("aten", "prims", "rooffuse") else ""
     return ""
 
 

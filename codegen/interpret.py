@@ -1,10 +1,12 @@
 """Reference interpreter: runs a kernel on tensors, one whole-array operation a statement. Slow and plain on purpose."""
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 import sympy
 import torch
+from rooffuse.passes.philox import philox_bits
 from torch import Tensor
 
 from .index import FloorDiv, Mod
@@ -14,6 +16,7 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "not": torch.logical_not, "invert": torch.bitwise_not, "min": torch.minimum, "max": torch.maximum,
     "truncdiv": lambda a, b: torch.div(a, b, rounding_mode="trunc"), "floordiv": torch.floor_divide,
     "and": torch.bitwise_and, "or": torch.bitwise_or, "xor": torch.bitwise_xor,
+    "philox0": functools.partial(philox_bits, word=0), "philox1": functools.partial(philox_bits, word=1),
     "fma": lambda a, b, c: torch.addcmul(c, a, b), "shl": torch.bitwise_left_shift, "shr": torch.bitwise_right_shift,
 }
 

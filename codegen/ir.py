@@ -43,7 +43,7 @@ OPS: Mapping[str, int] = {
     **dict.fromkeys(
         (
             "add sub mul div truncdiv floordiv fmod remainder pow atan2 min max lt le gt ge eq ne and or xor shl "
-            "shr copysign bounded"
+            "shr copysign bounded philox0 philox1"
         ).split(), 2),
     "where": 3,
     "fma": 3,

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from sympy import Expr
+from sympy import Expr, Integer
 from torch.fx import Node
 
 from .errors import NotLowerable
 from .fxinfo import argument, dtype_of, op_name, overload, shape_of, wrap_dim
-from .index import bounds
+from .index import bounds, ravel
 from .lower_views import broadcast_coords, slice_parameters
 
 if TYPE_CHECKING:
@@ -257,3 +257,9 @@ def _index(context: NestLowering, node: Node, coords: Coords) -> str:
     return context.value(source, tuple(result))
 
 
+@rule("philox")
+def _philox(context: NestLowering, node: Node, coords: Coords) -> str:
+    seeds, stream, size, word = node.args
+    b = context.builder
+    seed = context.value(seeds, (Integer(stream),))
+    return b.compute(f"philox{word}", seed, b.index(ravel(coords, size), torch.int64), dtype=torch.int32)

@@ -68,7 +68,8 @@ OPERATION_COST = {
     **dict.fromkeys("exp exp2 log log2 log10 expm1 sin cos tan".split(), 22),
     **dict.fromkeys("log1p asin acos atan sinh cosh asinh acosh atanh sigmoid silu rsqrt".split(), 30),
     **dict.fromkeys("tanh erf erfc gelu softplus elu mish atan2".split(), 42),
-    **dict.fromkeys("div sqrt".split(), 12), "pow": 116, **dict.fromkeys("fmod remainder lgamma".split(), 800),
+    **dict.fromkeys("div sqrt".split(), 12), "pow": 116,
+    "philox": 5, **dict.fromkeys("philox0 philox1".split(), 80), **dict.fromkeys("fmod remainder lgamma".split(), 800),
 }
 
 

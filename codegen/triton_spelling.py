@@ -45,6 +45,16 @@ def rf_mul(a, b):
 
 
 @triton.jit
+def rf_philox(seed, position, word: tl.constexpr):
+    low, high = position.to(tl.uint32), (position >> 32).to(tl.uint32)
+    a, b, c, d = tl.philox(seed, low, high, low * 0, low * 0)
+    if word == 0:
+        return a.to(tl.int32, bitcast=True)
+    else:
+        return b.to(tl.int32, bitcast=True)
+
+
+@triton.jit
 def rf_argmax(a, i, b, j):
     first = (a > b) | ((a != a) & (b == b)) | (((a == b) | ((a != a) & (b != b))) & (i < j))
     return tl.where(first, a, b), tl.where(first, i, j)
@@ -154,6 +164,7 @@ TRITON_OPS: dict[str, Spelling] = {
     "gt": "{0} > {1}", "ge": "{0} >= {1}", "eq": "{0} == {1}", "ne": "{0} != {1}", "and": "{0} & {1}",
     "or": "{0} | {1}", "xor": "{0} ^ {1}", "shl": _shift("rf_shl"), "shr": _shift("rf_shr"),
     "where": "tl.where({0}, {1}, {2})", "fma": "tl.fma({0}, {1}, {2})",
+    "philox0": "rf_philox({0}, {1}, 0)", "philox1": "rf_philox({0}, {1}, 1)",
     # An index out of range reads element 0 instead of somebody's memory.
     "bounded": "tl.where(({0} >= 0) & ({0} < {1}), {0}, 0)",
 }

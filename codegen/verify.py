@@ -69,7 +69,7 @@ def _reduction_problem(nest: Nest, stmt: Stmt) -> str | None:
             return "over a strip there are sums only, of whole rows"
     if isinstance(stmt, Scan) and (nest.strip or not nest.reduction):
         return "a scan goes along reduction axes, in a nest without strips"
-    if stmt not in after_strips(nest):
+    if not nest.strip or stmt not in after_strips(nest):
         return None
     if isinstance(stmt, Reduce):
         late = not stmt.strip or stmt.value in names_after_strips(nest)

@@ -119,7 +119,7 @@ def allocate(call: Call) -> Cost:
     return Cost.zero()
 
 
-@register(*_GENERATORS, kind="random")
+@register(*_GENERATORS, "rooffuse::philox", kind="random")
 def generate(call: Call) -> Cost:
     """Philox-4x32-10 (Salmon et al., SC 2011): 16 operations a number.
 

@@ -15,7 +15,14 @@ from rooffuse.codegen.cpp import print_function, print_unit
 from rooffuse.codegen.ir import Kernel
 from rooffuse.codegen.lower import refusal
 from rooffuse.codegen.triton_kernel import TritonSource, print_kernel
-from rooffuse.passes import PIPELINE, run_passes, scatters_pass, split_reductions_pass, split_variance_pass
+from rooffuse.passes import (
+    PIPELINE,
+    RANDOM_PASS,
+    run_passes,
+    scatters_pass,
+    split_reductions_pass,
+    split_variance_pass,
+)
 from rooffuse.passes.graph import mutated_roots
 from torch.fx import GraphModule, Node
 
@@ -83,8 +90,10 @@ class Compiled:
 def plan_graph(gm: GraphModule, target: Target, options: Options, dump: Dump | None = None) -> Plan:
     """Everything that needs neither a compiler nor the device."""
     clock = time.perf_counter()
-    passes = (*PIPELINE, split_variance_pass(target.programs, target.row_elements),
-              split_reductions_pass(target.programs), scatters_pass(lambda n: refusal(n) is None))
+    in_kernels = options.random == "kernel" or (options.random == "auto" and target.language == "triton")
+    passes = (*([RANDOM_PASS] if in_kernels else []), *PIPELINE,
+              split_variance_pass(target.programs, target.row_elements), split_reductions_pass(target.programs),
+              scatters_pass(lambda n: refusal(n) is None))
     graph = run_passes(gm, passes, lint=options.verify or dump is not None,
                        observe=dump.graph if dump is not None else None)
     passes_s, clock = time.perf_counter() - clock, time.perf_counter()

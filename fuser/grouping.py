@@ -29,6 +29,7 @@ from torch.fx import GraphModule, Node
 from .extract import GroupGraph, extract
 from .pricing import PIECEWISE, GroupPricer
 from .recompute import recompute_producers
+from .side_by_side import pack_small
 from .units import Units, is_constant
 
 log = logging.getLogger(__name__)
@@ -299,7 +300,7 @@ class Grouper:
                    and read.argument.meta["val"].numel() != read.source.meta["val"].numel()
                    for n in union for read in self.units.reads(n))
 
-    def _merge(self, a: int, b: int) -> int:
+    def merge(self, a: int, b: int) -> int:
         state, k = self.state, self._next
         self._next += 1
         state.members[k] = state.members.pop(a) | state.members.pop(b)
@@ -355,7 +356,7 @@ class Grouper:
             if reason is not None:
                 self._refuse(a, b, -saving, reason)
                 continue
-            k = self._merge(a, b)
+            k = self.merge(a, b)
             for other in self._candidates(k):
                 push(k, other)
             for first, second in pairwise(self._fusible_consumers(k)):
@@ -404,4 +405,5 @@ def group_graph(gm: GraphModule, pricer: GroupPricer, lower: Lower) -> Grouping:
     grouper = Grouper(gm, pricer, lower)
     grouper.merge_all()
     recompute_producers(grouper)
+    pack_small(grouper)
     return grouper.finish()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+RANDOM = ("auto", "eager", "kernel")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
@@ -23,6 +24,9 @@ class Options:
     cuda_graphs: "auto" decides per graph by price, True captures wherever it is possible, False never.
     strict: raise where a part of the graph would fall back to running its FX nodes.
     eager_casts: round to bfloat16 and float16 after every operator as eager does, not only at stores.
+    random: where random numbers come from. "eager" calls the framework, whose numbers are eager's on the CPU; "kernel"
+        computes others of the same distributions inside of kernels, seeded by the framework's generator; "auto" is
+        "kernel" on a GPU and "eager" on the CPU.
     verify: check every memory plan, and every kernel of the loop IR by its rules.
     dump: folder for each stage's graph, the groups, the kernels and the plan; empty for none.
     cache_dir: folder of the kernel cache; empty for the user's cache folder.
@@ -31,6 +35,7 @@ class Options:
     cuda_graphs: bool | str = "auto"
     strict: bool = False
     eager_casts: bool = False
+    random: str = "auto"
     verify: bool = False
     dump: str = ""
     cache_dir: str = ""
@@ -58,6 +63,10 @@ def _parse(name: str, value: Any, source: str) -> Any:
         raise OptionError(f"{source}: {name} takes a folder, not {value!r}")
     if name == "cuda_graphs" and text == "auto":
         return "auto"
+    if name == "random":
+        if text in RANDOM:
+            return text
+        raise OptionError(f"{source}: random takes {', '.join(map(repr, RANDOM))}, not {value!r}")
     if text in _TRUE:
         return True
     if text in _FALSE:

@@ -4,6 +4,7 @@ A pass takes a ``torch.fx.GraphModule`` over functional ATen operators, as AOTAu
 ``PIPELINE`` lists the passes in order; ``run_passes`` copies the graph once and runs them.
 """
 
+from rooffuse.passes.foreach import expand_foreach
 from rooffuse.passes.graph import hazard_edges
 from rooffuse.passes.memory_plan import (
     BufferLife,
@@ -15,6 +16,7 @@ from rooffuse.passes.memory_plan import (
 )
 from rooffuse.passes.op_sets import GATHERS, LIBRARY, POINTWISE, PRIMITIVES, REDUCTIONS, VIEWS, aot_decompositions
 from rooffuse.passes.pipeline import PIPELINE, Pass, run_passes
+from rooffuse.passes.random import RANDOM_PASS
 from rooffuse.passes.scatters import scatters_pass
 from rooffuse.passes.split_reductions import split_reductions, split_reductions_pass
 from rooffuse.passes.split_variance import split_variance, split_variance_pass
@@ -26,6 +28,7 @@ __all__ = [
     "PIPELINE",
     "POINTWISE",
     "PRIMITIVES",
+    "RANDOM_PASS",
     "REDUCTIONS",
     "VIEWS",
     "BufferLife",
@@ -35,6 +38,7 @@ __all__ = [
     "Pass",
     "aot_decompositions",
     "check_plan",
+    "expand_foreach",
     "hazard_edges",
     "peak_live_bytes",
     "plan_memory",

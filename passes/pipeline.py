@@ -13,6 +13,7 @@ from rooffuse.passes.constant_fold import constant_fold
 from rooffuse.passes.cse import cse
 from rooffuse.passes.dce import dce
 from rooffuse.passes.decompose import decompose
+from rooffuse.passes.foreach import expand_foreach
 from rooffuse.passes.redundant import redundant
 from rooffuse.passes.reinplace import reinplace
 from rooffuse.passes.verify import stale_reads, verify
@@ -41,11 +42,11 @@ def _pass(function: GraphPass) -> Pass:
     return Pass(function.__name__, function, inspect.getdoc(function) or "")
 
 
-# Redundant runs before cse, so that equal values reached through different views meet there, and again after, since
-# merged sources make more chains equal. Reinplace needs single users, so dead readers go first and its own leavings
-# last.
+# Lists of tensors come apart first, so that what they hold is expanded like all else. Redundant runs before cse, so
+# that equal values reached through different views meet there, and again after, since merged sources make more chains
+# equal. Reinplace needs single users, so dead readers go first and its own leavings last.
 PIPELINE: tuple[Pass, ...] = tuple(
-    map(_pass, (decompose, dce, constant_fold, redundant, cse, redundant, dce, reinplace, dce))
+    map(_pass, (expand_foreach, decompose, dce, constant_fold, redundant, cse, redundant, dce, reinplace, dce))
 )
 
 

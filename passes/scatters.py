@@ -207,7 +207,7 @@ class _Rewrite:
 
     def _put(self, place: Node, indices: list[Node | None], values: Node, adds: bool) -> Node:
         with self.mode:
-            region = self.value(place)[tuple(slice(None) if i is None else self.value(i) for i in indices)].shape
+            region = aten.index.Tensor(self.value(place), [None if i is None else self.value(i) for i in indices]).shape
         if tuple(self.value(values).shape) != tuple(region):
             values = self.call(aten.expand.default, values, list(region))
         return self.call(aten.index_put_.default, place, indices, values, adds)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rooffuse.passes.philox import philox
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -151,6 +152,11 @@ case("arange", lambda x: x + torch.arange(2, 16, 2), (3, 7))
 case("arange_floats", lambda x: x * torch.arange(0, 1, 0.125), (3, 8))
 case("scalar", lambda x: x * 2 + 1, ())
 case("scalar_and_row", lambda x, y: x * y + y.sum(), (), (9,))
+
+# random bits
+case("philox", lambda seeds: philox(seeds, 1, [5, 33], 0), integers(2**62, 3, low=-(2**62)))
+case("philox_transposed", lambda seeds, x: (
+    philox(seeds, 0, [7, 9], 1).t() + x), integers(2**62, 1), integers(9, 9, 7, dtype=torch.int32))
 
 # layouts
 _LAYOUTS: dict[str, Callable[[], Tensor]] = {

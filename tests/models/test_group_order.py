@@ -37,7 +37,7 @@ def test_merges_keep_a_topological_order(seed: int) -> None:
         )
         assert between == (grouper._path_between(a, b) or grouper._path_between(b, a))
         if not between:
-            grouper._merge(a, b)
+            grouper.merge(a, b)
             assert nx.is_directed_acyclic_graph(state.graph)
             assert all(state.rank[u] < state.rank[v] for u, v in state.graph.edges)
             assert {k: state.at[state.rank[k]] for k in state.members} == {k: k for k in state.members}

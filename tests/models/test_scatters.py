@@ -97,6 +97,10 @@ CALLS: dict[str, tuple[Callable[..., Any], Make]] = {
     "expanded": (lambda x, i, v: x.expand(9, 4).index_add(0, i, v.sin()), lambda: [torch.randn(4), integers(9, 30),
                                                                                   torch.randn(30, 4)]),
     "zero-dimensional": (lambda x, v: x.scatter(0, torch.tensor(0), v * 2), lambda: [torch.randn(()), torch.randn(())]),
+    "one row by a 0-dim index": (lambda x, v: aten.index_put(x, [torch.tensor(3)], v.sin(), True),
+                                 lambda: [torch.randn(5, 4), torch.randn(4)]),
+    "one row of a gradient": (_embedding_gradient, lambda: [torch.randn(12, 8, requires_grad=True), torch.tensor(5),
+                                                            torch.randn(8)]),
     "empty": (lambda x, i, v: x.index_add(0, i, v * 2), lambda: [torch.randn(9, 4), integers(9, 0), torch.randn(0, 4)]),
 }
 

@@ -1,0 +1,86 @@
+"""Small kernels that have nothing to do with each other, put into one launch.
+
+An optimiser's step over a hundred small parameters is a hundred chains that share no buffer, so that no merge of
+neighbours finds them; each costs a launch and next to no bytes. Groups at one depth of the graph of groups (the length
+of the longest path to them) can't depend on each other, and putting some together at every depth can't close a cycle.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import networkx as nx
+from rooffuse.codegen.errors import NotLowerable
+from torch.fx import Node
+
+from .extract import extract
+
+if TYPE_CHECKING:
+    from .grouping import Grouper
+
+#: Pointer arguments and members of a launch of several kernels: what they need of a device is that of the largest.
+MAX_BUFFERS, MAX_MEMBERS = 192, 768
+#: A kernel is small if it takes at most so many times what launching one costs.
+SMALL = 2
+
+
+def pack_small(grouper: Grouper) -> int:
+    """Merge small groups at the same depth into common launches; returns how many groups were merged away."""
+    state = grouper.state
+    depths: dict[int, int] = {}
+    for k in nx.lexicographical_topological_sort(state.graph, key=lambda g: state.first[g]):
+        depths[k] = max((depths[p] + 1 for p in state.graph.predecessors(k)), default=0)
+    levels: dict[int, list[int]] = {}
+    for k, depth in depths.items():
+        if grouper.fusible(k) and all(state.owner[n] == k for n in state.members[k]) and _is_small(grouper, k):
+            levels.setdefault(depth, []).append(k)
+    merged = 0
+    for _, groups in sorted(levels.items()):
+        for launch in _launches(grouper, sorted(groups, key=state.first.__getitem__)):
+            merged += _merge(grouper, launch)
+    return merged
+
+
+def _is_small(grouper: Grouper, k: int) -> bool:
+    return grouper.time_of(k) <= SMALL * grouper.pricer.device.launch_s
+
+
+def _buffers(grouper: Grouper, k: int) -> set[Node]:
+    """What a group reads, writes and gives out."""
+    members, units = grouper.state.members[k], grouper.units
+    touched = {r.source for n in members for r in units.reads(n) if r.source not in members}
+    touched |= {units.source(n.args[0]) for n in members if n.target._schema.is_mutable}
+    return touched | set(grouper.outputs_of(k))
+
+
+def _launches(grouper: Grouper, groups: Sequence[int]) -> list[list[int]]:
+    """Consecutive groups that fit into one launch."""
+    launches: list[list[int]] = []
+    buffers: set[Node] = set()
+    members = 0
+    for k in groups:
+        mine, size = _buffers(grouper, k), len(grouper.state.members[k])
+        if not launches or len(buffers | mine) > MAX_BUFFERS or members + size > MAX_MEMBERS:
+            launches.append([])
+            buffers, members = set(), 0
+        launches[-1].append(k)
+        buffers |= mine
+        members += size
+    return launches
+
+
+def _merge(grouper: Grouper, groups: Sequence[int]) -> int:
+    """Merge ``groups`` if they lower to one kernel, else each half of them; returns how many are gone."""
+    if len(groups) < 2:
+        return 0
+    members = frozenset().union(*(grouper.state.members[k] for k in groups))
+    outputs = [o for k in groups for o in grouper.outputs_of(k)]
+    try:
+        grouper.lower(extract(grouper.units, members, sorted(outputs, key=grouper.units.position.__getitem__)))
+    except NotLowerable:
+        half = len(groups) // 2
+        return _merge(grouper, groups[:half]) + _merge(grouper, groups[half:])
+    k = groups[0]
+    for other in groups[1:]:
+        k = grouper.merge(k, other)
+    return len(groups) - 1
