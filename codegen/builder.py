@@ -1,6 +1,7 @@
 """Builds the body of one nest: hash-consed SSA statements, casts where types differ, exact constant short cuts."""
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Sequence
 
@@ -56,7 +57,7 @@ class NestBuilder:
         elif dtype.is_floating_point:
             value = float(value)
             if dtype == torch.float32 and math.isfinite(value):
-                value = torch.tensor(value, dtype=torch.float32).item()
+                value = ctypes.c_float(value).value
         else:
             limits = torch.iinfo(dtype)
             value = (int(value) - limits.min) % (1 << limits.bits) + limits.min  # wraps, as eager casts a scalar

@@ -69,7 +69,7 @@ OPERATION_COST = {
     **dict.fromkeys("log1p asin acos atan sinh cosh asinh acosh atanh sigmoid silu rsqrt".split(), 30),
     **dict.fromkeys("tanh erf erfc gelu softplus elu mish atan2".split(), 42),
     **dict.fromkeys("div sqrt".split(), 12), "pow": 116,
-    "philox": 5, **dict.fromkeys("philox0 philox1".split(), 80), **dict.fromkeys("fmod remainder lgamma".split(), 800),
+    **dict.fromkeys("philox philox0 philox1".split(), 80), **dict.fromkeys("fmod remainder lgamma".split(), 800),
 }
 
 

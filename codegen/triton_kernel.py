@@ -93,7 +93,7 @@ class NestPrinter(ScanTiles):
             if isinstance(stmt, Reduce):
                 self._reduce_tile(stmt, self.name(stmt.value), 0)
             elif isinstance(stmt, Scan):
-                self.add(*self._scan_lines(stmt, self.tile.xblock, self.tile.rblock, False, None))
+                self.add(self._scan_lines(stmt, self.tile.xblock, self.tile.rblock, False, None)[0])
             else:
                 self.add(self.line(stmt))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import prod
 
 from .index import affine
-from .ir import Kernel, Load, Nest, Reduce, Store, operands
+from .ir import Kernel, Load, Nest, Reduce, Scan, Store, operands
 from .sweeps import inner_values, strip_sums
 
 #: Elements that a program keeps in registers: 32 in each of 1024 threads, half of what the register file has.
@@ -45,12 +45,14 @@ def memory_along_rows(nest: Nest) -> bool:
 
 
 def _kept_tiles(nest: Nest) -> int:
-    """How many row-wide values have to be kept across a reduction, at least one."""
+    """How many row-wide values have to be kept across a reduction, at least one; a scan keeps its value beside its
+    result."""
     inner = inner_values(nest)
     last_use = {name: k for k, s in enumerate(nest.body) for name in operands(s)}
     made = {s.name: k for k, s in enumerate(nest.body) if not isinstance(s, Store) and s.name in inner}
     barriers = [k for k, s in enumerate(nest.body) if isinstance(s, Reduce) and not s.strip]
-    return max((sum(made[n] < k < last_use.get(n, 0) for n in made) for k in barriers), default=1) or 1
+    scans = any(isinstance(s, Scan) for s in nest.body)
+    return (max((sum(made[n] < k < last_use.get(n, 0) for n in made) for k in barriers), default=1) or 1) + scans
 
 
 def _shares_rows(nest: Nest) -> bool:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from math import prod
 
 import torch
@@ -47,22 +48,32 @@ def distinct_bytes(node: Node) -> int:
     return prod(n for n, s in zip(value.shape, value.stride()) if s != 0) * value.dtype.itemsize
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """What the price of every group with a node needs to know of it: its elements and FLOPs, which units read it and
+    whether piece by piece, what it reads (buffer, view of it, bytes), and the bytes that it stores or adds to."""
+
+    elements: int
+    once_a_row: bool
+    flops: int
+    readers: tuple[tuple[Node, bool], ...]
+    reads: tuple[tuple[Node, Node, int], ...]
+    written: int
+    added: int
+
+
 class GroupPricer:
     """Prices sets of fusible units on one device, by the bytes that the merged kernel moves."""
 
     def __init__(self, units: Units, device: Device) -> None:
         self.units, self.device = units, device
-        self._flops: dict[Node, tuple[int, torch.dtype]] = {}
+        self._known: dict[Node, _Facts] = {}
 
-    def _node_flops(self, node: Node) -> tuple[int, torch.dtype]:
-        if node not in self._flops:
-            priced = node_price(node)
-            # A power by a number is a multiplication or a root nearly always.
-            name = "mul" if op_name(node) == "pow" else op_name(node)
-            heavy = operation_cost(name, self.device.kind != "cpu")
-            evaluating = node.meta["val"].numel() * heavy if heavy > 1 else 0
-            self._flops[node] = (max(int(priced.cost.flops), evaluating), priced.dtype)
-        return self._flops[node]
+    def _node_flops(self, node: Node) -> int:
+        # A power by a number is a multiplication or a root nearly always.
+        name = "mul" if op_name(node) == "pow" else op_name(node)
+        heavy = operation_cost(name, self.device.kind != "cpu")
+        return max(int(node_price(node).cost.flops), node.meta["val"].numel() * heavy if heavy > 1 else 0)
 
     def _evaluations(self, members: Collection[Node]) -> dict[Node, int]:
         """How many times the merged kernel evaluates each member's expression.
@@ -74,12 +85,12 @@ class GroupPricer:
         """
         counts: dict[Node, int] = {}
         for node in sorted(members, key=self.units.position.__getitem__, reverse=True):
-            value = node.meta["val"]
-            count = value.numel()
-            if count > 1 and value.shape[-1] != 1:
-                inside = [u for u in self.units.users(node) if u in counts and not is_reduction(u)]
-                count = max([count, *(counts[u] for u in inside if op_name(u) not in PIECEWISE)])
-                apart = sum(counts[u] for u in inside if op_name(u) in PIECEWISE)
+            facts = self._facts(node)
+            count = facts.elements
+            if count > 1 and not facts.once_a_row:
+                inside = [(u, piecewise) for u, piecewise in facts.readers if u in counts]
+                count = max([count, *(counts[u] for u, piecewise in inside if not piecewise)])
+                apart = sum(counts[u] for u, piecewise in inside if piecewise)
                 count = max(count, apart) if len(inside) == 1 else count + apart
             counts[node] = count
         return counts
@@ -90,24 +101,37 @@ class GroupPricer:
         flops = written = added = 0
         evaluations = self._evaluations(members)
         for node in members:
-            if not is_matrix_product(node):
-                flops += self._node_flops(node)[0] * evaluations[node] // max(node.meta["val"].numel(), 1)
-            for read in self.units.reads(node):
-                if read.source in members or is_constant(read.source):
-                    continue
-                size = distinct_bytes(read.argument)
-                if op_name(node) in LOOKUPS and read.argument is node.args[0]:
-                    value = node.meta["val"]
-                    size = min(size, value.numel() * value.dtype.itemsize)
-                parts = touched.setdefault(read.source, {})
-                parts[read.argument] = max(parts.get(read.argument, 0), size)
-            if is_store(node):
-                written += distinct_bytes(iterated(node))
-                added += distinct_bytes(iterated(node)) if accumulates(node) else 0
+            facts = self._facts(node)
+            flops += facts.flops * evaluations[node] // max(facts.elements, 1)
+            for source, argument, size in facts.reads:
+                if source not in members:
+                    parts = touched.setdefault(source, {})
+                    parts[argument] = max(parts.get(argument, 0), size)
+            written += facts.written
+            added += facts.added
         bytes_read = sum(min(sum(parts.values()), max(distinct_bytes(source), max(parts.values())))
                          for source, parts in touched.items())
         written += sum(distinct_bytes(o) for o in outputs)
         return Cost(flops, bytes_read + added, written)
+
+    def _facts(self, node: Node) -> _Facts:
+        if node not in self._known:
+            value = node.meta["val"]
+            reads: list[tuple[Node, Node, int]] = []
+            for read in self.units.reads(node):
+                if is_constant(read.source):
+                    continue
+                size = distinct_bytes(read.argument)
+                if op_name(node) in LOOKUPS and read.argument is node.args[0]:
+                    size = min(size, value.numel() * value.dtype.itemsize)
+                reads.append((read.source, read.argument, size))
+            stored = distinct_bytes(iterated(node)) if is_store(node) else 0
+            self._known[node] = _Facts(
+                value.numel(), value.numel() > 1 and value.shape[-1] == 1,
+                0 if is_matrix_product(node) else self._node_flops(node),
+                tuple((u, op_name(u) in PIECEWISE) for u in self.units.users(node) if not is_reduction(u)),
+                tuple(reads), stored, stored if is_store(node) and accumulates(node) else 0)
+        return self._known[node]
 
     @staticmethod
     def is_library_call(members: Collection[Node]) -> bool:

@@ -39,6 +39,7 @@ class Units:
         self.units: list[Node] = []
         self.fusible: set[Node] = set()
         self._reads: dict[Node, tuple[Read, ...]] = {}
+        self._users: dict[Node, tuple[Node, ...]] = {}
         for node in graph.nodes:
             if node.op != "call_function":
                 continue
@@ -94,8 +95,13 @@ class Units:
                 if isinstance(a.meta.get("val"), torch.Tensor) or a.op == "get_attr" or a in self._unit_set)
         return self._reads[unit]
 
-    def users(self, buffer: Node) -> Iterator[Node]:
+    def users(self, buffer: Node) -> tuple[Node, ...]:
         """Units that read ``buffer``, and the graph's output node if it is returned; through views, each once."""
+        if buffer not in self._users:
+            self._users[buffer] = tuple(self._find_users(buffer))
+        return self._users[buffer]
+
+    def _find_users(self, buffer: Node) -> Iterator[Node]:
         seen: set[Node] = set()
         work = [buffer]
         while work:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rooffuse.passes.graph import argument, is_concrete, same_layout, tensor_meta, viewed_arg
+from rooffuse.passes.graph import argument, is_concrete, same_layout, schema_of, tensor_meta, viewed_arg
 from rooffuse.passes.pipeline import Pass
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -167,8 +167,9 @@ class _Rewrite:
                               pin_memory=False)
             return self.call(aten.clone.default, zeros)
         base = node.args[0]
-        fresh = (base.op == "call_function" and viewed_arg(base) is None and len(base.users) == 1
-                 and bool(base.all_input_nodes) and not base.target._schema.is_mutable)
+        schema = schema_of(base)
+        fresh = (schema is not None and not schema.is_mutable and viewed_arg(base) is None and len(base.users) == 1
+                 and bool(base.all_input_nodes))
         place = base if fresh else self.call(aten.clone.default, base)
         return place if same_layout(self.value(place), self.value(node)) else None
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from rooffuse.codegen.build_triton import compile_for
 from rooffuse.codegen.cache import DiskCache
 from rooffuse.codegen.errors import InvalidKernel, NotLowerable
 from rooffuse.codegen.index import symbol
@@ -14,6 +15,7 @@ from rooffuse.codegen.ir import Axis, Buffer, Compute, Const, Kernel, Load, Nest
 from rooffuse.codegen.lower import lower_group
 from rooffuse.codegen.scatter import check_sums, colliding_axes
 from rooffuse.codegen.traffic import kernel_traffic
+from rooffuse.codegen.triton_kernel import print_kernel
 from rooffuse.codegen.verify import verify
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -107,6 +109,13 @@ def test_all_targets_write_what_eager_writes(name: str, kernels: dict[str, Lower
         mine = [t.clone() for t in inputs]
         run(kernels[name], mine)
         assert_same(mine, expected)
+
+
+@pytest.mark.parametrize("name", ["rows_added", "elements_added", "put_apart", "integers_added", "reduced_rows_added"])
+def test_triton_compiles_atomic_sums(name: str, kernels: dict[str, Lowered], cache: DiskCache) -> None:
+    source = print_kernel(kernels[name].group.kernel)
+    for capability in (80, 90):
+        assert "atom" in (text := compile_for(source, cache, capability).asm["ptx"]) or "red." in text
 
 
 def test_cpp_sums_in_order_and_so_gives_eagers_bits(kernels: dict[str, Lowered], unit: CppUnit) -> None:

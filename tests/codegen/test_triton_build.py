@@ -48,6 +48,10 @@ CASES = [
     "to_truth_bfloat16",
     "constants_with_their_sum",
     "scalar_and_row",
+    "cumsum_row_1000",
+    "cumsum_with_total_20011",
+    "cumsum_column_1000",
+    "philox",
 ]
 
 

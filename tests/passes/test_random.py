@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from rooffuse.cost_model import price
 from rooffuse.options import OptionError, make_options
-from rooffuse.passes.philox import philox_bits, philox_words
+from rooffuse.passes.philox import philox, philox_bits, philox_words
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -127,6 +128,12 @@ def test_dropout_is_one_kernel_on_a_gpu_and_eagers_numbers_on_the_cpu() -> None:
     ours = compiled(fn, random="auto")(x, x)
     torch.manual_seed(4)
     torch.testing.assert_close(ours, fn(x, x))
+
+
+def test_bits_are_priced_by_what_they_write() -> None:
+    seeds, result = torch.empty(3, dtype=torch.int64), torch.empty(50, 60, dtype=torch.int32)
+    found = price(philox, (seeds, 1, [50, 60], 0), {}, result)
+    assert found.known and found.kind == "random" and found.cost.bytes_written == 4 * 3000
 
 
 def test_what_has_no_rule_keeps_drawing_from_the_framework() -> None:
