@@ -5,7 +5,7 @@ import ctypes
 
 import pytest
 import torch
-from rooffuse.codegen import triton_kernel
+from rooffuse.codegen import triton_kernel, triton_tiles
 from rooffuse.codegen.build_cpp import compile_library, load_library
 from rooffuse.codegen.build_triton import load_launcher
 from rooffuse.codegen.cache import DiskCache
@@ -59,7 +59,7 @@ def test_values_that_have_no_finite_maximum(how, width, tmp_path, monkeypatch):
         library = load_library(compile_library(print_unit([kernel], [(0, tuple(range(len(ordered))))]), cache))
         assert library.rooffuse_run(0, 1, (ctypes.c_void_p * len(ordered))(*[t.data_ptr() for t in ordered])) == 0
     else:
-        monkeypatch.setattr(triton_kernel, "PERSISTENT_ELEMENTS", 1 << 20 if "persistent" in how else 0)
+        monkeypatch.setattr(triton_tiles, "PERSISTENT_ELEMENTS", 1 << 20 if "persistent" in how else 0)
         load_launcher(triton_kernel.print_kernel(kernel), cache, torch.device("cpu"), interpreted=True)(*ordered)
     for ours, reference in zip(outputs, log_sum(x)):
         torch.testing.assert_close(ours, reference, equal_nan=True, atol=1e-5, rtol=1e-5)
