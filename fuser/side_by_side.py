@@ -18,8 +18,8 @@ from .extract import extract
 if TYPE_CHECKING:
     from .grouping import Grouper
 
-#: Pointer arguments and members of a launch of several kernels: what they need of a device is that of the largest.
-MAX_BUFFERS, MAX_MEMBERS = 192, 768
+#: Pointer arguments and members of a launch of several kernels: with twice as many, Triton takes ten times as long.
+MAX_BUFFERS, MAX_MEMBERS = 96, 384
 #: A kernel is small if it takes at most so many times what launching one costs.
 SMALL = 2
 
