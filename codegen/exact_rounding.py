@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from .ir import Compute, Kernel, Load, Nest, Reduce, Stmt, Store
+from .ir import Compute, Kernel, Load, Nest, Reduce, Scan, Stmt, Store
 
 #: Types whose values bfloat16 (with 8 significant bits) and float16 hold exactly.
 EXACT_IN_HALF = frozenset({torch.bool, torch.int8, torch.uint8})
@@ -27,7 +27,7 @@ def _rewritten(kernel: Kernel, nest: Nest) -> Nest:
             if stmt.op == "round_to" and _is_exact(kernel, made, stmt):
                 instead[stmt.name] = stmt.args[0]
                 continue
-        elif isinstance(stmt, Reduce | Store):
+        elif isinstance(stmt, Reduce | Scan | Store):
             stmt = replace(stmt, value=instead.get(stmt.value, stmt.value))
         body.append(stmt)
     return Nest(nest.axes, tuple(body)) if instead else nest

@@ -7,7 +7,7 @@ from math import prod
 
 from .contraction import Contraction, factor_type
 from .index import bounds
-from .ir import Axis, Kernel, Load, Nest, Reduce, Stmt, Store, operands
+from .ir import Axis, Compute, Kernel, Load, Nest, Reduce, Stmt, Store, operands
 from .triton_spelling import TYPES, TritonStatements
 
 #: Rows of tiles that are gone through together, so that their columns of the right factor are still in cache.
@@ -127,15 +127,16 @@ class DotPrinter:
         return self.lines
 
     def _frame(self, name: str, shape: tuple[int, int], across: tuple[Sequence[Axis], Sequence[Axis]]) -> _Frame:
-        raw = {s.args[0] for s in self.made.values() if getattr(s, "op", "") == "round_to" and self._is_plain(s)}
+        raw = {s.args[0] for s in self.made.values()
+               if isinstance(s, Compute) and s.op == "round_to" and self._is_plain(s)}
         return _Frame(self.kernel, self.nest, f"_{name}{self.mark}", shape, across, raw)
 
-    def _is_plain(self, rounding: Stmt) -> bool:
+    def _is_plain(self, rounding: Compute) -> bool:
         """Whether what is rounded is a load of just that type, used for nothing else: it is multiplied as it is."""
-        source = self.made[operands(rounding)[0]]
+        source = self.made[rounding.args[0]]
         users = [s for s in self.nest.body if source.name in operands(s)]  # type: ignore[union-attr]
         return (isinstance(source, Load) and len(users) == 1
-                and self.kernel.buffer(source.buffer).dtype == rounding.rounding)  # type: ignore[union-attr]
+                and self.kernel.buffer(source.buffer).dtype == rounding.rounding)
 
     def _factor(self, frame: _Frame, name: str, summed: int) -> str:
         """A factor's tile as an operand, with zeros past the end of the summed axes."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import logging
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import networkx as nx
@@ -27,6 +27,7 @@ from rooffuse.passes.graph import is_impure
 from torch.fx import GraphModule, Node
 
 from .extract import GroupGraph, extract
+from .group_state import GroupState
 from .pricing import PIECEWISE, GroupPricer
 from .recompute import recompute_producers
 from .side_by_side import pack_small
@@ -101,32 +102,6 @@ def memoised_lowering(eager_rounding: bool, finish: Callable[[Kernel], Kernel] |
     return lower
 
 
-@dataclass
-class _State:
-    """The contracted graph while merges are made: node ``k`` of ``graph`` is a group.
-
-    ``rank`` is a topological order of the groups, kept through merges, and ``at`` its inverse.
-    """
-
-    members: dict[int, frozenset[Node]]
-    owner: dict[Node, int]
-    graph: nx.DiGraph
-    first: dict[int, int] = field(default_factory=dict)
-    rank: dict[int, int] = field(default_factory=dict)
-    at: dict[int, int] = field(default_factory=dict)
-
-    def reachable(self, start: int, last: int) -> set[int]:
-        """Groups that come after ``start`` along edges, as far as rank ``last``, without ``start`` itself."""
-        seen: set[int] = set()
-        work = [start]
-        while work:
-            for s in self.graph.successors(work.pop()):
-                if s not in seen and self.rank[s] <= last:
-                    seen.add(s)
-                    work.append(s)
-        return seen
-
-
 class Grouper:
     """Makes groups for one graph on one device."""
 
@@ -140,14 +115,14 @@ class Grouper:
 
     # -- the contracted graph -----------------------------------------------------------------------------------
 
-    def _initial(self, gm: GraphModule) -> _State:
+    def _initial(self, gm: GraphModule) -> GroupState:
         units = self.units
         alone = [n for n in units.units if not (n in units.inline and is_constant(n) and not self._needed_outside(n))]
         members = {k: frozenset([n]) for k, n in enumerate(alone)}
         owner = {n: k for k, n in enumerate(alone)}
         graph = nx.DiGraph()
         graph.add_nodes_from(members)
-        state = _State(members, owner, graph)
+        state = GroupState(members, owner, graph)
         for k, node in enumerate(alone):
             state.first[k] = units.position[node]
             for read in units.reads(node):

@@ -32,7 +32,7 @@ def pack_small(grouper: Grouper) -> int:
         depths[k] = max((depths[p] + 1 for p in state.graph.predecessors(k)), default=0)
     levels: dict[int, list[int]] = {}
     for k, depth in depths.items():
-        if grouper.fusible(k) and all(state.owner[n] == k for n in state.members[k]) and _is_small(grouper, k):
+        if grouper.fusible(k) and not grouper.pricer.is_library_call(state.members[k]) and all(state.owner[n] == k for n in state.members[k]) and _is_small(grouper, k):
             levels.setdefault(depth, []).append(k)
     merged = 0
     for _, groups in sorted(levels.items()):
