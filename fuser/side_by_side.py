@@ -32,7 +32,7 @@ def pack_small(grouper: Grouper) -> int:
         depths[k] = max((depths[p] + 1 for p in state.graph.predecessors(k)), default=0)
     levels: dict[int, list[int]] = {}
     for k, depth in depths.items():
-        if grouper.fusible(k) and not grouper.pricer.is_library_call(state.members[k]) and all(state.owner[n] == k for n in state.members[k]) and _is_small(grouper, k):
+        if _is_small(grouper, k) and all(state.owner[n] == k for n in state.members[k]):
             levels.setdefault(depth, []).append(k)
     merged = 0
     for _, groups in sorted(levels.items()):
@@ -42,6 +42,9 @@ def pack_small(grouper: Grouper) -> int:
 
 
 def _is_small(grouper: Grouper, k: int) -> bool:
+    """Whether a group is a kernel that takes little more than its launch."""
+    if not grouper.fusible(k) or grouper.pricer.is_library_call(grouper.state.members[k]):
+        return False
     return grouper.time_of(k) <= SMALL * grouper.pricer.device.launch_s
 
 

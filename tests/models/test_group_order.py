@@ -6,7 +6,8 @@ import random
 
 import networkx as nx
 import pytest
-from rooffuse.grouping import Grouper, _State
+from rooffuse.group_state import GroupState
+from rooffuse.grouping import Grouper
 
 
 def _grouper(seed: int, count: int = 24) -> Grouper:
@@ -15,7 +16,7 @@ def _grouper(seed: int, count: int = 24) -> Grouper:
     graph = nx.DiGraph()
     graph.add_nodes_from(range(count))
     graph.add_edges_from((i, j) for i in range(count) for j in range(i + 1, count) if draw.random() < 0.12)
-    state = _State({k: frozenset() for k in range(count)}, {}, graph, {k: k for k in range(count)})
+    state = GroupState({k: frozenset() for k in range(count)}, {}, graph, {k: k for k in range(count)})
     for rank, k in enumerate(nx.topological_sort(graph)):
         state.rank[k], state.at[rank] = rank, k
     grouper = Grouper.__new__(Grouper)
