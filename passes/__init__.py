@@ -6,6 +6,7 @@ A pass takes a ``torch.fx.GraphModule`` over functional ATen operators, as AOTAu
 
 from rooffuse.passes.foreach import expand_foreach
 from rooffuse.passes.graph import hazard_edges
+from rooffuse.passes.grouped_heads import grouped_heads
 from rooffuse.passes.memory_plan import (
     BufferLife,
     MemoryPlan,
@@ -39,6 +40,7 @@ __all__ = [
     "aot_decompositions",
     "check_plan",
     "expand_foreach",
+    "grouped_heads",
     "hazard_edges",
     "peak_live_bytes",
     "plan_memory",
