@@ -34,7 +34,7 @@ def dot_tile(rows: int, columns: int, products: int, programs_wanted: int) -> Do
         return min(most, max(16, 1 << (n - 1).bit_length()))
 
     m, n = block(rows, 128), block(columns, 128 if products == 1 else 64)
-    while n > 32 and -(-rows // m) * -(-columns // n) < programs_wanted // 2:
+    while n > 16 and -(-rows // m) * -(-columns // n) < programs_wanted // 2:
         n //= 2
     while m > 64 and -(-rows // m) * -(-columns // n) < programs_wanted // 4:
         m //= 2

@@ -16,7 +16,7 @@ from .device import PEAK_KEYS, Device, device_from_dict
 from .devices import all_devices, device_names, get_device, local_device
 from .formulas import FAMILIES
 from .registry import OPS, OpRegistry, kind_of, price, register
-from .roofline import Estimate, estimate
+from .roofline import Estimate, estimate, occupancy
 from .spec import TensorSpec
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "get_device",
     "kind_of",
     "local_device",
+    "occupancy",
     "price",
     "register",
 ]

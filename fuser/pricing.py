@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
-from rooffuse.codegen.fxinfo import dtype_of, op_name
+from rooffuse.codegen.fxinfo import op_name
 from rooffuse.codegen.ir import Kernel
 from rooffuse.codegen.lower_contractions import is_matrix_product
 from rooffuse.codegen.lower_reductions import is_reduction
@@ -16,13 +16,11 @@ from rooffuse.cost_model import Cost, Device, Estimate, Price, estimate, price
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+from .matrix_prices import KERNEL_RATE, by_library, in_kernel
 from .units import Units, is_constant
 
 #: A vector peak counts fused multiplications and additions, all of them independent: elementwise code has few.
 ISSUE_FACTOR = 4
-#: What a kernel's matrix product reaches of the library's rate, and what it reaches if its factors are computed on the
-#: way, through registers, instead of copied from memory ahead of time. Estimates: they have not been measured.
-KERNEL_MATRIX_RATE, COMPUTED_FACTOR_RATE = 0.7, 0.4
 #: Operators whose operands are evaluated under conditions, each apart.
 PIECEWISE = frozenset({"cat", "concat", "stack", "constant_pad_nd", "slice_scatter", "select_scatter"})
 #: What a load under a condition costs a CPU, in plain operations: vector lanes are tested one by one.
@@ -142,18 +140,14 @@ class GroupPricer:
         """Seconds of one kernel of these members that stores these outputs."""
         found = self.time(self.cost(members, outputs))
         products = [n for n in members if is_matrix_product(n)]
-        multiplying = sum(int(node_price(n).cost.flops) / self._matrix_rate(n, members) for n in products)
-        return max(multiplying, found.compute_s, found.memory_s) + found.launch_s
-
-    def _matrix_rate(self, product: Node, members: Collection[Node]) -> float:
-        """FLOP/s of a matrix product, by the library or in a kernel."""
-        peak = self.device.peak(dtype_of(product))
+        if not products:
+            return found.seconds
+        flops = {n: int(node_price(n).cost.flops) for n in products}
         if self.is_library_call(members):
-            return peak
-        if self.device.kind == "cpu":
-            return KERNEL_MATRIX_RATE * self.device.peak(torch.float32, "vector")
-        computed = any(r.source in members for r in self.units.reads(product))
-        return peak * (COMPUTED_FACTOR_RATE if computed else KERNEL_MATRIX_RATE)
+            return max(by_library(products, flops, self.device), found.memory_s) + found.launch_s
+        computed = {n: any(r.source in members for r in self.units.reads(n)) for n in products}
+        work = in_kernel(computed, flops, self.device)
+        return max(work.seconds, found.compute_s, found.memory_s / work.busy) + found.launch_s
 
     def time(self, cost: Cost) -> Estimate:
         """Seconds of a kernel of this cost, its operations at the rate of ``computing``."""
@@ -164,7 +158,7 @@ class GroupPricer:
         """Seconds that the operations of a kernel take by themselves."""
         rate = self.device.peak(torch.float32, "vector") / ISSUE_FACTOR
         if self.device.kind != "cpu":
-            multiplying = contraction_flops(kernel) / (KERNEL_MATRIX_RATE * self.device.peak(torch.bfloat16))
+            multiplying = contraction_flops(kernel) / (KERNEL_RATE * self.device.peak(torch.bfloat16))
             return max(kernel_operations(kernel, special_units=True) / rate, multiplying)
         scalar = any(len(n.body) > VECTORISED_STATEMENTS for n in kernel.nests)
         return kernel_operations(kernel, CPU_CONDITIONAL_LOAD) / (rate / 8 if scalar else rate)
