@@ -74,6 +74,8 @@ _SAMPLERS = aten(
     "prims::view_of",
     "prims::broadcast_in_dim",
     "prims::transpose",
+    "prim::device",
+    "prim::layout",
     kind="view",
 )
 def view(call: Call) -> Cost:

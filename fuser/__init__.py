@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .explanation import explain
+    from .formula_rows import Formulas, formulas
     from .options import OptionError, Options, make_options
     from .report import Report
 
     __version__: str
 
-__all__ = ["OptionError", "Options", "Report", "__version__", "explain", "make_options"]
+__all__ = ["Formulas", "OptionError", "Options", "Report", "__version__", "explain", "formulas", "make_options"]
 
 _HOMES = {"explain": "explanation", "Report": "report", "Options": "options", "OptionError": "options",
-          "make_options": "options"}
+          "make_options": "options", "formulas": "formula_rows", "Formulas": "formula_rows"}
 
 
 def __getattr__(name: str) -> Any:

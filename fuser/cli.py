@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import cli_help
 
 if TYPE_CHECKING:
+    from .presets import LoadedModel
     from .report import Report
     from .report_target import ReportTarget
 
@@ -72,6 +73,13 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--csv", metavar="FILE", help="write the rows of --level (default: nodes) as CSV")
     report.add_argument("--html", metavar="FILE", help="write a page with an interactive roofline and sortable tables")
     report.add_argument("--png", metavar="FILE", help="write a plot of the roofline (needs matplotlib)")
+    formulas = report.add_argument_group("formulas in place of the report")
+    formulas.add_argument("--formulas", action="store_true",
+                          help="print FLOPs and bytes as formulas in B (batch) and S (context)")
+    formulas.add_argument("--sizes", metavar="B=1,8", nargs="+", action="extend",
+                          help="sizes to evaluate them for, as --sizes B=1,8,64 S=1024,4096")
+    formulas.add_argument("--symbols", metavar="B=8,d=64", help="for functions: names of sizes, as B=8,d=4096; every "
+                          "dimension of that size gets the name")
     _model_options(report)
     report.set_defaults(run=_report)
 
@@ -145,6 +153,8 @@ def _tracing(name: str) -> Iterator[None]:
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    if arguments.formulas or arguments.sizes or arguments.symbols:
+        return _formulas(arguments)
     from .explanation import explain_call
     from .report_files import csv_text, save_plot
 
@@ -178,6 +188,35 @@ def _report(arguments: argparse.Namespace) -> int:
     return _written(text, arguments.json, report.to_dict())
 
 
+def _formulas(arguments: argparse.Namespace) -> int:
+    from .explanation import chosen_device
+    from .formula_target import function_formulas, model_formulas, parse_sizes, parse_symbols
+    from .presets import LoadedModel
+
+    try:
+        for name in ("source", "level", "html", "png"):
+            if getattr(arguments, name) is not None:
+                raise ValueError(f"--{name} is of plans, and formulas have none; leave it or --formulas out")
+        symbols = parse_symbols(arguments.symbols) if arguments.symbols else None
+        several = parse_sizes(arguments.sizes) if arguments.sizes else []
+        target = _found(arguments)
+        device = chosen_device(arguments.device, () if isinstance(target, LoadedModel) else
+                               (target.function, target.args, dict(target.kwargs)))
+        if isinstance(target, LoadedModel) and symbols is not None:
+            raise ValueError("--symbols is for functions; a model's formulas are in B, its batch, and S, its context")
+        with _tracing(arguments.target):
+            found = model_formulas(target, device) if isinstance(target, LoadedModel) else \
+                function_formulas(target, device, symbols)
+        text, data = found.text(arguments.sort, arguments.top, several), found.to_dict(several)
+        if arguments.csv:
+            _write(arguments.csv, found.csv())
+    except ValueError as error:
+        return _complain(str(error))
+    except OSError as error:
+        return _complain(f"can't write {error.filename!r}: {error.strerror}")
+    return _written(text, arguments.json, data)
+
+
 def _write(path: str, text: str) -> None:
     Path(path).write_text(text, encoding="utf-8")
 
@@ -188,14 +227,14 @@ def _scenario(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _loaded(arguments: argparse.Namespace) -> ReportTarget:
-    """What to trace for the target and the options of models. Raises ValueError for options that it doesn't take."""
-    from .presets import PRESETS, Scenario, is_model, load_model
+def _found(arguments: argparse.Namespace) -> ReportTarget | LoadedModel:
+    """What the target and the options of models name. Raises ValueError for options that it doesn't take."""
+    from .presets import PRESETS, Scenario, is_model, prepared_model
     from .report_target import load_target
 
     given = _scenario(arguments)
     if is_model(arguments.target):
-        return load_model(arguments.target, Scenario(**given))
+        return prepared_model(arguments.target, Scenario(**given))
     if given:
         raise ValueError(f"--{next(iter(given))} is for presets and config.json; {arguments.target!r} makes its own "
                          "arguments")
@@ -203,6 +242,14 @@ def _loaded(arguments: argparse.Namespace) -> ReportTarget:
         raise ValueError(f"{arguments.target!r} names no function and no preset; write file.py:function, "
                          f"module:function, a config.json, or one of {', '.join(PRESETS)}")
     return load_target(arguments.target)
+
+
+def _loaded(arguments: argparse.Namespace) -> ReportTarget:
+    """What to trace for them."""
+    from .presets import LoadedModel
+
+    found = _found(arguments)
+    return found.on_meta() if isinstance(found, LoadedModel) else found
 
 
 def _written(text: str, json_file: str | None, data: dict[str, Any]) -> int:

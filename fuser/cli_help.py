@@ -77,4 +77,6 @@ examples:
   rooffuse report llama-3.1-8b --device h100 --context 4096 --level module --sort time
   rooffuse report gpt2 --phase train --batch 8 --dtype bf16 --device a100 --html gpt2.html
   rooffuse report path/to/config.json --phase prefill --context 2048 --csv nodes.csv
+  rooffuse report llama-3.1-8b --device h100 --formulas --sort time --top 10 --sizes B=1,8,64 S=1024,4096
+  rooffuse report mlp.py:block --formulas --symbols B=64,d=1024 --json formulas.json
 """

@@ -102,7 +102,7 @@ def _like(value: Any) -> Any:
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
 
 
-def _chosen_device(device: str | Device | None, values: Any) -> Device:
+def chosen_device(device: str | Device | None, values: Any) -> Device:
     """The device by name; by default this machine's GPU if a tensor is there, else its CPU."""
     if isinstance(device, Device):
         return device
@@ -171,7 +171,7 @@ class PlannedCall:
 def planned_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any],
                  device: str | Device | None = None) -> PlannedCall:
     """Trace and plan as `explain` does, without making rows."""
-    target = target_for(_chosen_device(device, (fn, args, kwargs)))
+    target = target_for(chosen_device(device, (fn, args, kwargs)))
     options = make_options()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     recorder = _Recorder(target, options, mode)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import copyreg
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import CellType, CodeType, FunctionType
 from typing import Any
@@ -15,6 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 log = logging.getLogger(__name__)
+
+#: Makes the fake of a tensor in a mode.
+Faker = Callable[[torch.Tensor, FakeTensorMode], torch.Tensor]
 
 
 def fake_tensor(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
@@ -36,9 +39,9 @@ def fake_tensor(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
 class _Faking(TorchFunctionMode):
     """Makes ``copy.deepcopy`` copy tensors as fakes."""
 
-    def __init__(self, mode: FakeTensorMode) -> None:
+    def __init__(self, mode: FakeTensorMode, fake: Faker) -> None:
         super().__init__()
-        self.mode = mode
+        self.mode, self.fake = mode, fake
         self.kept: list[Any] = []
 
     def __torch_function__(self, func: Any, types: Sequence[type], args: Sequence[Any] = (),
@@ -48,11 +51,11 @@ class _Faking(TorchFunctionMode):
             if id(tensor) not in memo:
                 self.kept.append(tensor)
                 with torch._C.DisableTorchFunctionSubclass():
-                    memo[id(tensor)] = fake_tensor(tensor, self.mode)
+                    memo[id(tensor)] = self.fake(tensor, self.mode)
             return memo[id(tensor)]
         if func is torch.Tensor.clone:  # how parameters copy themselves
             with torch._C.DisableTorchFunctionSubclass():
-                return fake_tensor(args[0], self.mode)
+                return self.fake(args[0], self.mode)
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 
@@ -81,10 +84,11 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 class FakeCopier:
-    """Copies values for one trace; what is shared between originals is shared between copies."""
+    """Copies values for one trace; what is shared between originals is shared between copies. ``fake`` makes the
+    copy of a tensor."""
 
-    def __init__(self, mode: FakeTensorMode) -> None:
-        self._faking = _Faking(mode)
+    def __init__(self, mode: FakeTensorMode, fake: Faker = fake_tensor) -> None:
+        self._faking = _Faking(mode, fake)
         self._memo: dict[int, Any] = {}
         self._globals: dict[int, dict[str, Any]] = {}
 

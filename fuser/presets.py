@@ -7,13 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from .preset_table import PRESETS
 from .report_target import ReportTarget, TargetError
+
+Size: TypeAlias = int | torch.SymInt
 
 PHASES = ("prefill", "decode", "train")
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
@@ -123,35 +125,36 @@ def _context(target: str, config: Any, scenario: Scenario) -> int:
     return scenario.context
 
 
-def _ids(*shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.int64, device="meta")
+def _ids(device: torch.device, *shape: Size) -> Tensor:
+    return torch.empty(shape, dtype=torch.int64, device=device)
 
 
-def _decode(model: Any, config: Any, batch: int, context: int, dtype: torch.dtype) -> ReportTarget:
+def _decode(model: Any, config: Any, batch: Size, context: Size, dtype: torch.dtype, device: torch.device
+            ) -> ReportTarget:
     from transformers.cache_utils import StaticCache
 
     cache = StaticCache(config, max_cache_len=context)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache.early_initialization(batch, heads, width, dtype, torch.device("meta"))
+    cache.early_initialization(batch, heads, width, dtype, device)
 
     def decode(ids: Tensor, positions: Tensor) -> Tensor:
         return model(ids, past_key_values=cache, position_ids=positions).logits
 
-    return ReportTarget(decode, (_ids(batch, 1), _ids(batch, 1)), {})
+    return ReportTarget(decode, (_ids(device, batch, 1), _ids(device, batch, 1)), {})
 
 
-def _prefill(model: Any, batch: int, context: int) -> ReportTarget:
+def _prefill(model: Any, ids: Tensor) -> ReportTarget:
     def prefill(ids: Tensor) -> tuple[Tensor, ...]:
         result = model(ids, use_cache=True, logits_to_keep=1)
         kept = [t for layer in result.past_key_values.layers for t in (layer.keys, layer.values)]
         return result.logits, *kept
 
-    return ReportTarget(prefill, (_ids(batch, context),), {})
+    return ReportTarget(prefill, (ids,), {})
 
 
-def _train(model: Any, kind: str, inputs: Tensor, batch: int) -> ReportTarget:
-    labels = _ids(batch) if kind == "image" else torch.empty_like(inputs)
+def _train(model: Any, kind: str, inputs: Tensor) -> ReportTarget:
+    labels = _ids(inputs.device, inputs.shape[0]) if kind == "image" else torch.empty_like(inputs)
 
     def step(inputs: Tensor, labels: Tensor) -> Tensor:
         options: dict[str, bool] = {"use_cache": False} if kind == "decoder" else {}
@@ -160,8 +163,43 @@ def _train(model: Any, kind: str, inputs: Tensor, batch: int) -> ReportTarget:
     return ReportTarget(step, (inputs, labels), {})
 
 
-def load_model(target: str, scenario: Scenario) -> ReportTarget:
-    """What to trace for a preset or ``config.json``.
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model on the meta device and how it is to be run, checked: ``kind`` as of `model_kind`, ``phase`` one of
+    `PHASES`, ``context`` in tokens, None for images."""
+
+    model: torch.nn.Module
+    config: Any
+    kind: str
+    phase: str
+    dtype: torch.dtype
+    batch: int
+    context: int | None
+
+    def run(self, model: Any, batch: Size, context: Size | None, device: torch.device) -> ReportTarget:
+        """What to trace, for ``model`` or a copy of it on ``device``. The sizes may be symbols, under a fake mode."""
+        if context is None:
+            size, channels = self.config.image_size, self.config.num_channels
+            height, width = size if isinstance(size, list | tuple) else (size, size)
+            inputs = torch.empty((batch, channels, height, width), dtype=self.dtype, device=device)
+        elif self.phase == "decode":
+            return _decode(model, self.config, batch, context, self.dtype, device)
+        else:
+            inputs = _ids(device, batch, context)
+        if self.phase == "train":
+            return _train(model, self.kind, inputs)
+        if self.kind == "decoder":
+            return _prefill(model, inputs)
+        forward: Callable[..., Any] = lambda inputs: model(inputs).logits  # noqa: E731
+        return ReportTarget(forward, (inputs,), {})
+
+    def on_meta(self) -> ReportTarget:
+        """What to trace, as it was asked for."""
+        return self.run(self.model, self.batch, self.context, torch.device("meta"))
+
+
+def prepared_model(target: str, scenario: Scenario) -> LoadedModel:
+    """A preset or ``config.json`` as a model, and how it is to be run.
 
     "decode" is one token more with a cache of ``context`` tokens that is updated in place, "prefill" a whole prompt
     with the keys and values it leaves and the logits of its last token, or the forward pass of a model that doesn't
@@ -177,19 +215,11 @@ def load_model(target: str, scenario: Scenario) -> ReportTarget:
         raise TargetError(f"{target} doesn't decode, it is an {kind} model; its phases are prefill and train")
     if kind == "image" and scenario.context is not None:
         raise TargetError(f"{target} takes images, which have no context; leave --context out")
-    dtype = DTYPES[scenario.dtype]
+    context = None if kind == "image" else _context(target, config, scenario)
     model = model_of(target, config, kind, scenario, phase == "train")
-    if kind == "image":
-        size, channels = config.image_size, config.num_channels
-        height, width = size if isinstance(size, list | tuple) else (size, size)
-        inputs = torch.empty(scenario.batch, channels, height, width, dtype=dtype, device="meta")
-    else:
-        inputs = _ids(scenario.batch, _context(target, config, scenario))
-    if phase == "train":
-        return _train(model, kind, inputs, scenario.batch)
-    if phase == "decode":
-        return _decode(model, config, scenario.batch, inputs.shape[1], dtype)
-    if kind == "decoder":
-        return _prefill(model, scenario.batch, inputs.shape[1])
-    forward: Callable[..., Any] = lambda inputs: model(inputs).logits  # noqa: E731
-    return ReportTarget(forward, (inputs,), {})
+    return LoadedModel(model, config, kind, phase, DTYPES[scenario.dtype], scenario.batch, context)
+
+
+def load_model(target: str, scenario: Scenario) -> ReportTarget:
+    """What to trace for a preset or ``config.json``; see `prepared_model`."""
+    return prepared_model(target, scenario).on_meta()

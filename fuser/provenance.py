@@ -1,10 +1,12 @@
 """Where a node of a graph comes from: the module that called it, and the line of the user's code."""
 from __future__ import annotations
 
+import linecache
 import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import FrameType
 
 import torch
 from torch.fx import Node
@@ -13,6 +15,7 @@ _ROOT = re.compile(r"^[LG]\['(\w+)'\]\.?")
 _INDEX = re.compile(r"\[(?:'(\w+)'|(\d+))\]")
 _FRAME = re.compile(r'^\s*File "(.+)", line (\d+), in (\S+)$')
 _TORCH = str(Path(torch.__file__).parent)
+_OWN = str(Path(__file__).parent)
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,21 @@ def _innermost(trace: str) -> Line:
             code = lines[k + 1].strip() if k + 1 < len(lines) else ""
             return Line(f"{_short(frame[1])}:{frame[2]}", code)
     return Line()
+
+
+def calling_line(frame: FrameType | None) -> Line:
+    """The innermost line outside of torch and of this package that is being run, from ``frame`` on."""
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith((_TORCH, _OWN, "<")):
+            return _line(file, frame.f_lineno)
+        frame = frame.f_back
+    return Line()
+
+
+@lru_cache(maxsize=4096)
+def _line(file: str, number: int) -> Line:
+    return Line(f"{_short(file)}:{number}", linecache.getline(file, number).strip())
 
 
 def _short(file: str) -> str:

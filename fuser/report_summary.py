@@ -92,7 +92,12 @@ def shares(graphs: Iterable[GraphReport], key: Callable[[NodeRow], str]) -> list
 
 def module_pattern(node: NodeRow) -> str:
     """The module of a node with ``*`` for the numbers of layers, so that equal layers count together."""
-    return _LAYER.sub("*", node.module) or "(outside of modules)"
+    return layer_pattern(node.module)
+
+
+def layer_pattern(module: str) -> str:
+    """The path of a module with ``*`` for the numbers of layers."""
+    return _LAYER.sub("*", module) or "(outside of modules)"
 
 
 def savings(graph: GraphReport) -> list[Saving]:
