@@ -87,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
                                   epilog=cli_help.PROFILE_EXAMPLES,
                                   help="time every kernel beside its prediction")
     _target(profile)
+    profile.add_argument("--device", choices=("cpu", "cuda"), help="where to run it (default: the GPU if the target's "
+                         "tensors are there, else the CPU)")
     profile.add_argument("--sort", choices=("time", "lost", "ratio", "bytes", "flops", "name"),
                          help="order of the rows (default: the order of running)")
     profile.add_argument("--top", metavar="N", type=_count, help="show the first N rows")
@@ -273,7 +275,7 @@ def _profile(arguments: argparse.Namespace) -> int:
     try:
         target = _loaded(arguments)
         with _tracing(arguments.target):
-            profile = profile_call(target.function, target.args, target.kwargs, arguments.budget)
+            profile = profile_call(target.function, target.args, target.kwargs, arguments.budget, arguments.device)
         text = profile.text(arguments.sort, arguments.top)
     except ValueError as error:
         return _complain(str(error))

@@ -14,10 +14,11 @@ examples:
 """
 
 PROFILE = """\
-Compile a function for this machine's CPU, run its kernels one by one, and print for each the predicted and the measured
-time, what bandwidth and rate it reached, and the microseconds lost above the roof. TARGET is as for `rooffuse report`;
-inputs and weights are made up in the traced shapes. Calibrate first: predictions use the rates measured then.
-Kernels on a GPU can't be timed yet.
+Compile a function for this machine's CPU or GPU, run its kernels one by one, and print for each the predicted and the
+measured time, what bandwidth and rate it reached, and the microseconds lost above the roof. TARGET is as for
+`rooffuse report`; inputs and weights are made up in the traced shapes. Calibrate first: predictions use the rates
+measured then.
+A CPU's kernels are under a clock; those of a GPU are timed by torch.profiler.
 """
 
 PROFILE_EXAMPLES = """\
@@ -25,6 +26,7 @@ examples:
   rooffuse profile norms.py:softmax
   rooffuse profile examples/llama.py:prefill --sort lost --top 10
   rooffuse profile examples/llama.py:decode_step --json times.json
+  rooffuse profile gpt2 --phase decode --device cuda
 """
 
 PLAN = f"""\

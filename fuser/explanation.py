@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Node
 
 from .compile import Plan, plan_graph
 from .dynamo_scope import GraphBreak, dynamo_scope, location_of
-from .fake_copies import FakeCopier
+from .fake_copies import FakeCopier, fake_on
 from .options import Options, make_options
 from .report import GraphReport, Report
 from .report_rows import graph_report
@@ -169,14 +169,14 @@ class PlannedCall:
 
 
 def planned_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any],
-                 device: str | Device | None = None) -> PlannedCall:
-    """Trace and plan as `explain` does, without making rows."""
+                 device: str | Device | None = None, on: torch.device | None = None) -> PlannedCall:
+    """Trace and plan as `explain` does, without making rows; with ``on`` as if every tensor were there."""
     target = target_for(chosen_device(device, (fn, args, kwargs)))
     options = make_options()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     recorder = _Recorder(target, options, mode)
     original = getattr(fn, "_orig_mod", getattr(fn, "_torchdynamo_orig_callable", fn))
-    copier = FakeCopier(mode)
+    copier = FakeCopier(mode) if on is None or on.type == "cpu" else FakeCopier(mode, fake_on(on))
     function, inputs, named = copier(original), copier(args), copier(dict(kwargs))
     ended: list[GraphBreak] = []
     with dynamo_scope() as trace, mode:

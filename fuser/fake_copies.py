@@ -36,6 +36,18 @@ def fake_tensor(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
     return result
 
 
+def fake_on(device: torch.device) -> Faker:
+    """Makes fakes that are all on ``device``."""
+
+    def fake(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+        result = fake_tensor(tensor, mode)
+        if isinstance(result, FakeTensor):
+            result.fake_device = device
+        return result
+
+    return fake
+
+
 class _Faking(TorchFunctionMode):
     """Makes ``copy.deepcopy`` copy tensors as fakes."""
 

@@ -57,7 +57,8 @@ def profile_text(profile: Profile, sort: str | None = None, top: int | None = No
     table = tabulate(cells, head, tablefmt="simple", colalign=["left"] * 3 + ["right"] * 8, disable_numparse=True)
     predicted, measured, roof = (sum(getattr(k, name) for k in profile.kernels)
                                  for name in ("predicted_us", "measured_us", "roof_us"))
-    lines = [device_line(profile.device), f"{len(profile.kernels)} kernels, each the best of {profile.rounds} runs; "
+    lines = [device_line(profile.device),
+             f"{len(profile.kernels)} kernels, each the {profile.of_rounds} of {profile.rounds} runs; "
              f"{format_bytes(sum(k.bytes for k in profile.kernels))}, "
              f"{format_count(sum(k.flops for k in profile.kernels))}FLOP"]
     if not profile.kernels:

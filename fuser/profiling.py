@@ -9,23 +9,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rooffuse.cost_model import Device
+from rooffuse.cost_model import Device, local_device
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.fx import Node
 
 from .compile import Plan, build
-from .explanation import planned_call
+from .explanation import chosen_device, planned_call
 from .options import Options, make_options
-from .program import OUT_CALLS, CallStep, KernelStep, ViewStep
-from .runtime import Arena, Built
+from .program import KernelStep, ViewStep
 from .step_prices import step_estimate, step_price
-from .targets import local_target
+from .step_trace import step_activity, traced_events
+from .stepper import Stepper
 
 #: Fewest and most times that a program is run.
 ROUNDS = (5, 50)
-#: Bytes that are written before each run, more than caches hold: predictions are of traffic from memory.
-_EVICTING_BYTES = 1 << 28
 #: Part of the machine's memory that inputs and intermediates may take together.
 _MEMORY_SHARE = 0.7
 
@@ -38,9 +34,9 @@ class ProfileError(ValueError):
 class MeasuredKernel:
     """One kernel, predicted and measured, in microseconds.
 
-    ``kind`` is "cpp", "extern" or "fallback". ``roof_us`` is the time that its bytes and FLOPs take at the device's
-    rates, without the cost of launching; ``measured_us`` is the best of all rounds: what others on the machine add
-    is no part of a kernel's time.
+    ``kind`` is "cpp", "triton", "extern" or "fallback". ``roof_us`` is the time that its bytes and FLOPs take at the
+    device's rates, without the cost of launching; ``measured_us`` is the best of all rounds on a CPU, where others
+    disturb, and the median on a GPU; ``launched`` are the names of what ran there.
     """
 
     graph: int
@@ -52,6 +48,7 @@ class MeasuredKernel:
     roof_us: float
     predicted_us: float
     measured_us: float
+    launched: tuple[str, ...] = ()
 
     @property
     def ratio(self) -> float:
@@ -86,7 +83,8 @@ class MeasuredKernel:
         return {"graph": self.graph, "name": self.name, "kind": self.kind, "ops": list(self.ops), "bytes": self.bytes,
                 "flops": self.flops, "roof_us": self.roof_us, "predicted_us": self.predicted_us,
                 "measured_us": self.measured_us, "ratio": self.ratio, "bytes_per_s": self.bytes_per_s,
-                "flops_per_s": self.flops_per_s, "roof_share": self.roof_share, "lost_us": self.lost_us}
+                "flops_per_s": self.flops_per_s, "roof_share": self.roof_share, "lost_us": self.lost_us,
+                "launched": list(self.launched)}
 
 
 @dataclass(frozen=True)
@@ -96,6 +94,11 @@ class Profile:
     device: Device
     kernels: tuple[MeasuredKernel, ...]
     rounds: int
+
+    @property
+    def of_rounds(self) -> str:
+        """Which of its rounds a time is: "best" or "median"."""
+        return "best" if self.device.kind == "cpu" else "median"
 
     @property
     def median_error(self) -> float:
@@ -118,96 +121,9 @@ class Profile:
         return self.text()
 
 
-def made_up(value: Tensor, generator: torch.Generator) -> Tensor:
-    """A tensor with the shape, strides and type of a traced one. Matrices are small random numbers, vectors (norms'
-    weights, variances) lie around one, integers are 0 and so valid as any index."""
-    size = 1 + sum((n - 1) * s for n, s in zip(value.shape, value.stride())) if value.numel() else 0
-    flat = torch.zeros(size, dtype=value.dtype)
-    if value.dtype.is_floating_point and value.dtype.itemsize > 1:
-        if value.ndim > 1:
-            flat.normal_(0.0, 0.02, generator=generator)
-        else:
-            flat.uniform_(0.5, 1.5, generator=generator)
-    elif value.dtype == torch.bool:
-        flat.fill_(True)
-    return torch.as_strided(flat, tuple(value.shape), tuple(value.stride()))
-
-
-class Stepper:
-    """Runs the steps of one built plan on the CPU, each under its own clock."""
-
-    def __init__(self, plan: Plan, built: Built) -> None:
-        self.program, self.built = plan.program, built
-        module = plan.program.fused.module
-        generator = torch.Generator().manual_seed(0)
-        for name, buffer in list(module.named_buffers()):
-            if isinstance(buffer, FakeTensor):
-                owner, _, leaf = name.rpartition(".")
-                setattr(module.get_submodule(owner), leaf, made_up(buffer, generator))
-        self.inputs = {n: made_up(n.meta["val"], generator) if isinstance(n.meta.get("val"), Tensor)
-                       else n.meta.get("val") for n in module.graph.nodes if n.op == "placeholder"}
-        self.arena = Arena(plan.program, built.slots, torch.device("cpu"))
-        self.evicting = torch.zeros(_EVICTING_BYTES // 4, dtype=torch.int32)
-        # Results go to the same memory in each round: the pages of new memory would be charged to the kernel.
-        self.results = {n: torch.empty_strided(v.shape, v.stride(), dtype=v.dtype)
-                        for n in plan.program.fresh if (v := n.meta["val"]) is not None}
-        self.kept = {**self.arena.tensors, **self.inputs, **self.results}
-        self.dying: dict[int, list[Node]] = {}
-        for node, last in plan.program.last_use.items():
-            if node not in self.kept:
-                self.dying.setdefault(last, []).append(node)
-
-    def run(self) -> list[float]:
-        """Seconds of each step; 0.0 for views."""
-        self.evicting.add_(1)
-        values: dict[Node, Any] = dict(self.kept)
-        times = []
-        for k, step in enumerate(self.program.steps):
-            work = self._work(step, values)
-            start = time.perf_counter()
-            work()
-            took = time.perf_counter() - start
-            times.append(0.0 if isinstance(step, ViewStep) else took)
-            del work
-            for node in self.dying.get(k, ()):
-                values.pop(node, None)
-        return times
-
-    def _work(self, step: Any, values: dict[Node, Any]) -> Callable[[], Any]:
-        if isinstance(step, KernelStep):
-            return self._kernel(step, values)
-        node = step.node
-        if isinstance(step, ViewStep) and node in values:
-            return lambda: None
-        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
-        if isinstance(step, CallStep) and step.out:
-            return lambda: OUT_CALLS[node.target](*args, **kwargs, out=values[node])
-
-        def call() -> None:
-            values[node] = node.target(*args, **kwargs)
-
-        return call
-
-    def _kernel(self, step: KernelStep, values: dict[Node, Any]) -> Callable[[], Any]:
-        number = self.built.segment_numbers.get(step.name)
-        if number is None:
-            module = getattr(self.program.fused.module, step.name)
-            inputs = [values[n] for n in step.node.args]
-
-            def fallback() -> None:
-                made = module(*inputs)
-                for result, value in zip(step.results, made):
-                    values[result] = value
-
-            return fallback
-        for node in step.arguments:
-            self.arena.table[self.built.slots[node]] = values[node].data_ptr()
-        segment, address = self.built.segment, self.arena.address
-        assert segment is not None
-        return lambda: segment(number, number + 1, address)
-
-
-def _available_bytes() -> float:
+def _available_bytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     import os
 
     try:
@@ -216,58 +132,107 @@ def _available_bytes() -> float:
         return math.inf
 
 
-def _check_size(plan: Plan) -> None:
+def _check_size(plan: Plan, device: torch.device) -> None:
     values = [n.meta.get("val") for n in plan.program.fused.module.graph.nodes if n.op == "placeholder"]
     needed = sum(v.numel() * v.dtype.itemsize for v in values if isinstance(v, Tensor))
     needed += plan.program.plan.arena_bytes + plan.program.unplanned_bytes
-    if needed > _MEMORY_SHARE * _available_bytes():
-        raise ProfileError(f"running it takes {needed / 1e9:.1f} GB and this machine has "
-                           f"{_available_bytes() / 1e9:.1f} GB; profile a smaller model, or fewer layers of it")
+    there = _available_bytes(device)
+    if needed > _MEMORY_SHARE * there:
+        where = "this GPU has free" if device.type == "cuda" else "this machine has"
+        raise ProfileError(f"running it takes {needed / 1e9:.1f} GB and {where} {there / 1e9:.1f} GB; profile a "
+                           "smaller model, or fewer layers of it")
 
 
-def _measured(plan: Plan, number: int, budget_s: float, options: Options) -> tuple[list[MeasuredKernel], int]:
-    _check_size(plan)
-    built, _ = build(plan, options)
-    stepper = Stepper(plan, built)
+@dataclass(frozen=True)
+class _Timed:
+    """Seconds of each step, what it launched, and how many runs that comes from."""
+
+    seconds: tuple[float, ...]
+    launched: tuple[tuple[str, ...], ...]
+    rounds: int
+
+
+def _rounds(took_s: float, budget_s: float) -> int:
+    return max(ROUNDS[0], min(ROUNDS[1], int(budget_s / max(took_s, 1e-6))))
+
+
+def _by_clock(stepper: Stepper, budget_s: float) -> _Timed:
+    """The best of all runs: what others on the machine add is no part of a kernel's time."""
     stepper.run()
     start = time.perf_counter()
     first = stepper.run()
-    took = time.perf_counter() - start
-    rounds = max(ROUNDS[0], min(ROUNDS[1], int(budget_s / max(took, 1e-6))))
+    rounds = _rounds(time.perf_counter() - start, budget_s)
     samples = [first, *(stepper.run() for _ in range(rounds - 1))]
+    return _Timed(tuple(map(min, zip(*samples))), ((),) * len(first), rounds)
+
+
+def _by_profiler(stepper: Stepper, budget_s: float) -> _Timed:
+    """The median of all runs, by the durations that torch.profiler gives for what each step launched."""
+    stepper.run_in_ranges()  # compiles, and warms libraries up
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    stepper.run_in_ranges()
+    torch.cuda.synchronize()
+    rounds = _rounds(time.perf_counter() - start, budget_s)
+
+    def work() -> None:
+        for _ in range(rounds):
+            stepper.run_in_ranges()
+        torch.cuda.synchronize()
+
+    found = step_activity(traced_events(work))
+    if not any(a.launched for several in found.values() for a in several):
+        raise ProfileError("torch.profiler saw no kernel on the GPU; its counters may be for administrators only "
+                           "(see NVIDIA's ERR_NVGPUCTRPERM), or another profiler is running")
+    steps = [found.get(k, []) for k in range(len(stepper.program.steps))]
+    return _Timed(tuple(1e-6 * statistics.median([a.device_us for a in several] or [0.0]) for several in steps),
+                  tuple(several[-1].launched if several else () for several in steps), rounds)
+
+
+def _measured(plan: Plan, number: int, budget_s: float, options: Options) -> tuple[list[MeasuredKernel], int]:
+    device = plan.target.torch_device
+    _check_size(plan, device)
+    built, _ = build(plan, options)
+    stepper = Stepper(plan, built, device)
+    timed = _by_profiler(stepper, budget_s) if device.type == "cuda" else _by_clock(stepper, budget_s)
     found = []
     for k, step in enumerate(plan.program.steps):
         if isinstance(step, ViewStep):
             continue
         kind, name, nodes = "extern", step.node.name, (step.node,)
         if isinstance(step, KernelStep):
-            kind = "cpp" if step.name in built.segment_numbers else "fallback"
+            there = step.name in built.segment_numbers or step.name in built.launches
+            kind = plan.target.language if there else "fallback"
             name, nodes = step.name, step.group.nodes
         priced, estimated = step_price(step, plan.target), step_estimate(step, plan.target)
         found.append(MeasuredKernel(
             number, name, kind, tuple(str(n.target).removeprefix("aten.").removesuffix(".default") for n in nodes),
             int(priced.cost.bytes), int(priced.cost.flops), 1e6 * max(estimated.memory_s, estimated.compute_s),
-            1e6 * estimated.seconds, 1e6 * min(s[k] for s in samples)))
-    return found, rounds
+            1e6 * estimated.seconds, 1e6 * timed.seconds[k], timed.launched[k]))
+    return found, timed.rounds
 
 
 def profile_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any],
-                 budget_s: float = 10.0) -> Profile:
-    """Compile ``fn(*args, **kwargs)`` for this machine's CPU, run every kernel of its graphs and time it.
+                 budget_s: float = 10.0, device: str | None = None) -> Profile:
+    """Compile ``fn(*args, **kwargs)`` for this machine's CPU or GPU, run every kernel of its graphs and time it.
 
-    The function is traced as `explain` traces it and its graphs run on made-up inputs (see `made_up`), so meta tensors
-    do. Each round runs all kernels in order and starts with caches that hold none of their data, so that a kernel finds
-    there what the ones before it left. Kernels are called one at a time, which adds a call through ctypes, under a
-    microsecond, to each generated one. ``budget_s`` is about how long all graphs together are run.
+    The function is traced as `explain` traces it and its graphs run on made-up inputs (see `stepper.made_up`), so meta
+    tensors do. Each round runs all kernels in order and starts with caches that hold none of their data, so that a
+    kernel finds there what the ones before it left. Kernels are called one at a time. On a CPU each is under a clock,
+    and a call through ctypes adds under a microsecond to each generated one; on a GPU torch.profiler gives the
+    durations of what each step launched. ``budget_s`` is about how long all graphs together are run.
 
-    Raises ProfileError for tensors on a GPU, whose kernels can't be timed yet, and for what doesn't fit in memory.
+    ``device`` is "cpu" or "cuda"; by default the GPU if a tensor is there, else the CPU.
+
+    Raises ProfileError for a device that isn't there, for tensors on another one, and for what doesn't fit in memory.
     """
-    target = local_target(())
-    planned = planned_call(fn, args, kwargs, target.device)
+    here = _torch_device(device, (fn, args, kwargs))
+    local = local_device(here.type)
+    planned = planned_call(fn, args, kwargs, local, here)
     plans = {id(plan): (k, plan) for k, (plan, _) in reversed(list(enumerate(planned.calls)))}
-    if any(v.device.type == "cuda" for _, plan in plans.values()
-           for n in plan.graph.graph.nodes if isinstance(v := n.meta.get("val"), Tensor)):
-        raise ProfileError("it has tensors on a GPU, and only the kernels of the CPU are timed so far")
+    if here.type == "cpu" and any(v.device.type == "cuda" for _, plan in plans.values()
+                                  for n in plan.graph.graph.nodes if isinstance(v := n.meta.get("val"), Tensor)):
+        raise ProfileError("it has tensors on a GPU; profile it there with --device cuda")
     options = make_options()
     kernels: list[MeasuredKernel] = []
     fewest = ROUNDS[1]
@@ -275,4 +240,13 @@ def profile_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[
         found, rounds = _measured(plan, number, budget_s / len(plans), options)
         kernels += found
         fewest = min(fewest, rounds)
-    return Profile(target.device, tuple(kernels), fewest)
+    return Profile(local, tuple(kernels), fewest)
+
+
+def _torch_device(name: str | None, values: Any) -> torch.device:
+    """Where to run: as named, or where the tensors are. Raises ProfileError for a GPU that isn't there."""
+    if name is None:
+        name = "cpu" if chosen_device(None, values).kind == "cpu" else "cuda"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ProfileError("there is no CUDA device on this machine; `rooffuse report --device` predicts for one")
+    return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device("cpu")
