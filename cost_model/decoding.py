@@ -6,7 +6,9 @@ and everything else out that a perfect program would hide; they are what a measu
 
 from __future__ import annotations
 
+import bisect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,8 +32,12 @@ def weight_bits(name: str, group: int | None = 64) -> float:
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """``parameters`` are all that are stored, ``read`` those that a token reads: without an embedding table that is
-    only looked up. ``kv_heads`` × ``head_dim`` values of keys and as many of values are cached a layer and token."""
+    """``parameters`` are all that are stored, ``read`` those that a large batch reads: without an embedding table that
+    is only looked up. ``kv_heads`` × ``head_dim`` values of keys and as many of values are cached a layer and token.
+
+    In a mixture of experts ``routed`` of the parameters are in experts, ``experts`` in each layer that has any, of
+    which a token takes ``chosen``. ``windowed`` layers attend to, and keep, the last ``window`` tokens only.
+    """
 
     name: str
     parameters: int
@@ -41,6 +47,30 @@ class DecoderShape:
     heads: int
     kv_heads: int
     head_dim: int
+    routed: int = 0
+    experts: int = 1
+    chosen: int = 1
+    windowed: int = 0
+    window: int = 0
+
+    @property
+    def active(self) -> float:
+        """Parameters that one token is multiplied with."""
+        return self.read - self.routed * (1 - self.chosen / self.experts)
+
+    def read_by(self, tokens: int) -> float:
+        """Parameters that a step of ``tokens`` tokens reads, experts that no token takes left out."""
+        return self.read - self.routed * (1 - experts_touched(self.experts, self.chosen, tokens) / self.experts)
+
+    def kept(self, context: int) -> int:
+        """Tokens of one sequence in the caches of all layers together."""
+        return (self.layers - self.windowed) * context + self.windowed * min(context, self.window)
+
+    def scores(self, context: int) -> float:
+        """Pairs of tokens that causal attention to a prompt looks at, in all layers together: half of the square, or
+        with a window w, w²/2 in the first w rows and w in each row after them."""
+        seen = min(context, self.window)
+        return (self.layers - self.windowed) * context**2 / 2 + self.windowed * (seen * context - seen**2 / 2)
 
 
 @dataclass(frozen=True)
@@ -86,15 +116,25 @@ class Step:
         return max(parts, key=lambda k: parts[k])
 
 
+def experts_touched(experts: int, chosen: int, tokens: int) -> float:
+    """Expected number of different experts of a layer that ``tokens`` tokens take, ``chosen`` each.
+
+    A token leaves a given expert out with probability 1 - k/E, all tokens with (1 - k/E)^n if they choose
+    independently and evenly, so E·(1 - (1 - k/E)^n) are taken: k for one token, near E for many. Even choice is what
+    routers are trained for (Fedus et al. 2021, Switch Transformers, 2.2); uneven choice touches fewer.
+    """
+    return experts * (1 - (1 - chosen / experts) ** tokens)
+
+
 def weight_bytes(shape: DecoderShape, setting: Setting) -> float:
     """Stored bytes of weights on each device."""
     return shape.parameters * weight_bits(setting.weights, setting.group) / 8 / setting.tp
 
 
 def cache_bytes(shape: DecoderShape, setting: Setting) -> float:
-    """Bytes of keys and values of one sequence on each device: 2·layers·kv_heads·head_dim·context values, split over as
-    many devices as there are key heads; more devices hold copies."""
-    values = 2 * shape.layers * shape.kv_heads * shape.head_dim * setting.context
+    """Bytes of keys and values of one sequence on each device: 2·layers·kv_heads·head_dim·context values, or a window's
+    in layers that have one, split over as many devices as there are key heads; more devices hold copies."""
+    values = 2 * shape.kept(setting.context) * shape.kv_heads * shape.head_dim
     return values * weight_bits(setting.cache, None) / 8 / min(setting.tp, shape.kv_heads)
 
 
@@ -113,38 +153,54 @@ def links_seconds(shape: DecoderShape, device: Device, batch: int, tp: int) -> f
     return 2 * shape.layers * (device.launch_s + moved / device.link_bandwidth)
 
 
-def _rates(shape: DecoderShape, setting: Setting) -> tuple[float, float]:
-    """Bytes of weights that a step reads, and FLOPs of one sequence, on each device."""
-    read = shape.read * weight_bits(setting.weights, setting.group) / 8 / setting.tp
-    attention = 4 * shape.layers * shape.heads * shape.head_dim * setting.context
-    return read, (2 * shape.read + attention) / setting.tp
+def read_bytes(shape: DecoderShape, setting: Setting, tokens: int) -> float:
+    """Bytes of weights that a step of ``tokens`` tokens reads on each device."""
+    return shape.read_by(tokens) * weight_bits(setting.weights, setting.group) / 8 / setting.tp
+
+
+def _flops(shape: DecoderShape, setting: Setting) -> float:
+    """FLOPs of one sequence's token on each device: two a parameter, four for each cached value of a query head."""
+    attention = 4 * shape.kept(setting.context) * shape.heads * shape.head_dim
+    return (2 * shape.active + attention) / setting.tp
 
 
 def decode_step(shape: DecoderShape, device: Device, setting: Setting, batch: int) -> Step:
     """The floor of one token for each of ``batch`` sequences. Weights are widened to 16 bits on the way into the matrix
     units, whose bf16 rate bounds the arithmetic. Raises ValueError for ``tp`` on devices without a known link."""
-    read, flops = _rates(shape, setting)
+    read, flops = read_bytes(shape, setting, batch), batch * _flops(shape, setting)
     cache = batch * cache_bytes(shape, setting)
-    return Step(batch, read, cache, batch * flops, (read + cache) / device.bandwidth,
-                batch * flops / device.peak(torch.bfloat16), links_seconds(shape, device, batch, setting.tp))
+    return Step(batch, read, cache, flops, (read + cache) / device.bandwidth, flops / device.peak(torch.bfloat16),
+                links_seconds(shape, device, batch, setting.tp))
+
+
+def _first(holds: Callable[[int], bool]) -> int:
+    """The smallest batch from which on ``holds`` does."""
+    high = 1
+    while not holds(high):
+        high *= 2
+    return bisect.bisect_left(range(high + 1), True, lo=1, key=holds)
 
 
 def compute_bound_batch(shape: DecoderShape, device: Device, setting: Setting) -> int | None:
     """The smallest batch whose arithmetic takes as long as its traffic: W/bw + B·kv/bw ≤ B·f/peak. None if there is
     none: each sequence's own cache then keeps the step memory-bound."""
-    read, flops = _rates(shape, setting)
-    gain = flops / device.peak(torch.bfloat16) - cache_bytes(shape, setting) / device.bandwidth
-    return math.ceil(read / device.bandwidth / gain) if gain > 0 else None
+    gain = _flops(shape, setting) / device.peak(torch.bfloat16) - cache_bytes(shape, setting) / device.bandwidth
+    if gain <= 0:
+        return None
+    return _first(lambda batch: read_bytes(shape, setting, batch) / device.bandwidth <= batch * gain)
 
 
-def linears_compute_bound_batch(device: Device, setting: Setting) -> int:
-    """The smallest batch at which the weight matrices alone are compute-bound: 2·B FLOPs for each weight's bytes."""
-    return math.ceil(weight_bits(setting.weights, setting.group) / 8 * device.ridge_point(torch.bfloat16) / 2)
+def linears_compute_bound_batch(shape: DecoderShape, device: Device, setting: Setting) -> int:
+    """The smallest batch at which the weight matrices alone are compute-bound: 2·B FLOPs for each weight's bytes. In a
+    mixture of experts a token meets k of E experts, so that it takes about E/k as large a batch."""
+    seconds = 2 * shape.active / setting.tp / device.peak(torch.bfloat16)
+    return _first(lambda batch: read_bytes(shape, setting, batch) / device.bandwidth <= batch * seconds)
 
 
 def cache_bound_batch(shape: DecoderShape, setting: Setting) -> int:
     """The smallest batch whose keys and values are more bytes than the weights that a step reads."""
-    return math.floor(_rates(shape, setting)[0] / cache_bytes(shape, setting)) + 1
+    cache = cache_bytes(shape, setting)
+    return _first(lambda batch: batch * cache > read_bytes(shape, setting, batch))
 
 
 def largest_batch(shape: DecoderShape, device: Device, setting: Setting) -> int:
@@ -155,9 +211,9 @@ def largest_batch(shape: DecoderShape, device: Device, setting: Setting) -> int:
 
 def first_token_seconds(shape: DecoderShape, device: Device, setting: Setting) -> float:
     """Time to first token: a prompt of ``context`` tokens alone, causal attention half of the square."""
-    read, _ = _rates(shape, setting)
-    attention = 2 * shape.layers * shape.heads * shape.head_dim * setting.context**2
-    flops = (2 * shape.read * setting.context + attention) / setting.tp
+    attention = 4 * shape.scores(setting.context) * shape.heads * shape.head_dim
+    flops = (2 * shape.active * setting.context + attention) / setting.tp
+    read = read_bytes(shape, setting, setting.context)
     moved = read + cache_bytes(shape, setting)
     return max(flops / device.peak(torch.bfloat16), moved / device.bandwidth) + links_seconds(
         shape, device, setting.context, setting.tp)
@@ -175,6 +231,6 @@ def speculated_tokens(drafted: int, acceptance: float) -> float:
 def speculated_step(shape: DecoderShape, device: Device, setting: Setting, batch: int, drafted: int) -> float:
     """Seconds of a verifying round: ``drafted`` + 1 tokens of each sequence share one read of weights and cache.
     Drafting itself is taken as free, as from an n-gram table."""
-    step = decode_step(shape, device, setting, batch)
-    links = links_seconds(shape, device, batch * (drafted + 1), setting.tp)
-    return max(step.memory_s, (drafted + 1) * step.compute_s) + links
+    step, tokens = decode_step(shape, device, setting, batch), batch * (drafted + 1)
+    memory_s = (read_bytes(shape, setting, tokens) + step.cache_bytes) / device.bandwidth
+    return max(memory_s, (drafted + 1) * step.compute_s) + links_seconds(shape, device, tokens, setting.tp)

@@ -35,7 +35,10 @@ turns compute-bound, where the cache outweighs the weights, and the largest batc
 each 64 weights. With --tp weights and key heads are split, and two all-reduces a layer are added; with --speculate a
 round verifies K drafted tokens, which are taken as free, at one read of weights and cache.
 
-PRESET_OR_CONFIG is the config.json of a dense causal language model, or one of
+A step of a mixture of experts reads the experts that its batch is expected to take, and layers with a sliding window
+keep that many tokens.
+
+PRESET_OR_CONFIG is the config.json of a causal language model, or one of
   {', '.join(PRESETS)}
 """
 

@@ -20,22 +20,68 @@ FORMATS = (("bf16", "bf16"), ("int8", "int8"), ("int4", "int4"))
 def decoder_shape(target: str) -> DecoderShape:
     """The shape of a preset or configuration, its parameters counted on the model itself, on the meta device.
 
-    Raises TargetError for what doesn't decode, and for mixtures of experts, whose tokens read a part of the weights
-    that depends on the batch.
+    Raises TargetError for what doesn't decode, and for caches that aren't keys and values of each layer: a state of
+    linear attention, latent vectors, a layer's cache that others share.
     """
     config = config_of(target, read_fields(target))
     if model_kind(config) != "decoder":
         raise TargetError(f"{target} doesn't decode; plan-decode takes causal language models")
-    if any(getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts")):
-        raise TargetError(f"{target} is a mixture of experts; plan-decode takes dense models so far")
+    windowed, window = _windows(target, config)
     model: Any = model_of(target, config, "decoder", Scenario(), False)
     parameters = sum(p.numel() for p in model.parameters())
     table = model.get_input_embeddings().weight
     tied = model.get_output_embeddings() is not None and model.get_output_embeddings().weight is table
+    routed, experts, chosen = _experts(target, config, model)
     heads = config.num_attention_heads
     return DecoderShape(target, parameters, parameters - (0 if tied else table.numel()), config.num_hidden_layers,
-                        config.hidden_size, heads, getattr(config, "num_key_value_heads", None) or heads,
-                        getattr(config, "head_dim", None) or config.hidden_size // heads)
+                        config.hidden_size, heads, _key_heads(config),
+                        getattr(config, "head_dim", None) or config.hidden_size // heads, routed, experts, chosen,
+                        windowed, window)
+
+
+def _key_heads(config: Any) -> int:
+    found = getattr(config, "num_key_value_heads", None)
+    if found is None and getattr(config, "multi_query", False):  # Falcon has a field of its own
+        found = config.num_kv_heads if getattr(config, "new_decoder_architecture", False) else 1
+    return found or config.num_attention_heads
+
+
+def _windows(target: str, config: Any) -> tuple[int, int]:
+    """How many layers keep a window of tokens only, and its size. Raises TargetError for other caches."""
+    if config.get_text_config() is not config:
+        raise TargetError(f"{target} is more than a language model; write its text_config into a file of its own")
+    odd = {"kv_lora_rank": "caches latent vectors (multi-head latent attention), not keys and values",
+           "num_kv_shared_layers": "has layers that share a cache"}
+    for name, what in odd.items():
+        if getattr(config, name, None):
+            raise TargetError(f"{target} {what}; plan-decode takes models with a cache of keys and values a layer")
+    windows = {"sliding_attention": getattr(config, "sliding_window", None),
+               "chunked_attention": getattr(config, "attention_chunk_size", None), "full_attention": None}
+    kinds = getattr(config, "layer_types", None) or (
+        ["sliding_attention" if windows["sliding_attention"] else "full_attention"] * config.num_hidden_layers)
+    other = sorted(set(kinds) - set(windows))
+    if other or not getattr(config, "num_attention_heads", None):
+        raise TargetError(f"{target} has layers of {', '.join(other) or 'no attention'}; plan-decode takes models "
+                          "whose layers all have attention with a cache of keys and values")
+    sizes = [windows[kind] for kind in kinds if windows[kind]]
+    if len(set(sizes)) > 1:
+        raise TargetError(f"{target} has windows of {', '.join(map(str, sorted(set(sizes))))} tokens; plan-decode "
+                          "takes one size")
+    return len(sizes), sizes[0] if sizes else 0
+
+
+def _experts(target: str, config: Any, model: Any) -> tuple[int, int, int]:
+    """Parameters in routed experts, the experts of a layer, and how many of them a token takes; 0, 1, 1 without any."""
+    named = {name: p for name, p in model.named_parameters() if ".experts." in name}
+    if not named:
+        return 0, 1, 1
+    experts = next((e for field in ("num_local_experts", "num_experts", "n_routed_experts")
+                    if (e := getattr(config, field, None))), None)
+    chosen = getattr(config, "num_experts_per_tok", None)
+    if not experts or not chosen or chosen > experts:
+        raise TargetError(f"{target} is a mixture of experts, and its configuration doesn't say of how many, or how "
+                          "many a token takes (num_local_experts or num_experts, and num_experts_per_tok)")
+    return sum(p.numel() for p in named.values()), experts, chosen
 
 
 @dataclass(frozen=True)
@@ -108,11 +154,12 @@ def plan(shape: DecoderShape, request: Request) -> dict[str, Any]:
                 "weight_bytes": decoding.weight_bytes(shape, setting),
                 "cache_bytes_per_sequence": decoding.cache_bytes(shape, setting),
                 "largest_batch": decoding.largest_batch(shape, device, setting),
-                "linears_compute_bound_from": decoding.linears_compute_bound_batch(device, setting),
+                "linears_compute_bound_from": decoding.linears_compute_bound_batch(shape, device, setting),
                 "compute_bound_from": decoding.compute_bound_batch(shape, device, setting),
                 "cache_outweighs_from": decoding.cache_bound_batch(shape, setting),
                 "first_token_s": decoding.first_token_seconds(shape, device, setting), "steps": steps})
-    return {"model": shape.name, "parameters": shape.parameters, "context": request.context, "tp": request.tp,
+    return {"model": shape.name, "parameters": shape.parameters, "active_parameters": round(shape.active),
+            "experts": shape.experts, "experts_per_token": shape.chosen, "context": request.context, "tp": request.tp,
             "plans": found}
 
 
@@ -150,8 +197,10 @@ def plan_text(data: dict[str, Any]) -> str:
              f"{p['cache_bytes_per_sequence'] / 1e6:.0f} MB", str(p["largest_batch"] or "doesn't fit"),
              str(p["linears_compute_bound_from"]), _limit(p["compute_bound_from"]), str(p["cache_outweighs_from"]),
              format_time(1e6 * p["first_token_s"])] for p in data["plans"]]
-    blocks = [f"{data['model']}: {data['parameters'] / 1e9:.2f} G parameters, {data['context']} tokens of context"
-              f"{shares}; floors, in bytes of one device",
+    experts = (f" ({data['active_parameters'] / 1e9:.2f} G a token, which takes {data['experts_per_token']} of "
+               f"{data['experts']} experts)" if data["experts"] > 1 else "")
+    blocks = [f"{data['model']}: {data['parameters'] / 1e9:.2f} G parameters{experts}, {data['context']} tokens of "
+              f"context{shares}; floors, in bytes of one device",
               tabulate(rows, heads, tablefmt="simple", colalign=["left"] * 2 + ["right"] * 7, disable_numparse=True),
               _steps_table(data["plans"])]
     if any(not s["fits"] for p in data["plans"] for s in p["steps"]):

@@ -83,7 +83,7 @@ def test_limits_are_where_they_say():
             assert decoding.decode_step(shape, H100, setting, turning - 1).bound == "memory"
     assert decoding.compute_bound_batch(shape, H100, Setting(context=64)) is not None
     assert decoding.compute_bound_batch(shape, H100, Setting(context=65536)) is None
-    assert decoding.linears_compute_bound_batch(H100, Setting()) == 296
+    assert decoding.linears_compute_bound_batch(shape, H100, Setting()) == 296
 
 
 def test_more_devices_than_key_heads_hold_copies():
@@ -129,3 +129,92 @@ def test_command(capsys):
     assert main(["plan-decode", "gpt2", "--batch", "1,4", "--context", "512", "--json", "-"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["parameters"] == 124439808 and [s["batch"] for s in data["plans"][0]["steps"]] == [1, 4]
+
+
+def written(tmp_path, **fields) -> str:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(fields))
+    return str(path)
+
+
+#: Fields of the published config.json of Mixtral-8x7B and of Qwen1.5-MoE-A2.7B.
+MIXTRAL = {"model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+           "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "num_local_experts": 8,
+           "num_experts_per_tok": 2, "sliding_window": None, "max_position_embeddings": 32768}
+QWEN_MOE = {"model_type": "qwen2_moe", "hidden_size": 2048, "intermediate_size": 5632, "moe_intermediate_size": 1408,
+            "shared_expert_intermediate_size": 5632, "num_hidden_layers": 24, "num_attention_heads": 16,
+            "num_key_value_heads": 16, "vocab_size": 151936, "num_experts": 60, "num_experts_per_tok": 4}
+
+
+def test_expected_experts():
+    assert decoding.experts_touched(8, 2, 1) == pytest.approx(2) and decoding.experts_touched(8, 2, 2) == 3.5
+    assert decoding.experts_touched(8, 2, 4) == 5.46875 and decoding.experts_touched(4, 4, 1) == 4
+    assert decoding.experts_touched(60, 4, 10**4) == pytest.approx(60)
+
+
+def test_mixtral(tmp_path):
+    """46.7 billion parameters and 12.9 a token, as published, here without the table of embeddings."""
+    shape = decoder_shape(written(tmp_path, **MIXTRAL))
+    expert, layers = 3 * 4096 * 14336, 32
+    attention, rest = 2 * 4096 * 4096 + 2 * 4096 * 1024, 8 * 4096 + 2 * 4096
+    table = 32000 * 4096
+    assert shape.parameters == layers * (8 * expert + attention + rest) + 4096 + 2 * table == 46_702_792_704
+    assert shape.routed == layers * 8 * expert and (shape.experts, shape.chosen) == (8, 2)
+    assert shape.active == layers * (2 * expert + attention + rest) + 4096 + table == 12_748_853_248
+    assert shape.read_by(1) == pytest.approx(shape.active)
+    assert shape.read_by(4) == shape.active + layers * (5.46875 - 2) * expert
+    one, four = (decoding.decode_step(shape, H100, Setting(), b) for b in (1, 4))
+    assert one.weight_bytes == pytest.approx(2 * shape.active) and four.weight_bytes == 2 * shape.read_by(4)
+    assert four.flops == pytest.approx(4 * (2 * shape.active + 4 * 32 * 32 * 128 * 4096))
+    assert decoding.weight_bytes(shape, Setting()) == 2 * shape.parameters
+    # A token meets a quarter of the experts, so that it takes nearly four times the batch of a dense model.
+    assert 1000 < decoding.linears_compute_bound_batch(shape, H100, Setting()) < 4 * 296
+    assert decoding.speculated_step(shape, H100, Setting(), 1, 3) > 1.5 * one.seconds
+
+
+def test_a_mixture_with_an_expert_that_all_share(tmp_path):
+    shape = decoder_shape(written(tmp_path, **QWEN_MOE))
+    assert shape.parameters == 14_315_784_192  # as published
+    assert shape.routed == 24 * 60 * 3 * 2048 * 1408 and (shape.experts, shape.chosen) == (60, 4)
+    assert shape.active == pytest.approx(shape.read - shape.routed * 56 / 60)
+    data = plan(shape, Request((H100,), (1, 64)))
+    assert data["experts"] == 60 and data["active_parameters"] == round(shape.active)
+    assert "(2.38 G a token, which takes 4 of 60 experts)" in plan_text(data)
+
+
+def test_windows_hold_the_cache(tmp_path):
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2,
+             "vocab_size": 1000, "num_hidden_layers": 6, "head_dim": 32}
+    mistral = decoder_shape(written(tmp_path, model_type="mistral", sliding_window=512, **sizes))
+    assert (mistral.windowed, mistral.window) == (6, 512)
+    every = decoding.cache_bytes(mistral, Setting(context=512))
+    assert every == 2 * 6 * 2 * 32 * 512 * 2 == decoding.cache_bytes(mistral, Setting(context=4096))
+    kinds = ["sliding_attention"] * 5 + ["full_attention"]
+    gemma = decoder_shape(written(tmp_path, model_type="gemma3_text", sliding_window=512, layer_types=kinds, **sizes))
+    assert (gemma.windowed, gemma.kept(4096), gemma.kept(100)) == (5, 4096 + 5 * 512, 600)
+    assert gemma.scores(4096) == 4096**2 / 2 + 5 * (512 * 4096 - 512**2 / 2)
+    assert gemma.read == gemma.parameters  # the table is also the last layer
+    plain = decoder_shape(written(tmp_path, model_type="mistral", sliding_window=None, **sizes))
+    assert plain.windowed == 0 and plain.kept(4096) == 6 * 4096
+    assert plain.read == plain.parameters - 1000 * 256
+
+
+@pytest.mark.parametrize(("fields", "said"), [
+    ({"model_type": "deepseek_v3", "num_hidden_layers": 2}, "latent vectors"),
+    ({"model_type": "mamba", "num_hidden_layers": 2}, "layers of linear_attention"),
+    ({"model_type": "qwen3_next", "num_hidden_layers": 4}, "layers of linear_attention"),
+    ({"model_type": "gemma3n_text"}, "share a cache"),
+    ({"model_type": "gemma3"}, "text_config"),
+    ({**MIXTRAL, "num_hidden_layers": 2, "num_experts_per_tok": 9}, "how many a token takes"),
+    ({"model_type": "bert"}, "doesn't decode")])
+def test_what_has_another_cache_is_refused(fields, said, tmp_path, capsys):
+    assert main(["plan-decode", written(tmp_path, **fields)]) == 2
+    out, err = capsys.readouterr()
+    assert said in err and err.count("\n") == 1 and out == ""
+
+
+def test_one_key_head_for_all(tmp_path):
+    fields = {"model_type": "falcon", "hidden_size": 256, "num_attention_heads": 8, "num_hidden_layers": 2,
+              "vocab_size": 1000}
+    assert decoder_shape(written(tmp_path, multi_query=True, **fields)).kv_heads == 1
+    assert decoder_shape(written(tmp_path, multi_query=False, **fields)).kv_heads == 8
