@@ -7,7 +7,7 @@ from typing import Any
 
 from .cost import Cost, Size
 from .registry import Call, aten, register
-from .spec import TensorSpec
+from .spec import TensorSpec, smaller
 
 
 def mm_flops(left: TensorSpec, right: TensorSpec) -> Size:
@@ -90,10 +90,20 @@ def weight_int4pack_mm(call: Call) -> Cost:
 def grouped_mm(call: Call) -> Cost:
     """Groups with their own matrix, as in a mixture of experts: each row meets one group's matrix.
 
-    With 2-D rows ``(M, K)`` and weights ``(G, K, N)``: 2·M·K·N. Two 2-D operands contract slices of K: 2·M·K·N in all.
+    Rows ``(M, K)`` and weights ``(G, K, N)``: 2·M·K·N, and ``(G, M, K)`` with ``(K, N)`` likewise, where the N columns
+    are divided over the groups. Two 2-D operands contract slices of K: 2·M·K·N in all; two 3-D ones are a batched
+    product. Which groups are met is data: with fewer rows than groups, as at decoding, at most a matrix a row is read.
     """
     left, right = call["self"], call["mat2"]
-    return call.moves(2 * left.numel * right.shape[-1])
+    if left.ndim == right.ndim:
+        return call.moves(2 * left.numel * right.shape[-1])
+    if right.ndim == 3:
+        flops, name, met = 2 * left.numel * right.shape[-1], "mat2", left.shape[0]
+    else:
+        flops, name, met = 2 * left.shape[1] * right.numel, "self", right.shape[1]
+    count = call[name].shape[0]
+    matrices = smaller(count, met) * (call[name].nbytes // count)
+    return Cost(flops, call.read_bytes((name,)) + matrices, call.written_bytes())
 
 
 @register("aten::_trilinear", "aten::bilinear", kind="matmul", unit="tensor")

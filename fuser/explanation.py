@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,7 +180,9 @@ def planned_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[
     copier = FakeCopier(mode) if on is None or on.type == "cpu" else FakeCopier(mode, fake_on(on))
     function, inputs, named = copier(original), copier(args), copier(dict(kwargs))
     ended: list[GraphBreak] = []
-    with dynamo_scope() as trace, mode:
+    with dynamo_scope() as trace, mode, warnings.catch_warnings():
+        # Models cache what they ask of the environment, which is the same each time.
+        warnings.filterwarnings("ignore", "Dynamo detected a call to a .functools.lru_cache")
         try:
             torch.compile(function, backend=recorder, dynamic=False)(*inputs, **named)
         except _VALUES_NEEDED as error:

@@ -1,7 +1,7 @@
 """From a plan to the rows of its report."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -9,6 +9,7 @@ from rooffuse.codegen.fxinfo import op_name
 from rooffuse.cost_model import Cost, Estimate, estimate
 from rooffuse.cost_model.device import peak_key
 from rooffuse.passes import LIBRARY
+from rooffuse.passes.graph import viewed_arg, written_args
 from torch.fx import Graph, Node
 
 from .compile import Plan, step_source
@@ -22,6 +23,8 @@ from .step_prices import step_estimate, step_price
 
 #: Digits after the point of a microsecond and of an intensity: more would be noise, and would differ by machine.
 _DIGITS = 4
+#: Products of rows with one of several matrices each.
+_GROUPED = frozenset({"_grouped_mm", "_scaled_grouped_mm", "_scaled_grouped_mm_v2"})
 
 
 def _intensity(cost: Cost) -> float:
@@ -57,16 +60,36 @@ def _reads_expanded(node: Node) -> bool:
 
 
 def _input_bytes(graph: Graph) -> int:
-    """Bytes of inputs that must be read: all of them, but of tables that are only looked up the rows that are."""
+    """Bytes of inputs that must be read: all of them, but of tables that are only looked up the rows that are, and of
+    the matrices of a mixture's experts as many as there are rows to meet one."""
     found = 0
     for node in graph.find_nodes(op="placeholder"):
         if not node.users or not isinstance(node.meta.get("val"), torch.Tensor):
             continue
         whole = distinct_bytes(node)
-        lookups = [u for u in node.users if op_name(u) in LOOKUPS and u.args[0] is node]
-        looked_at = sum(u.meta["val"].numel() * u.meta["val"].dtype.itemsize for u in lookups)
-        found += min(whole, looked_at) if len(lookups) == len(node.users) else whole
+        parts = [_looked_at(use, source, whole) for use, source in _uses(node)]
+        found += whole if None in parts else min(whole, sum(p for p in parts if p is not None))
     return found
+
+
+def _uses(node: Node) -> Iterator[tuple[Node, Node]]:
+    """What reads ``node`` or views of it, each with the view that it reads."""
+    for user in node.users:
+        if viewed_arg(user) is node and not written_args(user):
+            yield from _uses(user)
+        else:
+            yield user, node
+
+
+def _looked_at(use: Node, source: Node, whole: int) -> int | None:
+    """Bytes of ``source`` that one call reads, of ``whole``; None for a call that reads all of it."""
+    value, name = use.meta.get("val"), op_name(use)
+    if name in LOOKUPS and use.args[0] is source:
+        return value.numel() * value.dtype.itemsize
+    if name in _GROUPED and use.args[1] is source and source.meta["val"].ndim == 3:
+        groups = source.meta["val"].shape[0]
+        return min(groups, value.shape[0]) * (whole // groups)
+    return None
 
 
 def _is_library(node: Node) -> bool:

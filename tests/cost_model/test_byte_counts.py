@@ -343,6 +343,25 @@ def test_math_attention_moves_the_scores_four_times():
     assert cost.flops == 4 * 2 * 16 * 16 * 8
 
 
+@pytest.mark.parametrize(("rows", "read"), [(3, 3), (8, 8), (100, 8)])
+def test_grouped_products_read_the_matrices_that_rows_meet(rows, read):
+    x, experts = meta(rows, 16, dtype=torch.bfloat16), meta(8, 16, 32, dtype=torch.bfloat16)
+    offsets, out = meta(8, dtype=torch.int32), meta(rows, 32, dtype=torch.bfloat16)
+    cost = price(aten._grouped_mm.default, (x, experts, offsets), {}, out).cost
+    assert cost == Cost(2 * rows * 16 * 32, 2 * (rows * 16 + read * 16 * 32) + 8 * 4, 2 * rows * 32)
+    # The same product from the other side: each group's rows of weights meet its columns.
+    turned = price(aten._grouped_mm.default, (experts.mT, x.t(), offsets), {}, out.t()).cost
+    assert turned == cost
+
+
+def test_grouped_products_of_equal_ranks():
+    offsets = meta(8, dtype=torch.int32)
+    slices = price(aten._grouped_mm.default, (meta(16, 100), meta(100, 32), offsets), {}, meta(8, 16, 32)).cost
+    assert slices == Cost(2 * 16 * 100 * 32, 4 * (16 * 100 + 100 * 32 + 8), 4 * 8 * 16 * 32)
+    batched = price(aten._grouped_mm.default, (meta(8, 4, 16), meta(8, 16, 32)), {}, meta(8, 4, 32)).cost
+    assert batched.flops == 2 * 8 * 4 * 16 * 32 and batched.bytes_read == 4 * (8 * 4 * 16 + 8 * 16 * 32)
+
+
 def test_grouped_heads_save_bytes_and_no_flops():
     q = meta(1, 8, 16, 64)
     few = [meta(1, 2, 16, 64) for _ in range(2)]

@@ -66,6 +66,15 @@ def test_inputs_of_a_decoding_step_are_weights_and_cache(tmp_path):
     assert graph.input_bytes == pytest.approx(2 * decoder_shape(target).read + cache, rel=0.02)
 
 
+def test_inputs_of_a_mixture_are_the_experts_that_rows_meet(tmp_path):
+    """At batch 1 a layer's two rows meet two of its eight experts; a batch of 8 may meet all of them."""
+    target = small("mixtral-8x7b", tmp_path)
+    experts = 2 * 8 * 3 * 64 * 128 * 2
+    one, eight = (report(target, batch=b, context=64).graphs[0].input_bytes for b in (1, 8))
+    cache = 2 * 2 * 2 * 16 * 64 * 2
+    assert eight - one == pytest.approx(experts * 3 / 4 + 7 * cache, rel=0.02)
+
+
 def test_classes_of_others_are_not_fetched(tmp_path):
     fields = {**read_fields(small("gpt2", tmp_path)), "auto_map": {"AutoModelForCausalLM": "someone/model--code.Model"}}
     (tmp_path / "config.json").write_text(json.dumps(fields))
