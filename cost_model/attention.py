@@ -141,6 +141,35 @@ def flash_backward(call: Call) -> Cost:
     return call.moves(attention_backward_flops(*specs, bool(call["is_causal"]), seq=-3))
 
 
+@register("aten::_cudnn_attention_forward", kind="attention", unit="tensor")
+def cudnn_forward(call: Call) -> Cost:
+    """Layout ``(B, H, S, d)``, or packed sequences ``(T, H, d)`` as in `flash_forward`."""
+    specs, seq = _cudnn(call)
+    return call.moves(attention_flops(*specs, bool(call["is_causal"]), seq=seq))
+
+
+@register("aten::_cudnn_attention_backward", kind="attention", unit="tensor")
+def cudnn_backward(call: Call) -> Cost:
+    """As `cudnn_forward`, with the five products of the backward pass."""
+    specs, seq = _cudnn(call)
+    return call.moves(attention_backward_flops(*specs, bool(call["is_causal"]), seq=seq))
+
+
+def _cudnn(call: Call) -> tuple[tuple[TensorSpec, TensorSpec, TensorSpec], int]:
+    specs = _unpacked(call, "cum_seq_q", ("max_q", "max_k"))
+    return specs, -2 if call["cum_seq_q"] is None else -3
+
+
+@register("aten::_native_multi_head_attention", kind="attention", unit="tensor")
+def native_multi_head_attention(call: Call) -> Cost:
+    """The fast path of nn.MultiheadAttention for ``(B, S, E)``: 2·B·S·E·3E for query, key and value, 4·B·S²·E for
+    scores and values, 2·B·S·E² for the result; scores are written and read again around the softmax."""
+    query, width, heads = call["query"], call["embed_dim"], call["num_head"]
+    rows, length = query.numel // width, query.shape[-2]
+    scores = rows * heads * length * query.itemsize
+    return call.moves(8 * rows * width**2 + 4 * rows * length * width) + Cost(0, 2 * scores, 2 * scores)
+
+
 @register("aten::_efficient_attention_forward", kind="attention", unit="tensor")
 def efficient_forward(call: Call) -> Cost:
     """Layout ``(B, S, H, d)``; as `flash_forward`."""

@@ -65,6 +65,24 @@ def search(call: Call) -> Cost:
     return call.moves(call.output_numel() * log2(boundaries.shape[-1]))
 
 
+@register("aten::isin", kind="sort")
+def isin(call: Call) -> Cost:
+    """Both sets are sorted together, or each element is compared with a single one."""
+    tested = call["test_elements"]
+    if tested is None or call["elements"] is None:
+        return call.moves(call.output_numel())
+    count = call["elements"].numel + tested.numel
+    return call.moves(count * log2(count))
+
+
+@register("aten::histogram", kind="reduction")
+def histogram(call: Call) -> Cost:
+    """Each element finds its bin: by binary search among given edges, or by a difference, a product and a rounding."""
+    bins = call["bins"]
+    steps = log2(bins.numel) if hasattr(bins, "numel") else 3
+    return call.moves((steps + 1) * call["self"].numel)
+
+
 def _scatter_cost(call: Call, region: Size, read_old: bool, flops: Size = 0) -> Cost:
     """``region`` elements of ``self`` are replaced, or updated when ``read_old``."""
     target = call["self"]

@@ -106,6 +106,33 @@ def grouped_mm(call: Call) -> Cost:
     return Cost(flops, call.read_bytes((name,)) + matrices, call.written_bytes())
 
 
+@register("aten::_foreach_mm", kind="matmul", unit="tensor")
+def foreach_mm(call: Call) -> Cost:
+    """A product for each pair of two lists."""
+    return call.moves(sum(mm_flops(left, right) for left, right in zip(call["self"], call["mat2"])))
+
+
+@register("aten::_dyn_quant_matmul_4bit", kind="matmul", unit="tensor")
+def dyn_quant_matmul_4bit(call: Call) -> Cost:
+    """``inp (M, K)`` and packed int4 weights of N columns: 2·M·K·N."""
+    return call.moves(2 * call["inp"].numel * call["out_features"])
+
+
+@register("aten::_mixed_dtypes_linear", kind="matmul", unit="tensor")
+def mixed_dtypes_linear(call: Call) -> Cost:
+    """``input (..., K)`` and int8 or packed int4 weights, result ``(..., N)``: 2·rows·K·N."""
+    return call.moves(2 * call["input"].numel * call.outputs[0].shape[-1])
+
+
+@register("aten::linear_backward", kind="matmul", unit="tensor")
+def linear_backward(call: Call) -> Cost:
+    """The gradients that ``output_mask`` asks for: 2·rows·N·K for the input and for the weight, a sum for the bias."""
+    wants_input, wants_weight, wants_bias = call["output_mask"]
+    gradient = call["grad_output"].numel
+    products = 2 * gradient * call["weight"].shape[-1]
+    return call.moves((bool(wants_input) + bool(wants_weight)) * products + (gradient if wants_bias else 0))
+
+
 @register("aten::_trilinear", "aten::bilinear", kind="matmul", unit="tensor")
 def bilinear(call: Call) -> Cost:
     """``x1ᵀ·W·x2`` for each output: two products per weight element and row."""

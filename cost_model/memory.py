@@ -20,7 +20,7 @@ _VIEWS = aten(
     _functional_sym_constrain_range _functional_sym_constrain_range_for_size size stride numel dim storage_offset
     is_same_size record_stream _has_same_storage_numel _version _indices _values indices values crow_indices
     col_indices ccol_indices row_indices _mkldnn_transpose _mkldnn_reshape result_type _print
-    _make_dep_token _linalg_check_errors
+    _make_dep_token _linalg_check_errors _fused_sdp_choice
     """
 )
 
@@ -121,7 +121,7 @@ def allocate(call: Call) -> Cost:
     return Cost.zero()
 
 
-@register(*_GENERATORS, "rooffuse::philox", kind="random")
+@register(*_GENERATORS, "rooffuse::philox", "rngprims::philox_rand", kind="random")
 def generate(call: Call) -> Cost:
     """Philox-4x32-10 (Salmon et al., SC 2011): 16 operations a number.
 

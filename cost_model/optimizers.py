@@ -93,11 +93,12 @@ def _functional(names: str) -> tuple[str, ...]:
 
 @register(
     *_functional("all_reduce all_reduce_coalesced reduce_scatter_tensor reduce_scatter_tensor_coalesced"),
+    "_c10d_functional::reduce_scatter_tensor_out",
     kind="collective",
 )
 def reducing_collective(call: Call) -> Cost:
-    """Local memory traffic and one addition an input element; time on the link is not part of a `Cost`."""
-    return call.moves(call.input_numel())
+    """Local memory traffic and one addition an element of every input; time on the link is not part of a `Cost`."""
+    return call.moves(sum(spec.numel for spec in call.inputs))
 
 
 @register(
@@ -110,7 +111,7 @@ def moving_collective(call: Call) -> Cost:
     return call.moves(0)
 
 
-@register(*_functional("wait_tensor"), kind="collective")
+@register(*_functional("wait_tensor"), "_c10d_functional::_wrap_tensor_autograd", kind="collective")
 def wait_tensor(call: Call) -> Cost:
     """Synchronisation moves nothing."""
     return Cost.zero()

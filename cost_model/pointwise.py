@@ -96,6 +96,13 @@ _QUANTISED_DECOMPOSED = {"quantize_per_tensor": 5, "quantize_per_channel": 5, "q
 }
 
 
+# Primitives that are called as their ATen operators are.
+_PRIMS = """abs acos acosh add asin asinh atan atan2 atanh bitwise_and bitwise_not bitwise_or bitwise_xor ceil
+    conj_physical cos cosh digamma div eq erf erfc exp exp2 expm1 floor fmax fmin fmod ge gt hypot igamma igammac
+    isfinite le lgamma log log10 log1p log2 lt maximum minimum ne neg nextafter pow reciprocal remainder round rsqrt
+    sign signbit sin sinh sqrt sub tan tanh trunc where"""
+
+
 def _elements(call: Call) -> Size:
     """Output elements; backward operators that write several gradients are counted on the largest."""
     return call.output_numel()
@@ -104,6 +111,7 @@ def _elements(call: Call) -> Size:
 def _register_table() -> None:
     table = {f"aten::{name}": flops for name, flops in FLOPS_PER_ELEMENT.items() if not name.startswith("gelu")}
     table |= {f"quantized_decomposed::{name}": flops for name, flops in _QUANTISED_DECOMPOSED.items()}
+    table |= {f"prims::{name}": FLOPS_PER_ELEMENT[name] for name in _PRIMS.split()}
     table |= {
         "prims::convert_element_type": 0,
         "prims::mul": 1,

@@ -32,6 +32,12 @@ def _register_per_input() -> None:
 _register_per_input()
 
 
+@register(*(f"prims::{name}" for name in ("sum", "amax", "amin", "prod", "xor_sum")), kind="reduction")
+def primitive_reduction(call: Call) -> Cost:
+    """One operation an input element."""
+    return call.moves(call.input_numel())
+
+
 @register(*aten("max.other min.other"), kind="pointwise")
 def maximum(call: Call) -> Cost:
     """The overloads of ``max`` and ``min`` that compare two tensors element by element."""
