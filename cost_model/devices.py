@@ -58,9 +58,9 @@ def get_device(name: str, folder: str | os.PathLike[str] | None = None) -> Devic
     spellings = {spelling_key(known): known for known in device_names()} | ALIASES
     matches = difflib.get_close_matches(spelling_key(name), sorted(spellings), n=3, cutoff=0.5)
     close = [spellings[key] for key in matches]
-    hint = f"did you mean {', '.join(dict.fromkeys(close))}? " if close else ""
+    hint = f"did you mean {', '.join(dict.fromkeys(close))}; " if close else ""
     raise UnknownDevice(
-        f"unknown device {name!r}; {hint}Known devices: {_listing()}. A path to a .toml file with the fields of "
+        f"unknown device {name!r}; {hint}known devices: {_listing()}. A path to a .toml file with the fields of "
         "rooffuse.cost_model.Device works too."
     )
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import cli_help
 
@@ -47,9 +47,16 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--context", metavar="N", type=_count, help="tokens (default: 1024, or what the model takes)")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the arguments."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="rooffuse", formatter_class=raw, epilog=cli_help.EXAMPLES,
         description="A torch.compile backend that fuses by a roofline cost model. The command explains its plans.")
     parser.add_argument("--version", action="store_true", help="print the version and exit")
@@ -104,7 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     decode.add_argument("--device", metavar="D,…", default="h100", help="names or TOML files (default: h100)")
     decode.add_argument("--batch", metavar="B", default="1..256", help="8, or 1,8,64, or powers of two as 1..256 "
                                                                        "(default: 1..256)")
-    decode.add_argument("--context", metavar="N", type=_count, default=4096, help="tokens a sequence (default: 4096)")
+    decode.add_argument("--context", metavar="N", type=_count,
+                        help="tokens a sequence (default: 4096, or what the model takes)")
     decode.add_argument("--formats", metavar="F,…", default="bf16,int8,int4",
                         help="of weights and KV cache, as bf16 or int4/int8 (default: bf16,int8,int4)")
     decode.add_argument("--tp", metavar="N", type=_count, default=1, help="devices that share the model (default: 1)")
@@ -290,7 +298,8 @@ def _plan_decode(arguments: argparse.Namespace) -> int:
     try:
         request = decode_plan.Request(
             tuple(get_device(name) for name in arguments.device.split(",")), decode_plan.parse_batches(arguments.batch),
-            decode_plan.parse_formats(arguments.formats), arguments.context, arguments.tp,
+            decode_plan.parse_formats(arguments.formats),
+            decode_plan.context_of(arguments.model, arguments.context), arguments.tp,
             decode_plan.parse_speculation(arguments.speculate) if arguments.speculate else None, arguments.price)
         data = decode_plan.plan(decode_plan.decoder_shape(arguments.model), request)
         if arguments.png:

@@ -13,6 +13,8 @@ from .presets import Scenario, config_of, model_kind, model_of, read_fields
 from .report_target import TargetError
 from .report_text import format_time
 
+#: Tokens of each sequence, where no others are asked for.
+CONTEXT = 4096
 #: Weights and cache, where no others are asked for.
 FORMATS = (("bf16", "bf16"), ("int8", "int8"), ("int4", "int4"))
 
@@ -39,6 +41,14 @@ def decoder_shape(target: str) -> DecoderShape:
                         windowed, window)
 
 
+def context_of(target: str, asked: int | None) -> int:
+    """The tokens to plan for: as asked for, or `CONTEXT` or what the model takes. Raises TargetError for more."""
+    most = getattr(config_of(target, read_fields(target)), "max_position_embeddings", None)
+    if asked is not None and most and asked > most:
+        raise TargetError(f"{target} takes contexts of up to {most} tokens, not {asked}")
+    return asked or min(CONTEXT, most or CONTEXT)
+
+
 def _key_heads(config: Any) -> int:
     found = getattr(config, "num_key_value_heads", None)
     if found is None and getattr(config, "multi_query", False):  # Falcon has a field of its own
@@ -63,7 +73,7 @@ def _windows(target: str, config: Any) -> tuple[int, int]:
     if other or not getattr(config, "num_attention_heads", None):
         raise TargetError(f"{target} has layers of {', '.join(other) or 'no attention'}; plan-decode takes models "
                           "whose layers all have attention with a cache of keys and values")
-    sizes = [windows[kind] for kind in kinds if windows[kind]]
+    sizes = [int(size) for kind in kinds if (size := windows[kind])]
     if len(set(sizes)) > 1:
         raise TargetError(f"{target} has windows of {', '.join(map(str, sorted(set(sizes))))} tokens; plan-decode "
                           "takes one size")
@@ -92,7 +102,7 @@ class Request:
     devices: tuple[Device, ...]
     batches: tuple[int, ...]
     formats: tuple[tuple[str, str], ...] = FORMATS
-    context: int = 4096
+    context: int = CONTEXT
     tp: int = 1
     speculate: tuple[int, float] | None = None
     price: float | None = None

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ LEVELS = ("node", "kernel", "module")
 
 _NAME_WIDTH, _OP_WIDTH, _GROUP_WIDTH, _CONTENTS_WIDTH = 22, 26, 12, 32
 _WIDTH = 140
+_NUMBERED = re.compile(r"_\d+\b")
 
 
 # -- units ------------------------------------------------------------------------------------------------------------
@@ -235,11 +237,12 @@ def _graph_notes(graph: GraphReport) -> list[str]:
              f"{format_bytes(graph.unplanned_bytes)}",
              f"CUDA graph  {'captured' if graph.captured else 'not captured'}: {graph.capture_reason}"]
     if graph.fallbacks:
-        reasons: dict[str, list[str]] = {}
+        # The same reason names other nodes in each layer.
+        reasons: dict[str, tuple[str, list[str]]] = {}
         for fallback in graph.fallbacks:
-            reasons.setdefault(fallback.reason, []).extend(fallback.nodes)
+            reasons.setdefault(_NUMBERED.sub("", fallback.reason), (fallback.reason, []))[1].extend(fallback.nodes)
         lines += [clipped(f"fallback    {', '.join(nodes[:4])}{f' and {len(nodes) - 4} more' if nodes[4:] else ''}: "
-                           f"{reason}", _WIDTH) for reason, nodes in reasons.items()]
+                           f"{reason}", _WIDTH) for reason, nodes in reasons.values()]
     else:
         lines.append("fallbacks   none")
     return lines

@@ -77,12 +77,14 @@ def test_top_sort_and_level(capsys):
     assert "more rows" in out and "kernel    kind" not in out
 
 
-@pytest.mark.parametrize("arguments", [["--top", "0"], ["--top", "many"], ["--sort", "size"], ["--level", "x"]])
+@pytest.mark.parametrize("arguments", [["--top", "0"], ["--top", "many"], ["--sort", "size"], ["--level", "x"],
+                                       ["--dtype", "fp8"], ["--nothing"]])
 def test_bad_flags_say_what_is_allowed(capsys, arguments):
     with pytest.raises(SystemExit) as raised:
         main(["report", f"{NORMS}:softmax", *arguments])
     assert raised.value.code == 2
-    assert arguments[0] in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert arguments[0] in err and err.count("\n") == 1 and "--help)" in err
 
 
 def test_unknown_device(capsys):

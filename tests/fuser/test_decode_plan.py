@@ -218,3 +218,10 @@ def test_one_key_head_for_all(tmp_path):
               "vocab_size": 1000}
     assert decoder_shape(written(tmp_path, multi_query=True, **fields)).kv_heads == 1
     assert decoder_shape(written(tmp_path, multi_query=False, **fields)).kv_heads == 8
+
+
+def test_a_context_is_what_the_model_takes(capsys):
+    assert main(["plan-decode", "gpt2", "--batch", "1"]) == 0
+    assert "1024 tokens of context" in capsys.readouterr().out
+    assert main(["plan-decode", "gpt2", "--context", "1025"]) == 2
+    assert "gpt2 takes contexts of up to 1024 tokens, not 1025" in capsys.readouterr().err

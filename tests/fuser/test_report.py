@@ -10,6 +10,8 @@ import sys
 import pytest
 import rooffuse
 import torch
+from rooffuse.cost_model import get_device
+from rooffuse.report import FallbackRow, GraphReport, Report
 from rooffuse.report_text import format_bytes, format_count, format_time
 from torch import Tensor
 
@@ -192,3 +194,12 @@ def test_two_processes_with_other_hash_seeds_agree():
                                 env={**os.environ, "PYTHONHASHSEED": seed}) for seed in ("1", "2")]
     first, second = (process.communicate()[0] for process in started)
     assert "fused_0" in first and first == second
+
+
+def test_equal_fallbacks_of_all_layers_are_one_line():
+    rows = tuple(FallbackRow((f"cat_{k}",), f"_folded_{k} is empty") for k in range(6))
+    rows += (FallbackRow(("sort",), "sorts have no kernel"),)
+    graph = GraphReport("inference", (), (), 0, 0, rows, False, "", ())
+    lines = [line for line in str(Report(get_device("h100"), (graph,), ())).splitlines() if line.startswith("fallback")]
+    assert lines == ["fallback    cat_0, cat_1, cat_2, cat_3 and 2 more: _folded_0 is empty",
+                     "fallback    sort: sorts have no kernel"]
