@@ -16,7 +16,7 @@ from torch import Tensor
 
 def mixed(x: Tensor, weight: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     y = torch.softmax((x @ weight) * 0.5, -1)
-    return torch.cumsum(y, 0), y[ids].sum(-1)
+    return torch.sort(y, 0).values, y[ids].sum(-1)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_every_kernel_is_timed(profile):
 
 def test_a_larger_product_takes_longer(profile):
     small = next(k for k in profile.kernels if "mm" in k.name)
-    x = torch.empty(1024, 512, device="meta")
+    x = torch.empty(2048, 1024, device="meta")
     large = profile_call(lambda a, b: a @ b, (x, x.t()), {}, budget_s=0.1).kernels[0]
     assert large.flops > 10 * small.flops and large.measured_us > 3 * small.measured_us
 
