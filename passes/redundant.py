@@ -1,4 +1,4 @@
-"""Removal of casts, copies and views that change nothing."""
+"""Removal of casts, copies, concatenations and views that change nothing."""
 
 from __future__ import annotations
 
@@ -61,6 +61,8 @@ def _same_value(node: Node) -> Node | None:
         source = node.args[0]
         origin = tensor_meta(source)
         return source if origin is not None and same_layout(origin, value) else None
+    if node.target is aten.cat.default:
+        return _same_cat(node, value)
     if node.target is aten.slice_scatter.default:
         written = argument(node, "src")
         whole, part = tensor_meta(node.args[0]), tensor_meta(written)
@@ -161,4 +163,28 @@ def _is_dense(value: torch.Tensor) -> bool:
     return True
 
 
-_MERGES: tuple[Callable[[Node, Forwarding], None], ...] = (_merge_reshapes, _merge_permutes, _merge_casts)
+def _drop_empty_pieces(node: Node, forwarding: Forwarding) -> None:
+    """cat([x, nothing]) -> cat([x]), where the type of the result stays: a cache before its first step is nothing"""
+    pieces = node.args[0] if node.target is aten.cat.default else ()
+    values = [tensor_meta(p) for p in pieces] if isinstance(pieces, (list, tuple)) else []
+    kept = [p for p, v in zip(pieces, values) if v is None or not is_concrete(v.shape) or v.numel() > 0]  # type: ignore[arg-type]
+    if not kept or len(kept) == len(values) or any(v is None for v in values):
+        return
+    if all(v.dtype == node.meta["val"].dtype for v in map(tensor_meta, kept) if v is not None):
+        node.update_arg(0, kept)
+
+
+def _same_cat(node: Node, value: torch.Tensor) -> Node | None:
+    """The only piece of a concatenation, if it has the layout of the result."""
+    pieces = node.args[0]
+    only = pieces[0] if isinstance(pieces, (list, tuple)) and len(pieces) == 1 else None
+    origin = tensor_meta(only)
+    return only if isinstance(only, Node) and origin is not None and same_layout(origin, value) else None
+
+
+_MERGES: tuple[Callable[[Node, Forwarding], None], ...] = (
+    _merge_reshapes,
+    _merge_permutes,
+    _merge_casts,
+    _drop_empty_pieces,
+)

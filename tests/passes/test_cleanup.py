@@ -112,6 +112,8 @@ def test_dead_code_goes_and_effects_stay():
         (lambda x: aten.slice(x, 0, 0, 9223372036854775807).exp(), ["exp"]),
         (lambda x: aten.slice_scatter(x, x.exp(), 0, 0, 4).exp(), ["exp", "exp"]),
         (lambda x: x.detach().exp(), ["exp"]),
+        (lambda x: torch.cat([x[:0], x, x[:, :0].reshape(0, 6)]).exp(), ["exp"]),
+        (lambda x: torch.cat([x, x[:0], x]).exp(), ["cat", "exp"]),
     ),
 )
 def test_what_changes_nothing_goes(function, expected):
@@ -133,6 +135,9 @@ def test_a_cast_there_and_back_goes():
         (lambda x: x.view(6, 4).exp(), X),
         (lambda x: x.t().exp(), torch.randn(3, 3)),
         (lambda x: x.unsqueeze(0).expand(2, 4, 6).exp(), X),
+        (lambda x: torch.cat([x]), X),  # a result must not be an input
+        (lambda x: torch.cat([x, torch.empty(0, 6, dtype=torch.float64)]).exp(), X),  # the type is a wider one's
+        (lambda x: torch.cat([x[:0], x[:0]]), X),
     ),
 )
 def test_what_changes_something_stays(function, x):
