@@ -18,6 +18,7 @@ from torch.fx import Graph, Node
 
 from . import (
     lower_contractions,
+    lower_pieces,
     lower_pointwise,
     lower_reductions,
     lower_scans,
@@ -32,6 +33,7 @@ from .fxinfo import dtype_of, numel_of, op_name, shape_of, span_of, strides_of, 
 from .index import dot, ravel, unravel
 from .ir import Buffer, Kernel, Load, Nest, Store, compute_dtype
 from .lower_domain import Domain, open_domain, reduced_elements, widest_across
+from .lower_pieces import Part
 from .lower_reductions import Reduction, is_reduction, reduction_of, source_coords
 from .lower_scans import is_scan
 from .lower_strips import refuse_early_sums
@@ -264,24 +266,25 @@ def lower_group(graph: Graph, name: str = "fused", eager_rounding: bool = False)
     buffers = {n: f"i{k}" for k, n in enumerate(placeholders)}
     inside = set(graph.nodes)
     outputs = list(graph.output_node().all_input_nodes)
-    targets: list[tuple[Node, str]] = []
+    targets: list[Part] = []
     for k, node in enumerate(outputs):
         if node not in buffers and not lower_stores.is_store(node):
-            targets.append((node, f"o{k}"))
-    targets += [(n, "") for n in graph.nodes if lower_stores.is_store(n)]
-    targets.sort(key=lambda t: (-reduced_elements(t[0], buffers), widest_across(t[0], buffers), -numel_of(t[0])))
+            targets += lower_pieces.parts_of(node, f"o{k}", buffers.__contains__)
+    targets += [Part(n, "") for n in graph.nodes if lower_stores.is_store(n)]
+    targets.sort(key=lambda t: (-reduced_elements(t.node, buffers), widest_across(t.node, buffers), -numel_of(t.node)))
     nests: list[_OpenNest] = []
-    for node, buffer in targets:
-        _place(node, buffer, nests, inside, buffers, eager_rounding)
+    for target in targets:
+        _place(target, nests, inside, buffers, eager_rounding)
     finished = tuple(simplify_nest(n.domain.builder.finish()) for n in nests)
     return _assemble(name, finished, placeholders, buffers, outputs)
 
 
-def _place(node: Node, buffer: str, nests: list[_OpenNest], inside: set[Node], buffers: dict[Node, str],
+def _place(target: Part, nests: list[_OpenNest], inside: set[Node], buffers: dict[Node, str],
            eager_rounding: bool) -> None:
-    """Add the store of ``node`` to the first nest that visits its elements once, else to a nest of its own."""
-    visited = lower_stores.iterated(node) if lower_stores.is_store(node) else node
-    source = lower_stores.written_value(node) if lower_stores.is_store(node) else node
+    """Add the store of ``target`` to the first nest that visits its elements once, else to a nest of its own."""
+    node = target.node
+    visited = lower_stores.iterated(node) if target.in_place else node
+    source = lower_stores.written_value(node) if target.in_place else node
     for nest in (*nests, None):
         if nest is None:
             start = source if numel_of(source) == numel_of(visited) else visited
@@ -292,10 +295,12 @@ def _place(node: Node, buffer: str, nests: list[_OpenNest], inside: set[Node], b
         coords = opened.domain.placed(visited)
         if coords is None and nest is None:
             coords = opened.domain.counted(visited)
+        elif coords is None and target.way and len(opened.domain.builder.body) < lower_pieces.JOINED_STATEMENTS:
+            coords = opened.domain.alike(visited)
         if coords is None:
             continue
         try:
-            _store(opened, node, buffer, coords, buffers)
+            _store(opened, target, coords, buffers)
         except NotLowerable:
             if nest is None:
                 raise
@@ -306,12 +311,13 @@ def _place(node: Node, buffer: str, nests: list[_OpenNest], inside: set[Node], b
     raise NotLowerable(f"{node.name}: no axes visit each of its elements once")
 
 
-def _store(nest: _OpenNest, node: Node, buffer: str, coords: Coords, buffers: dict[Node, str]) -> None:
-    b = nest.domain.builder
-    if not lower_stores.is_store(node):
-        value = nest.lowering.value(node, coords)
+def _store(nest: _OpenNest, target: Part, coords: Coords, buffers: dict[Node, str]) -> None:
+    b, node = nest.domain.builder, target.node
+    if not target.in_place:
+        value = target.converted(nest.lowering.value(node, coords), b)
         refuse_early_sums(b.body, b.axes, value)
-        b.store(buffer, dtype_of(node), dot(coords, strides_of(node)), value)
+        place = dot(target.coords(coords, b.ranges), strides_of(target.output))
+        b.store(target.buffer, dtype_of(target.output), place, value)
         return
     destination, visited = node.args[0], coords
     value, coords, inside = lower_stores.place(nest.lowering, node, coords)

@@ -50,6 +50,14 @@ class Domain:
             return None
         return unravel(ravel([a.symbol for a in axes], sizes), shape_of(node), self.builder.ranges)
 
+    def alike(self, node: Node) -> Coords | None:
+        """The elements of ``node`` along the axes, if those are the dimensions of ``node`` and nothing is reduced."""
+        sizes = [a.size for a in self.builder.axes]
+        if any(a.kind != "parallel" for a in self.builder.axes) or sizes != [n for n in shape_of(node) if n != 1]:
+            return None
+        symbols = iter([a.symbol for a in self.builder.axes])
+        return tuple(next(symbols) if n != 1 else Integer(0) for n in shape_of(node))
+
 
 def _axes(shape: tuple[int, ...], reduced: tuple[int, ...]) -> tuple[tuple[Axis, ...], Coords]:
     """Axes over a tensor of ``shape`` with the dimensions ``reduced`` as reduction axes, and its coordinates."""

@@ -15,6 +15,7 @@ from torch.fx import Node
 from .errors import NotLowerable
 from .fxinfo import argument, dtype_of, op_name, overload, shape_of, wrap_dim
 from .index import bounds, ravel
+from .lower_pieces import pieces as concatenated
 from .lower_views import broadcast_coords, slice_parameters
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def in_range(context: NestLowering, c: Expr, low: int | None, high: int | None) 
 @rule("cat concat")
 def _cat(context: NestLowering, node: Node, coords: Coords) -> str:
     rank = len(shape_of(node))
-    pieces = [p for p in node.args[0] if shape_of(p) != (0,)]
+    pieces = concatenated(node)
     dim = wrap_dim(argument(node, 1, "dim", 0), rank)
     starts = [0]
     for piece in pieces:

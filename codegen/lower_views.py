@@ -26,7 +26,7 @@ ALIASES = frozenset(
 #: Operators with several results of which only single ones (by getitem) are ever used as tensors.
 SPLITTERS = frozenset(["split", "split_with_sizes", "unbind", "chunk", "tensor_split"])
 #: Maps that hit every input element exactly once when the element counts agree.
-_BIJECTIVE = frozenset("view reshape _unsafe_view permute transpose t unsqueeze squeeze alias detach".split())
+BIJECTIVE = frozenset("view reshape _unsafe_view permute transpose t unsqueeze squeeze alias detach".split())
 
 
 def index_map(names: str) -> Callable[[IndexMap], IndexMap]:
@@ -204,7 +204,7 @@ def forward_coords(node: Node, coords: Coords, ranges: Ranges) -> Coords | None:
     name = op_name(node)
     if name == "flip":
         return _flip(node, coords, ranges)[1]
-    if name not in _BIJECTIVE:
+    if name not in BIJECTIVE:
         return None
     old, new = shape_of(node.args[0]), shape_of(node)
     if name in ("alias", "detach"):

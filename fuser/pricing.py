@@ -9,6 +9,7 @@ import torch
 from rooffuse.codegen.fxinfo import op_name
 from rooffuse.codegen.ir import Kernel
 from rooffuse.codegen.lower_contractions import is_matrix_product
+from rooffuse.codegen.lower_pieces import PASSED_ON
 from rooffuse.codegen.lower_reductions import is_reduction
 from rooffuse.codegen.lower_stores import accumulates, is_store, iterated
 from rooffuse.codegen.traffic import contraction_flops, kernel_operations, operation_cost
@@ -21,7 +22,7 @@ from .units import Units, is_constant
 
 #: A vector peak counts fused multiplications and additions, all of them independent: elementwise code has few.
 ISSUE_FACTOR = 4
-#: Operators whose operands are evaluated under conditions, each apart.
+#: Operators whose operands are evaluated under conditions, each apart, unless it is stored piece by piece.
 PIECEWISE = frozenset({"cat", "concat", "stack", "constant_pad_nd", "slice_scatter", "select_scatter"})
 #: What a load under a condition costs a CPU, in plain operations: vector lanes are tested one by one.
 CPU_CONDITIONAL_LOAD = 16
@@ -49,12 +50,14 @@ def distinct_bytes(node: Node) -> int:
 @dataclass(frozen=True)
 class _Facts:
     """What the price of every group with a node needs to know of it: its elements and FLOPs, which units read it and
-    whether piece by piece, what it reads (buffer, view of it, bytes), and the bytes that it stores or adds to."""
+    whether piece by piece, how many elements of a view of it those put into a concatenation that may be stored so, what
+    it reads (buffer, view of it, bytes), and the bytes that it stores or adds to."""
 
     elements: int
     once_a_row: bool
     flops: int
     readers: tuple[tuple[Node, bool], ...]
+    passed_on: tuple[tuple[Node, int], ...]
     reads: tuple[tuple[Node, Node, int], ...]
     written: int
     added: int
@@ -79,19 +82,32 @@ class GroupPricer:
         A value that a consumer broadcasts over leading dimensions is evaluated anew for each of their positions; one
         that is broadcast along rows only is evaluated once a row. Each piece of a concatenation is evaluated, and
         thrown away, at the places of all others, and apart from what else needs it: a recurrence whose steps are
-        stacked is quadratic work in one kernel.
+        stacked and then read would be quadratic work in one kernel. A concatenation that only goes to memory is
+        stored piece by piece and asks each piece for its own elements.
         """
         counts: dict[Node, int] = {}
+        passing: set[Node] = set()
         for node in sorted(members, key=self.units.position.__getitem__, reverse=True):
             facts = self._facts(node)
             count = facts.elements
+            if op_name(node) in PASSED_ON and self._passes(node, members, passing):
+                passing.add(node)
             if count > 1 and not facts.once_a_row:
-                inside = [(u, piecewise) for u, piecewise in facts.readers if u in counts]
+                inside = [(u, piecewise) for u, piecewise in facts.readers if u in counts and u not in passing]
                 count = max([count, *(counts[u] for u, piecewise in inside if not piecewise)])
+                count = max([count, *(size for u, size in facts.passed_on if u in passing)])
                 apart = sum(counts[u] for u, piecewise in inside if piecewise)
                 count = max(count, apart) if len(inside) == 1 else count + apart
             counts[node] = count
         return counts
+
+    def _passes(self, node: Node, members: Collection[Node], passing: Collection[Node]) -> bool:
+        """Whether a concatenation goes to memory without being read: as an output, or through one that does."""
+        users = self.units.users(node)
+        if not any(u in members for u in users):
+            return True
+        return len(users) == 1 and users[0] in passing and all(
+            size == self._facts(node).elements for _, size in self._facts(node).passed_on)
 
     def cost(self, members: Collection[Node], outputs: Iterable[Node]) -> Cost:
         """Each outside buffer once (as much of it as is looked at), each output once, FLOPs of all members."""
@@ -128,6 +144,8 @@ class GroupPricer:
                 value.numel(), value.numel() > 1 and value.shape[-1] == 1,
                 0 if is_matrix_product(node) else self._node_flops(node),
                 tuple((u, op_name(u) in PIECEWISE) for u in self.units.users(node) if not is_reduction(u)),
+                tuple((u, r.argument.meta["val"].numel()) for u in self.units.users(node) if op_name(u) in PASSED_ON
+                      for r in self.units.reads(u) if r.source is node),
                 tuple(reads), stored, stored if is_store(node) and accumulates(node) else 0)
         return self._known[node]
 

@@ -61,6 +61,15 @@ def rope(q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return q * cos + torch.cat([-q[..., half:], q[..., :half]], -1) * sin
 
 
+def recurrence(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """A state space model's loop: what is read of its state at each step."""
+    state, read = torch.zeros_like(a[:, 0]), []
+    for t in range(a.shape[1]):
+        state = a[:, t] * state + b[:, t]
+        read.append((c[:, t, None] * state).sum(-1))
+    return torch.stack(read, 1)
+
+
 def label_log_probability(x: Tensor, labels: Tensor) -> Tensor:
     return F.log_softmax(x, -1).gather(-1, labels[:, None])[:, 0]
 
@@ -127,6 +136,22 @@ case("concat", lambda x, y: torch.cat([x, y[:, 1:], x * 2], 1), (5, 3), (5, 4))
 case("concat_types", lambda x, y: torch.cat([x, y]), (5, 3), integers(9, 2, 3))
 case("concat_then_softmax", lambda x, y: F.softmax(torch.cat([x, y], -1), -1), (5, 33), (5, 4))
 case("stack", lambda x, y: torch.stack([x, y, x + y], 1), (5, 3), (5, 3))
+case("stack_sums", lambda x, y: torch.stack([x.sum(-1), (x * y).sum(-1), y.amax(-1)]), (5, 33), (5, 33))
+case("stack_interleaved", lambda x, y: torch.stack([x * y, x + y], -1).flatten(-2), (5, 6), (5, 6))
+case("stack_of_steps", recurrence, (2, 12, 5, 3), (2, 12, 5, 3), (2, 12, 3))
+case("stack_of_concats", lambda x, y: torch.stack([torch.cat([x, y]), torch.cat([y * 2, x])], 1), (5, 3), (2, 3))
+case("concat_first", lambda x, y: torch.cat([x, y * 2, x + 1], 0), (5, 3, 2), (1, 3, 2))
+case("concat_middle", lambda x, y: torch.cat([x, y * 2, x + 1], 1), (5, 3, 2), (5, 4, 2))
+case("concat_last", lambda x, y: torch.cat([x, y * 2, x + 1], -1), (5, 3, 2), (5, 3, 17))
+case("concat_with_itself", lambda x: torch.cat([x.exp(), x, x.exp()], 1), (5, 3))
+case("concat_expanded", lambda x, y: torch.cat([x.expand(5, 3), y, (y[:1] + x).expand(2, 3)]), (3,), (4, 3))
+case("concat_promoted", lambda x, y: torch.cat([x.half(), y * 2, x > 0], 1).double(), (5, 3), integers(9, 5, 2))
+case("concat_promoted_output", lambda x, y: torch.cat([x, y, x > 0], 1),
+     lambda: torch.randn(5, 3).bfloat16(), lambda: torch.randn(5, 2).half())
+case("concat_own_nests", lambda x, y: torch.cat([x.mean(0), y.t().sum(-1), x[0]]), (9, 5), (33, 4))
+case("concat_permuted", lambda x, y: torch.cat([x, y + 1], 1).permute(2, 0, 1).contiguous(), (5, 3, 2), (5, 4, 2))
+case("concat_stored_and_read", lambda x, y: (c := torch.cat([x, y * 2], 1), c * c), (5, 3), (5, 4))
+case("concat_of_empty", lambda x, y: torch.cat([torch.zeros(0), x, y + 1], 1), (5, 3), (5, 4))
 case("pad", lambda x: F.pad(x, (1, 2, 3, 0), value=2.5) * 2, (5, 3))
 case("pad_negative", lambda x: F.pad(x, (-1, 2, 1, -2)), (5, 7))
 case("pad_away", lambda x: F.pad(x, (-3, 4)), (5, 3))

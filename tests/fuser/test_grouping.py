@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import torch
+from rooffuse.cost_model import get_device
+from rooffuse.pricing import GroupPricer
+from rooffuse.units import Units
 
-from tests.fuser.graphs import grouped, groups_of, planned
+from tests.fuser.graphs import grouped, groups_of, planned, trace
 
 
 def test_a_pointwise_chain_is_one_kernel():
@@ -169,3 +172,35 @@ def test_a_quantised_weight_is_multiplied_as_it_is_stored():
     found = launches(lambda x, w, s: (x @ w.to(x.dtype).t()) * s, half(8, 4096), weight, half(4096))
     assert len(found) == 1
     assert found[0][1]
+
+
+def test_a_recurrence_whose_steps_are_stacked_is_one_kernel():
+    def loop(a, b):
+        state, states = torch.zeros_like(a[:, 0]), []
+        for t in range(12):
+            state = a[:, t] * state + b[:, t]
+            states.append(state * 2)
+        return torch.stack(states, 1)
+
+    grouping = grouped(loop, torch.empty(2, 12, 256, 16), torch.empty(2, 12, 256, 16))
+    assert len(grouping.groups) == 1
+    kernel = grouping.groups[0].lowered.kernel
+    assert len(kernel.nests) == 1 and "where" not in str(kernel)
+
+
+def test_a_stack_that_is_only_stored_does_not_multiply_the_price_of_its_steps():
+    def loop(a, b, read):
+        state, states = torch.zeros_like(a[:, 0]), []
+        for t in range(12):
+            state = a[:, t] * state + b[:, t]
+            states.append(state)
+        return torch.stack(states, 1).exp() if read else torch.stack(states, 1)
+
+    def operations(read):
+        gm = trace(lambda a, b: loop(a, b, read), *torch.empty(2, 2, 12, 256, 16))
+        units = Units(gm.graph)
+        return GroupPricer(units, get_device("h100")).cost(set(units.units), ()).flops
+
+    elements = 2 * 12 * 256 * 16
+    assert operations(False) < 3 * elements
+    assert operations(True) > 12 * elements

@@ -90,3 +90,11 @@ def test_kernels_get_their_arguments_in_the_order_of_their_buffers():
     plan = planned(lambda x, y: x * 2 - y, torch.empty(8), torch.empty(8))
     (step,) = [s for s in plan.program.steps if isinstance(s, KernelStep)]
     assert len(step.arguments) == len(step.group.lowered.kernel.buffers) == 3
+
+
+def test_a_result_stored_in_pieces_takes_no_input_s_memory():
+    x = torch.empty(8, 8)
+    parts = lower_group(trace(lambda x: torch.cat([x[4:] * 2, x[:4]]), x).graph).kernel
+    assert inplace_pairs(parts) == {"o0": ()}
+    halves = lower_group(trace(lambda x: torch.stack([x[0] + x[1], x[1]]), torch.empty(2, 8)).graph).kernel
+    assert inplace_pairs(halves) == {"o0": ()}
