@@ -24,6 +24,17 @@ class Estimate:
     memory_s: float
     launch_s: float
 
+    @classmethod
+    def of(cls, compute_s: float, memory_s: float, launch_s: float) -> Estimate:
+        """The larger of computing and moving, and the launch."""
+        body = max(compute_s, memory_s)
+        bound: Literal["memory", "compute", "launch"]
+        if launch_s > body:
+            bound = "launch"
+        else:
+            bound = "compute" if compute_s > memory_s else "memory"
+        return cls(body + launch_s, bound, compute_s, memory_s, launch_s)
+
 
 def occupancy(device: Device, programs: int | None) -> float:
     """The fraction of the device's rates that ``programs`` concurrent programs (thread blocks) can reach.
@@ -66,11 +77,4 @@ def estimate(
     bandwidth = max(device.l2_bandwidth, device.bandwidth) if fits else device.bandwidth
     compute_s = float(cost.flops) / (device.peak(dtype, unit, tf32) * fraction)
     memory_s = float(cost.bytes) / (bandwidth * fraction)
-    launch_s = device.launch_s if captured else device.dispatch_s
-    body = max(compute_s, memory_s)
-    bound: Literal["memory", "compute", "launch"]
-    if launch_s > body:
-        bound = "launch"
-    else:
-        bound = "compute" if compute_s > memory_s else "memory"
-    return Estimate(body + launch_s, bound, compute_s, memory_s, launch_s)
+    return Estimate.of(compute_s, memory_s, device.launch_s if captured else device.dispatch_s)

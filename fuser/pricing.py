@@ -12,22 +12,17 @@ from rooffuse.codegen.lower_contractions import is_matrix_product
 from rooffuse.codegen.lower_pieces import PASSED_ON
 from rooffuse.codegen.lower_reductions import is_reduction
 from rooffuse.codegen.lower_stores import accumulates, is_store, iterated
-from rooffuse.codegen.traffic import contraction_flops, kernel_operations, operation_cost
+from rooffuse.codegen.operations import operation_cost
 from rooffuse.cost_model import Cost, Device, Estimate, Price, estimate, price
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from .matrix_prices import KERNEL_RATE, by_library, in_kernel
+from .computing import ISSUE_FACTOR, computing_seconds
+from .matrix_prices import by_library, in_kernel
 from .units import Units, is_constant
 
-#: A vector peak counts fused multiplications and additions, all of them independent: elementwise code has few.
-ISSUE_FACTOR = 4
 #: Operators whose operands are evaluated under conditions, each apart, unless it is stored piece by piece.
 PIECEWISE = frozenset({"cat", "concat", "stack", "constant_pad_nd", "slice_scatter", "select_scatter"})
-#: What a load under a condition costs a CPU, in plain operations: vector lanes are tested one by one.
-CPU_CONDITIONAL_LOAD = 16
-#: Longest loop body that C++ compilers were seen to vectorise when it has conditions.
-VECTORISED_STATEMENTS = 128
 #: Operators that read the rows of their first argument that others choose.
 LOOKUPS = frozenset({"embedding", "index_select", "gather", "index", "_unsafe_index"})
 
@@ -174,9 +169,4 @@ class GroupPricer:
 
     def computing(self, kernel: Kernel) -> float:
         """Seconds that the operations of a kernel take by themselves."""
-        rate = self.device.peak(torch.float32, "vector") / ISSUE_FACTOR
-        if self.device.kind != "cpu":
-            multiplying = contraction_flops(kernel) / (KERNEL_RATE * self.device.peak(torch.bfloat16))
-            return max(kernel_operations(kernel, special_units=True) / rate, multiplying)
-        scalar = any(len(n.body) > VECTORISED_STATEMENTS for n in kernel.nests)
-        return kernel_operations(kernel, CPU_CONDITIONAL_LOAD) / (rate / 8 if scalar else rate)
+        return computing_seconds(kernel, self.device)

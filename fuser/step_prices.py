@@ -9,6 +9,7 @@ from rooffuse.codegen.traffic import kernel_traffic
 from rooffuse.cost_model import Cost, Estimate, estimate
 from rooffuse.cost_model.cost import Unit
 
+from .computing import computing_seconds
 from .pricing import node_price
 from .program import CallStep, KernelStep
 from .targets import Target
@@ -38,6 +39,12 @@ def step_price(step: KernelStep | CallStep, target: Target) -> StepPrice:
 
 
 def step_estimate(step: KernelStep | CallStep, target: Target) -> Estimate:
-    """Predicted time of one launch on the target's device."""
+    """Predicted time of one launch on the target's device: a fused kernel's by its bytes or its operations, whichever
+    take longer. FLOPs alone would count an exponential as one."""
     priced = step_price(step, target)
-    return estimate(priced.cost, target.device, priced.dtype, priced.unit)
+    found = estimate(priced.cost, target.device, priced.dtype, priced.unit)
+    if isinstance(step, CallStep):
+        return found
+    assert step.group.lowered is not None
+    computing = computing_seconds(step.group.lowered.kernel, target.device)
+    return Estimate.of(max(found.compute_s, computing), found.memory_s, found.launch_s)

@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import torch
+from rooffuse.compile import kernel_steps
 from rooffuse.cost_model import get_device
 from rooffuse.pricing import GroupPricer
+from rooffuse.step_prices import step_estimate
 from rooffuse.units import Units
 
 from tests.fuser.graphs import grouped, groups_of, planned, trace
@@ -204,3 +206,17 @@ def test_a_stack_that_is_only_stored_does_not_multiply_the_price_of_its_steps():
     elements = 2 * 12 * 256 * 16
     assert operations(False) < 3 * elements
     assert operations(True) > 12 * elements
+
+
+def predicted(fn, *args, device="cpu"):
+    plan = planned(fn, *args, device=device)
+    (step,) = kernel_steps(plan.program)
+    return step_estimate(step, plan.target)
+
+
+def test_a_kernel_is_predicted_by_its_operations_where_they_take_longer_than_its_bytes():
+    x = torch.empty(1 << 20)
+    assert predicted(lambda x: x + 1, x).bound == "memory"
+    heavy = predicted(lambda x: x.exp().sin().exp().sin().exp(), x)
+    assert heavy.bound == "compute"
+    assert heavy.compute_s > 3 * predicted(lambda x: x.exp(), x).compute_s

@@ -1,0 +1,106 @@
+"""Operations that a kernel executes, counted on its loop IR."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+from .contraction import Contraction, contraction_of
+from .index import affine
+from .ir import Compute, Const, Index, Kernel, Load, Nest, Reduce, Stmt, Store
+
+#: Results that a tile of a matrix product has down and along.
+PRODUCT_TILE = 128
+#: What an operation costs in plain ones, as measured on vectors of 16 floats with this package's C++ spelling: library
+#: functions by the polynomials behind them, remainders by their loops. Those of one family are rounded to one figure.
+OPERATION_COST = {
+    **dict.fromkeys("exp exp2 log log2 log10 expm1 sin cos tan".split(), 22),
+    **dict.fromkeys("log1p asin acos atan sinh cosh asinh acosh atanh sigmoid silu rsqrt".split(), 30),
+    **dict.fromkeys("tanh erf erfc gelu softplus elu mish atan2".split(), 42),
+    **dict.fromkeys("div sqrt".split(), 12), "pow": 116,
+    **dict.fromkeys("philox philox0 philox1".split(), 80), **dict.fromkeys("fmod remainder lgamma".split(), 800),
+}
+
+
+def operation_cost(op: str, special_units: bool = False) -> int:
+    """What one evaluation of ``op`` costs in plain operations; a quarter with a GPU's special function units, which
+    evaluate exponentials, logarithms, roots, sines and quotients at that share of the plain rate or more."""
+    cost = OPERATION_COST.get(op, 1)
+    return -(-cost // 4) if special_units else cost
+
+
+def kernel_operations(kernel: Kernel, conditional_load: int = 0, special_units: bool = False) -> int:
+    """Operations that the kernel executes: each statement once for every point of its scope, whatever a graph's FLOPs
+    say. A value that is computed again under other conditions, or in another nest, counts again.
+
+    With ``conditional_load`` loops are cut where conditions on a single axis change, so that what such a condition
+    leaves out isn't executed; a load whose condition varies over several axes counts so much.
+    """
+    total = 0.0
+    for nest in kernel.nests:
+        form = contraction_of(nest)
+        products = {s.name for s in nest.body if isinstance(s, Compute) and s.op == "mul"}
+        multiplied = {r.value for r in form.reduces} if form is not None else set()
+        parts = _executed_parts(nest) if conditional_load else {}
+        for stmt in nest.body:
+            if isinstance(stmt, Const | Index | Store):
+                continue
+            if form is not None and (isinstance(stmt, Reduce) or stmt.name in multiplied):
+                continue
+            if isinstance(stmt, Reduce) and stmt.value in products:
+                continue  # a sum of products is one instruction a product
+            points = prod(nest.ranges[s] for s in nest.scopes[stmt.value if isinstance(stmt, Reduce) else stmt.name])
+            conditional = isinstance(stmt, Load) and stmt.mask is not None and len(nest.scopes[stmt.mask]) > 1
+            cost = operation_cost(stmt.op, special_units) if isinstance(stmt, Compute) else 1
+            if form is not None:
+                points *= _evaluations(nest, form, stmt.name)
+            part = parts.get(stmt.name, 1.0)
+            total += points * (max(conditional_load, 1) if conditional else cost * part)
+    return int(total)
+
+
+def _executed_parts(nest: Nest) -> dict[str, float]:
+    """For values that are wanted only where a condition on one axis holds, the part of that axis."""
+    made = {s.name: s for s in nest.body if not isinstance(s, Store)}
+    parts: dict[str, float] = {}
+    for stmt in nest.body:
+        if isinstance(stmt, Load) and stmt.mask is not None:
+            parts[stmt.name] = _holding_part(nest, made, stmt.mask)
+        elif isinstance(stmt, Compute) and stmt.op != "where" and nest.scopes[stmt.name]:
+            found = [parts.get(a, 1.0) for a in stmt.args if nest.scopes[a]]
+            parts[stmt.name] = max(found, default=1.0)
+    return parts
+
+
+def _holding_part(nest: Nest, made: Mapping[str, Stmt], mask: str) -> float:
+    """The part of an axis on which a comparison of a position along it with a number holds; 1.0 for other masks."""
+    comparison = made[mask]
+    if not (isinstance(comparison, Compute) and comparison.op in ("lt", "ge")):
+        return 1.0
+    position, limit = (made[a] for a in comparison.args)
+    if not (isinstance(position, Index) and isinstance(limit, Const)):
+        return 1.0
+    coefficients, constant, others = affine(position.expr)
+    if others or list(coefficients.values()) != [1]:
+        return 1.0
+    size = nest.ranges[next(iter(coefficients))]
+    below = min(max((int(limit.value) - constant) / size, 0.0), 1.0)
+    return below if comparison.op == "lt" else 1.0 - below
+
+
+def _evaluations(nest: Nest, form: Contraction, name: str) -> int:
+    """How often a factor of a matrix product is computed: once for each tile of the other side."""
+    scope = nest.scopes[name]
+    if not scope & {a.symbol for a in nest.reduction}:
+        return 1
+    in_rows = bool(scope & {a.symbol for a in form.rows})
+    return -(-(form.column_count if in_rows else form.row_count) // PRODUCT_TILE)
+
+
+def contraction_flops(kernel: Kernel) -> int:
+    """FLOPs of the kernel's matrix products, two for each product that is summed."""
+    total = 0
+    for nest in kernel.nests:
+        form = contraction_of(nest)
+        if form is not None:
+            total += 2 * len(form.reduces) * prod(a.size for a in nest.axes)
+    return total

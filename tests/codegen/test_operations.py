@@ -1,0 +1,38 @@
+"""Operations of a kernel: what is executed, and how often."""
+
+from __future__ import annotations
+
+import torch
+from rooffuse.codegen.ir import Kernel
+from rooffuse.codegen.operations import OPERATION_COST, contraction_flops, kernel_operations
+
+from .kernels import lower
+
+
+def kernel(fn, *inputs: torch.Tensor) -> Kernel:
+    return lower(fn, *inputs).group.kernel
+
+
+def test_an_operation_counts_once_for_each_point_of_its_scope() -> None:
+    # A load and an exponential an element, a sum of each, and a root a row.
+    found = kernel_operations(kernel(lambda x: x.exp().sum(-1).sqrt(), torch.randn(5, 40)))
+    assert found == 200 * (1 + OPERATION_COST["exp"] + 1) + 5 * OPERATION_COST["sqrt"]
+
+
+def test_a_product_and_its_sum_are_one_operation() -> None:
+    found = kernel_operations(kernel(lambda x, w: x @ w.t(), torch.randn(1, 40), torch.randn(7, 40)))
+    assert found == 40 + 7 * 40 * 2  # the vector, then a weight and a product for each
+
+
+def test_what_a_cut_loop_leaves_out_is_not_executed() -> None:
+    halves = kernel(lambda x: torch.cat([x.exp(), x.sin()]) * 2, torch.randn(1000))
+    everywhere, cut = kernel_operations(halves), kernel_operations(halves, conditional_load=16)
+    heavy = 1000 * (OPERATION_COST["exp"] + OPERATION_COST["sin"])
+    assert everywhere > 2 * heavy
+    assert heavy < cut < 1.5 * heavy
+
+
+def test_matrix_products_count_two_flops_a_product() -> None:
+    x, w = torch.randn(20, 64).bfloat16(), torch.randn(24, 64).bfloat16()
+    assert contraction_flops(kernel(lambda x, w: (x @ w.t()).relu(), x, w)) == 2 * 20 * 24 * 64
+    assert contraction_flops(kernel(lambda x: x.exp().sum(-1), torch.randn(5, 40))) == 0
