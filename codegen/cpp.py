@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import prod
 
+from .cpp_prefetch import PREFETCH_LANES, PREFETCH_ROW, Prefetching
 from .cpp_reduce import ONLINE_LANES
 from .cpp_spelling import COMPUTE, PRELUDE, STORAGE
-from .cpp_strips import StripForm
 from .index import affine
 from .ir import Axis, Compute, Kernel, Load, Nest, Reduce, Scan, Stmt, Store, operands
 from .sweeps import Phase, inner_values
@@ -23,8 +23,6 @@ _HEAVY = frozenset((
     "exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf "
     "erfc lgamma pow sigmoid atan2"
 ).split())
-
-
 #: Rows from which on values that are the same for all of them are computed beforehand.
 SHARING_ROWS = 8
 #: Longest innermost loop of several whose sums are kept apart by lane until the whole row is done.
@@ -33,7 +31,7 @@ SHORT_LANES = 256
 SUM_BLOCK = 4096
 
 
-class NestPrinter(StripForm):
+class NestPrinter(Prefetching):
     """Prints one nest; ``lines`` holds the result."""
 
     def __init__(self, kernel: Kernel, nest: Nest) -> None:
@@ -134,8 +132,7 @@ class NestPrinter(StripForm):
     def _print_rows(self) -> None:
         parallel = list(self.nest.parallel)
         if not self.nest.reduction and parallel:
-            self._print_pointwise(parallel)
-            return
+            return self._print_pointwise(parallel)
         computed: set[str] = set()
         phases = self._print_invariant(computed)
         opened, _ = self._threads([a for a in parallel if not a.strip])
@@ -146,8 +143,7 @@ class NestPrinter(StripForm):
             row = prod(a.size for a in self.nest.reduction)
             self.add(f"{COMPUTE[self.dtypes[name]]} held_{name}[{row}];")
         for k, statements in enumerate(levels):
-            for stmt in statements:
-                self.add(self.line(stmt))
+            self.add_all(statements)
             if k < len(self._rest):
                 self.open(self._loop(self._rest[k]))
                 opened += 1
@@ -157,8 +153,7 @@ class NestPrinter(StripForm):
             if phase.sweep:
                 self._print_sweep(phase, computed)
             else:
-                for stmt in phase.body:
-                    self.add(self.line(stmt))
+                self.add_all(phase.body)
         if strip:
             self.close(len(strip))
             self._print_finale()
@@ -238,25 +233,27 @@ class NestPrinter(StripForm):
         body = self.phases[0].body
         levels = self._by_depth(body, [*self._rest, lane])
         for k, statements in enumerate(levels[:-1]):
-            for stmt in statements:
-                self.add(self.line(stmt))
+            self.add_all(statements)
             if k < len(self._rest):
                 self.open(self._loop(self._rest[k]))
                 opened += 1
         pieces = self._pieces(lane)
         for low, high in pieces:
             self._decide(lane, low, pieces)
-            if lane.symbol not in self.colliding:
-                self.add("#pragma omp simd")
+            first, last = str(low), str(high)
             if chunked:
                 first = "begin" if low == 0 else f"RF_MAX(begin, INT64_C({low}))"
                 last = "end" if high == lane.size else f"RF_MIN(end, INT64_C({high}))"
-                self.open(f"for (int64_t {lane.symbol} = {first}; {lane.symbol} < {last}; ++{lane.symbol})")
-            else:
-                self.open(f"for (int64_t {lane.symbol} = {low}; {lane.symbol} < {high}; ++{lane.symbol})")
-            for stmt in levels[-1]:
-                self.add(self.line(stmt))
-            self.close()
+            streams = self._lane_streams(levels[-1], lane, high - low)
+            if streams:
+                self.open(f"for (int64_t block = {first}; block < {last}; block += {PREFETCH_LANES})")
+                self._prefetch(streams, lane, "block", PREFETCH_LANES)
+                first, last = "block", f"RF_MIN(block + {PREFETCH_LANES}, {last})"
+            if lane.symbol not in self.colliding:
+                self.add("#pragma omp simd")
+            self.open(f"for (int64_t {lane.symbol} = {first}; {lane.symbol} < {last}; ++{lane.symbol})")
+            self.add_all(levels[-1])
+            self.close(2 if streams else 1)
         self._decided = {}
         self.close(opened)
 
@@ -267,7 +264,7 @@ class NestPrinter(StripForm):
         for reduce in phase.reduces:
             self._declare_accumulator(reduce)
         self._start_scans(body)
-        blocked = axes[-1].size > SUM_BLOCK and any(r.op in ("sum", "prod") for r in phase.reduces)
+        blocked = SUM_BLOCK if axes[-1].size > SUM_BLOCK and any(r.op in ("sum", "prod") for r in phase.reduces) else 0
         self._short = (len(axes) > 1 and axes[-1].size <= SHORT_LANES and bool(phase.reduces)
                        and all(r.op == "sum" for r in phase.reduces))
         for reduce in phase.reduces if self._short else ():
@@ -281,7 +278,7 @@ class NestPrinter(StripForm):
             self._finish(reduce)
         self._short = False
 
-    def _sweep_loops(self, phase: Phase, axes: list[Axis], levels: list[list[Stmt]], k: int, blocked: bool,
+    def _sweep_loops(self, phase: Phase, axes: list[Axis], levels: list[list[Stmt]], k: int, blocked: int,
                      computed: set[str]) -> None:
         """The loops over ``axes[k:]``, each cut where conditions on its axis change."""
         for stmt in levels[k]:
@@ -298,15 +295,19 @@ class NestPrinter(StripForm):
             self.close()
             self._decided = dict(outside)
 
-    def _lane_loops(self, phase: Phase, lane: Axis, body: list[Stmt], blocked: bool, computed: set[str]) -> None:
+    def _lane_loops(self, phase: Phase, lane: Axis, body: list[Stmt], blocked: int, computed: set[str]) -> None:
         """The innermost loop over a row, in pieces, or in blocks whose partial sums keep float32's precision."""
+        streams = [] if self._short or len(self._pieces(lane)) > 1 else self._row_streams(phase, body, lane)
+        blocked = PREFETCH_ROW if streams and lane.size > PREFETCH_ROW else blocked
         blocks = [r for r in phase.reduces if blocked and r.op in ("sum", "prod")]
         outside = dict(self._decided)
         if blocked:
-            self.open(f"for (int64_t block = 0; block < {lane.size}; block += {SUM_BLOCK})")
+            self.open(f"for (int64_t block = 0; block < {lane.size}; block += {blocked})")
+        if streams:
+            self._prefetch(streams, lane, "block" if blocked else "0", min(blocked or lane.size, lane.size))
         for reduce in blocks:
             self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name} = {self._start(reduce)};")
-        clauses = "" if self._short else self._clauses(phase.reduces, blocked)
+        clauses = "" if self._short else self._clauses(phase.reduces, bool(blocked))
         if (lane.symbol in self.colliding and any(isinstance(s, Store) for s in body)) or any(
                 isinstance(s, Scan) for s in body):
             clauses = None
@@ -315,7 +316,7 @@ class NestPrinter(StripForm):
         for first, last in pieces:
             low, high = str(first), str(last)
             if blocked:
-                low, high = "block", f"RF_MIN(block + {SUM_BLOCK}, INT64_C({lane.size}))"
+                low, high = "block", f"RF_MIN(block + {blocked}, INT64_C({lane.size}))"
             else:
                 self._decide(lane, first, pieces)
             if online:
@@ -332,7 +333,7 @@ class NestPrinter(StripForm):
                     if stmt.strip:
                         self._add_to_strip(stmt)
                     else:
-                        self._accumulate(stmt, blocked or self._short, f"[{lane.symbol}]" if self._short else "")
+                        self._accumulate(stmt, bool(blocked) or self._short, f"[{lane.symbol}]" if self._short else "")
                     continue
                 self.add(self.line(stmt))
                 kept = self.held | self._wanted
@@ -365,6 +366,7 @@ class NestPrinter(StripForm):
         if not isinstance(stmt, Store) and stmt.name in self._read_back:
             return self.declare(stmt.name, stmt.dtype, f"held_{stmt.name}[{self._row_position()}]")
         return super().line(stmt)
+
 
 def print_function(kernel: Kernel, symbol: str) -> str:
     """A C++ function ``static void symbol(pointers...)`` that computes ``kernel``."""

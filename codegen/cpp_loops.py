@@ -1,7 +1,7 @@
 """Loops and threads of the C++ printer: lines with indentation, shared outer loops, statements by loop depth."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 
 from sympy import Symbol
@@ -33,6 +33,10 @@ class LoopWriter(CppStatements):
 
     def add(self, text: str) -> None:
         self.lines.append("  " * self.depth + text)
+
+    def add_all(self, statements: Iterable[Stmt]) -> None:
+        for stmt in statements:
+            self.add(self.line(stmt))
 
     def open(self, text: str) -> None:
         self.add(text + " {")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from rooffuse.codegen.cpp import print_function
 from rooffuse.codegen.ir import Kernel
 from rooffuse.codegen.operations import OPERATION_COST, contraction_flops, kernel_operations
 
@@ -36,3 +37,20 @@ def test_matrix_products_count_two_flops_a_product() -> None:
     x, w = torch.randn(20, 64).bfloat16(), torch.randn(24, 64).bfloat16()
     assert contraction_flops(kernel(lambda x, w: (x @ w.t()).relu(), x, w)) == 2 * 20 * 24 * 64
     assert contraction_flops(kernel(lambda x: x.exp().sum(-1), torch.randn(5, 40))) == 0
+
+
+def test_loops_that_compute_for_long_ask_memory_ahead() -> None:
+    x = torch.randn(100_000)
+    heavy = print_function(kernel(lambda x: x.sigmoid() * x, x), "f")
+    assert "__builtin_prefetch(&i0[block + 512 + l]" in heavy
+    assert "prefetch" not in print_function(kernel(lambda x: x * 2 + 1, x), "f")
+    assert "prefetch" not in print_function(kernel(lambda x: x.sigmoid(), x[:900].clone()), "f")
+
+
+def test_rows_ask_for_the_next_one_in_their_heaviest_sweep() -> None:
+    text = print_function(kernel(lambda x: x.softmax(-1), torch.randn(64, 1500)), "f")
+    assert text.count("__builtin_prefetch") == 1
+    before, after = text.split("__builtin_prefetch")
+    assert "+ 1500 + l], 0, 2);" in after.split("\n")[0]
+    assert "rf_exp" not in before
+    assert "rf_exp" in after
