@@ -15,7 +15,7 @@ from sympy import Expr
 
 from .cpp_strips import StripForm
 from .index import affine, symbol
-from .ir import Axis, Compute, Load, Reduce, Scan, Stmt
+from .ir import Axis, Compute, Load, Reduce, Scan, Stmt, Store
 from .operations import operation_cost
 from .sweeps import Phase
 
@@ -45,7 +45,10 @@ def _operations(body: Sequence[Stmt]) -> int:
 
 
 class Prefetching(StripForm):
-    """Finds what a loop over lanes streams from memory, and asks for what comes next."""
+    """Finds what a loop over lanes streams from memory, and asks for what comes next. ``held`` are values kept from one
+    sweep to the next."""
+
+    held: frozenset[str] = frozenset()
 
     def _loads(self, body: Sequence[Stmt], lane: Axis) -> list[Load]:
         found: dict[tuple[str, Expr], Load] = {}
@@ -70,10 +73,15 @@ class Prefetching(StripForm):
         sweeps = [p for p in self.phases if p.sweep]
         in_order = any(isinstance(s, Scan) or (isinstance(s, Reduce) and (s.op == "expsum" or s.op.startswith("arg")))
                        for s in body)
-        heaviest = max(sweeps, key=lambda p: _operations(p.body), default=None)
+        if in_order or not self.nest.parallel or not any(phase is p for p in sweeps):
+            return []
+        computed: set[str] = set()
+        costs = []
+        for sweep in sweeps:  # what is held from one sweep to the next is computed in the first
+            costs.append(_operations([s for s in sweep.body if isinstance(s, Store) or s.name not in computed]))
+            computed.update(s.name for s in sweep.body if not isinstance(s, Store) and s.name in self.held)
         loads = self._loads(body, lane)
-        if in_order or not self.nest.parallel or phase is not heaviest or not self._is_heavy(
-                sum(_operations(p.body) for p in sweeps), loads):
+        if phase is not sweeps[costs.index(max(costs))] or not self._is_heavy(sum(costs), loads):
             return []
         next_row, found = self.nest.parallel[-1], []
         for load in loads:
