@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
 
-.PHONY: demo test check install install-test bench bench-llama bench-schedule clean
+.PHONY: demo test check install install-test bench bench-cpu bench-llama bench-schedule clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,12 @@ check: install-test
 # A quick round over the suites, in under ten minutes on two cores.
 bench: install
 	$(BIN)/python -m benchmarks run --suite kernels,blocks,decode,compile --quick
+
+# The kernels in both types and compile times, on this CPU; writes the rows.
+bench-cpu: install
+	$(BIN)/python -m benchmarks run --suite kernels --quick --dtype fp32
+	$(BIN)/python -m benchmarks run --suite kernels --quick --dtype bf16
+	$(BIN)/python -m benchmarks run --suite compile --quick
 
 # Run time and cold compile time of Llama-shaped layers beside eager and Inductor.
 bench-llama: install

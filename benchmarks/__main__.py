@@ -96,9 +96,12 @@ def _plot(options: argparse.Namespace) -> int:
 
 
 def _schedule(options: argparse.Namespace) -> int:
-    from .schedule import schedule_table
+    from .schedule import schedule_rows, schedule_table, write_schedule
 
-    print(schedule_table(options.only, options.dtype, options.ours_only))
+    rows = schedule_rows(options.only, options.dtype, options.ours_only)
+    print(schedule_table(rows))
+    if not (options.only or options.ours_only or options.dry_run):
+        write_schedule(RESULTS / f"schedule-{options.dtype}.csv", rows, options.dtype)
     return 0
 
 
@@ -135,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     schedule.add_argument("--only", default="", help="workloads whose names contain this")
     schedule.add_argument("--dtype", default="bf16", choices=("bf16", "fp32", "fp16"))
     schedule.add_argument("--ours-only", action="store_true", help="leave Inductor out, which takes longer")
+    schedule.add_argument("--dry-run", action="store_true", help="write no rows; parts of the set never are")
     schedule.set_defaults(command=_schedule)
     return parser
 

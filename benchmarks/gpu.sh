@@ -51,6 +51,11 @@ if [[ "$DEVICE" == cuda ]]; then
   step 100 tests "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider --continue-on-collection-errors
 fi
 bench 120 decode --suite decode --dtype bf16
+step 60 profile "$PYTHON" -c "
+import sys
+from rooffuse.cli import main
+sys.exit(main(['profile', 'gpt2', '--phase', 'prefill', '--context', '512', '--device', '$DEVICE', '--budget', '5',
+               '--json', '$OUT/profile.json']))"
 bench 90 blocks --suite blocks --dtype bf16
 bench 90 max-autotune --suite kernels --dtype bf16 --against eager,inductor,inductor-max --only norm \
   --out "$OUT/max-autotune"

@@ -1,11 +1,14 @@
 """Our schedule beside Inductor's at GPU shapes: bytes over floor, launches, sweeps. No GPU is needed."""
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rooffuse.codegen.traffic import sweeps
 from rooffuse.compile import plan_graph
@@ -20,6 +23,7 @@ from tabulate import tabulate
 from .cases import cases_of
 from .facts import launching
 from .gpu_shapes import floor_of, gpu_case, trace
+from .rows import context
 from .summary import geometric_mean
 
 log = logging.getLogger(__name__)
@@ -98,9 +102,31 @@ def _cells(found: Schedule | str | None) -> list[str]:
     return [f"{found.bytes_over_floor:.2f}", str(found.launches)]
 
 
-def schedule_table(pattern: str = "", dtype: str = "bf16", ours_only: bool = False) -> str:
+def write_schedule(path: Path, rows: Sequence[Line], dtype: str) -> None:
+    """The rows as CSV; a schedule that failed leaves empty cells."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["case", "dtype", "bytes_over_floor", "launches", "sweeps", "inductor_bytes_over_floor",
+                         "inductor_launches", "commit", "date"])
+        facts = context("cpu")
+        for name, ours, theirs in rows:
+            cells = [*_cells(ours), str(ours.sweeps) if isinstance(ours, Schedule) else "",
+                     *(_cells(theirs) if isinstance(theirs, Schedule) else ["", ""])]
+            writer.writerow([name, dtype, *cells, facts["commit"], facts["date"]])
+
+
+def read_schedule(path: Path) -> list[Line]:
+    """What `write_schedule` wrote; no rows if there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [(r["case"], Schedule(float(r["bytes_over_floor"]), int(r["launches"]), int(r["sweeps"])),
+                 Schedule(float(r["inductor_bytes_over_floor"]), int(r["inductor_launches"]))
+                 if r["inductor_launches"] else None) for r in csv.DictReader(file) if r["launches"]]
+
+
+def schedule_table(rows: Sequence[Line]) -> str:
     """The table as Markdown, with geometric means of bytes over floor below it."""
-    rows = schedule_rows(pattern, dtype, ours_only)
     table = [[name, *_cells(ours), str(ours.sweeps) if isinstance(ours, Schedule) else "", *_cells(theirs)]
              for name, ours, theirs in rows]
     text = tabulate(table, ["workload", "ours: bytes/floor", "launches", "sweeps", "Inductor: bytes/floor",

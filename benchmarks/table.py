@@ -1,8 +1,8 @@
 """Tables of a Markdown file, regenerated from the rows.
 
-A table stands between ``<!-- benchmarks:NAME -->`` and ``<!-- /benchmarks -->``. NAME is ``summary``, or a suite and a
-device type such as ``kernels/cuda``; a suite alone is the CPU's. Of several devices of a type, the one measured last is
-shown.
+A table stands between ``<!-- benchmarks:NAME -->`` and ``<!-- /benchmarks -->``. NAME is ``summary``,
+``schedule-bf16``, or a suite and a device type such as ``kernels/cuda``; a suite alone is the CPU's. Of several devices
+of a type, the one measured last is shown.
 """
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tabulate import tabulate
 
 from .cases import SUITES
 from .rows import Row, read_rows
+from .schedule import read_schedule, schedule_table
 from .summary import OURS, by_case, geometric_mean, speedups
 
 _MARKED = re.compile(r"(<!-- benchmarks:(\S+) -->\n)(.*?)(<!-- /benchmarks -->)", re.DOTALL)
@@ -36,6 +37,9 @@ def table(name: str, results: Path) -> str:
     """One table as Markdown; "not measured" where there are no rows."""
     if name == "summary":
         return _summary(results)
+    if name.startswith("schedule-"):
+        rows_there = read_schedule(results / f"{name}.csv")
+        return schedule_table(rows_there) if rows_there else "Not measured."
     suite, _, device_type = name.partition("/")
     device_type = device_type or DEVICE_TYPES[0]
     if suite not in SUITES or device_type not in DEVICE_TYPES:

@@ -12,7 +12,14 @@ from benchmarks.compare import compare, report
 from benchmarks.gpu_shapes import gpu_case
 from benchmarks.plot import plot
 from benchmarks.rows import RESULTS, Row, write_rows
-from benchmarks.schedule import our_schedule, schedule_table
+from benchmarks.schedule import (
+    Schedule,
+    our_schedule,
+    read_schedule,
+    schedule_rows,
+    schedule_table,
+    write_schedule,
+)
 from benchmarks.summary import geometric_mean, speedups, summary_lines
 from benchmarks.table import regenerate, table
 
@@ -168,11 +175,20 @@ def test_a_gathered_table_counts_what_is_read():
 
 
 def test_the_schedule_table():
-    text = schedule_table("silu_mul", ours_only=True)
+    text = schedule_table(schedule_rows("silu_mul", ours_only=True))
     assert "| silu_mul   | 1.00" in text and "ours: 1.000 bytes over floor" in text
 
 
 @pytest.mark.slow
 def test_inductors_schedule_beside_ours():
-    text = schedule_table("residual_rmsnorm")
+    text = schedule_table(schedule_rows("residual_rmsnorm"))
     assert "Inductor: 1.000 bytes over floor" in text
+
+
+def test_schedules_are_read_as_they_were_written(tmp_path):
+    rows = [("softmax", Schedule(1.0, 1, 1), Schedule(1.25, 2)), ("norm", Schedule(1.5, 3, 2), None),
+            ("failed", "no plan", None)]
+    write_schedule(tmp_path / "schedule-bf16.csv", rows, "bf16")
+    assert read_schedule(tmp_path / "schedule-bf16.csv") == rows[:2]
+    assert "| softmax" in table("schedule-bf16", tmp_path)
+    assert table("schedule-fp32", tmp_path) == "Not measured."
