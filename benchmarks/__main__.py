@@ -5,6 +5,7 @@
     python -m benchmarks table                                            write the README's tables from the rows
     python -m benchmarks plot                                             roofline and speed-ups as PNG and SVG
     python -m benchmarks schedule                                         bytes and launches on a GPU; needs none
+    python -m benchmarks predictions                                      predicted beside measured time of kernels
 """
 from __future__ import annotations
 
@@ -105,6 +106,13 @@ def _schedule(options: argparse.Namespace) -> int:
     return 0
 
 
+def _predictions(options: argparse.Namespace) -> int:
+    from .predictions import predictions, predictions_table
+
+    print(predictions_table(predictions(options.only)))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -140,6 +148,9 @@ def _parser() -> argparse.ArgumentParser:
     schedule.add_argument("--ours-only", action="store_true", help="leave Inductor out, which takes longer")
     schedule.add_argument("--dry-run", action="store_true", help="write no rows; parts of the set never are")
     schedule.set_defaults(command=_schedule)
+    predict = commands.add_parser("predictions", help="predicted beside measured time of the kernels, on this CPU")
+    predict.add_argument("--only", default="", help="workloads whose names contain this")
+    predict.set_defaults(command=_predictions)
     return parser
 
 

@@ -192,3 +192,10 @@ def test_schedules_are_read_as_they_were_written(tmp_path):
     assert read_schedule(tmp_path / "schedule-bf16.csv") == rows[:2]
     assert "| softmax" in table("schedule-bf16", tmp_path)
     assert table("schedule-fp32", tmp_path) == "Not measured."
+
+
+def test_predictions_stand_beside_what_was_measured(capsys):
+    assert main(["predictions", "--only", "small_mlp_tail"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("| small_mlp_tail") == 2
+    assert "median error of 2 predictions" in text
