@@ -10,7 +10,7 @@ from sympy import Expr, Integer, Symbol
 
 from .errors import NotLowerable
 from .index import bounds, symbol
-from .ir import Axis, Compute, Const, Index, Load, Nest, Reduce, Scan, Stmt, Store, compute_dtype, operands
+from .ir import Axis, Compute, Const, Index, Load, Nest, Reduce, Scan, Stmt, Store, compute_dtype, needed_statements
 
 Number = int | float | bool
 #: Statements of one nest: past this compilers take seconds, and work is being done again and again.
@@ -154,13 +154,7 @@ class NestBuilder:
 
     def finish(self) -> Nest:
         """The nest, without statements that no store needs."""
-        needed: set[str] = set()
-        kept: list[Stmt] = []
-        for stmt in reversed(self.body):
-            if isinstance(stmt, Store) or stmt.name in needed:
-                needed.update(operands(stmt))
-                kept.append(stmt)
-        return Nest(self.axes, tuple(reversed(kept)))
+        return Nest(self.axes, needed_statements(self.body))
 
     def gathered(self, value: str, size: int, negative: bool) -> Expr:
         """An SSA integer as an index into a dimension of ``size``; ``negative`` ones count from the end.

@@ -23,7 +23,7 @@ last of them.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -158,6 +158,17 @@ def operands(stmt: Stmt) -> tuple[str, ...]:
     if index is not None:
         names.extend(sorted(s.name for s in index.free_symbols if s.name.startswith("v")))
     return tuple(names)
+
+
+def needed_statements(body: Iterable[Stmt]) -> tuple[Stmt, ...]:
+    """``body`` without the statements that no store needs."""
+    needed: set[str] = set()
+    kept: list[Stmt] = []
+    for stmt in reversed(tuple(body)):
+        if isinstance(stmt, Store) or stmt.name in needed:
+            needed.update(operands(stmt))
+            kept.append(stmt)
+    return tuple(reversed(kept))
 
 
 def index_of(stmt: Stmt) -> Expr | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from .ir import Compute, Kernel, Nest, Reduce, Stmt, Store, operands
+from .ir import Compute, Kernel, Nest, Reduce, Stmt, Store, needed_statements
 
 
 def merge_online(kernel: Kernel, worthwhile: Callable[[Kernel, Nest], bool]) -> Kernel:
@@ -20,14 +20,8 @@ def merge_online(kernel: Kernel, worthwhile: Callable[[Kernel, Nest], bool]) -> 
 
 def _merged(nest: Nest) -> Nest:
     made = {s.name: s for s in nest.body if not isinstance(s, Store)}
-    body: list[Stmt] = [_expsum(s, made) if isinstance(s, Reduce) and s.op == "sum" else s for s in nest.body]
-    needed: set[str] = set()
-    kept: list[Stmt] = []
-    for stmt in reversed(body):
-        if isinstance(stmt, Store) or stmt.name in needed:
-            needed.update(operands(stmt))
-            kept.append(stmt)
-    return Nest(nest.axes, tuple(reversed(kept)))
+    body = [_expsum(s, made) if isinstance(s, Reduce) and s.op == "sum" else s for s in nest.body]
+    return Nest(nest.axes, needed_statements(body))
 
 
 def _expsum(total: Reduce, made: Mapping[str, Stmt]) -> Reduce:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .ir import Compute, Const, Kernel, Nest, Reduce, Stmt, Store, operands
+from .ir import Compute, Const, Kernel, Nest, Reduce, Stmt, Store, needed_statements
 from .sweeps import inner_values
 
 
@@ -66,7 +66,7 @@ def _rewritten(nest: Nest) -> Nest:
     for stmt in nest.body:
         found = _product(body, stmt) if isinstance(stmt, Compute) and stmt.name in body.inner else None
         body.statements.append(found or stmt)
-    return nest if tuple(body.statements) == nest.body else Nest(nest.axes, _needed(body.statements))
+    return nest if tuple(body.statements) == nest.body else Nest(nest.axes, needed_statements(body.statements))
 
 
 def _product(body: _Body, stmt: Compute) -> Compute | None:
@@ -82,14 +82,3 @@ def _product(body: _Body, stmt: Compute) -> Compute | None:
     if not body.is_sum_of_exponentials(total) or body.exponentials.get(shifted) != summed:
         return None
     return replace(stmt, op="mul", args=(summed, body.inverse(total)))
-
-
-def _needed(statements: list[Stmt]) -> tuple[Stmt, ...]:
-    """Statements that some store needs."""
-    needed: set[str] = set()
-    kept: list[Stmt] = []
-    for stmt in reversed(statements):
-        if isinstance(stmt, Store) or stmt.name in needed:
-            needed.update(operands(stmt))
-            kept.append(stmt)
-    return tuple(reversed(kept))

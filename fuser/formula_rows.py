@@ -1,8 +1,6 @@
 """What a function costs as formulas in its sizes: ``2·B·S·d`` beside the number, evaluated for any sizes."""
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +9,7 @@ import sympy
 import torch
 from rooffuse.cost_model import Cost, Device, estimate
 
+from .csv_rows import rows_to_csv
 from .formula_trace import FormulaError, Traced, named_symbol
 from .report_summary import layer_pattern
 
@@ -129,12 +128,7 @@ class Formulas:
         for row in self.rows:
             cost = row.evaluate(**self.sizes)
             rows.append({**row.to_dict(), "flops_here": cost.flops, "bytes_here": cost.bytes})
-        out = io.StringIO()
-        if rows:
-            writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        return out.getvalue()
+        return rows_to_csv(rows)
 
     def to_pandas(self) -> Any:
         """``rows`` as a pandas DataFrame. Raises ImportError without pandas."""

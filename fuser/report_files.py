@@ -1,11 +1,10 @@
 """Reports as files: CSV rows and a plot."""
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import Any
 
+from .csv_rows import rows_to_csv
 from .report import KernelRow, NodeRow, Report
 from .report_summary import module_pattern, shares
 
@@ -23,12 +22,7 @@ def csv_text(report: Report, level: str | None = None) -> str:
                 for s in shares(report.graphs, module_pattern)]
     else:
         rows = report.nodes
-    out = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return out.getvalue()
+    return rows_to_csv(rows)
 
 
 def save_plot(report: Report, path: str) -> None:
