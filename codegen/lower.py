@@ -30,12 +30,13 @@ from .builder import NestBuilder
 from .errors import NotLowerable
 from .exact_rounding import EXACT_IN_HALF
 from .fxinfo import dtype_of, numel_of, op_name, shape_of, span_of, strides_of, value_of
-from .index import dot, ravel, unravel
+from .index import bounds, dot, ravel, unravel
 from .ir import Buffer, Kernel, Load, Nest, Store, compute_dtype
 from .lower_domain import Domain, open_domain, reduced_elements, widest_across
 from .lower_pieces import Part
-from .lower_reductions import Reduction, is_reduction, reduction_of, source_coords
+from .lower_reductions import COMBINED, Reduction, is_reduction, reduction_of, source_coords
 from .lower_scans import is_scan
+from .lower_slices import MOST_SLICES, written_out
 from .lower_strips import refuse_early_sums
 from .scatter import is_scatter
 from .simplify import simplify_nest
@@ -196,9 +197,12 @@ class NestLowering:
     def _reduction(self, reduction: Reduction, coords: Coords) -> str:
         node, b = reduction.node, self.builder
         down_strip = reduction.count > 1 and self._goes_down_strip(reduction, coords)
+        if not down_strip and self._is_written_out(reduction, coords):
+            values = [self.value(reduction.source, c) for c in written_out(reduction, coords)]
+            return b.rounded(lower_reductions.combine(b, reduction, values), dtype_of(node))
         if reduction.count > 1:
             if b.mask is not None:
-                raise NotLowerable(f"{node.name} would be reduced under a mask")
+                return self._unmasked(node, coords)
             if b.scope_has_reduction_axis(coords) and not down_strip:
                 raise NotLowerable(f"{node.name} would be reduced inside of another reduction")
             axes = [a for a in b.axes if (a.strip if down_strip else a.reduction)]
@@ -222,6 +226,25 @@ class NestLowering:
         if bias is not None:
             result = self._with_addend(result, coords, *bias)
         return b.rounded(result, dtype_of(node))
+
+    def _unmasked(self, node: Node, coords: Coords) -> str:
+        """A reduction that a concatenated or padded region needs: made for every row, inside of the region or not."""
+        extents = [bounds(c, self.builder.ranges) for c in coords]
+        if not all(e is not None and e[0] >= 0 and e[1] < n for e, n in zip(extents, shape_of(node), strict=True)):
+            raise NotLowerable(f"{node.name} would be reduced under a mask")
+        outer, self.builder.mask = self.builder.mask, None
+        try:
+            return self.value(node, coords)
+        finally:
+            self.builder.mask = outer
+
+    def _is_written_out(self, reduction: Reduction, coords: Coords) -> bool:
+        """Whether the few elements of the reduction are values of their own, rather than points of the nest's rows."""
+        if reduction.source is None or not 1 < reduction.count <= MOST_SLICES or reduction.op not in COMBINED:
+            return False
+        along = tuple(a.size for a in self.builder.axes if a.reduction)
+        wide = tuple(n for n in reduction.sizes if n != 1)
+        return along != wide or self.builder.mask is not None or self.builder.scope_has_reduction_axis(coords)
 
     def _goes_down_strip(self, reduction: Reduction, coords: Coords) -> bool:
         """Whether the nest has strips and the reduction is the sum over one, for every column of its rows."""
@@ -292,15 +315,11 @@ def _place(target: Part, nests: list[_OpenNest], inside: set[Node], buffers: dic
             opened = _OpenNest(domain, NestLowering(domain.builder, buffers))
         else:
             opened = nest
-        coords = opened.domain.placed(visited)
-        if coords is None and nest is None:
-            coords = opened.domain.counted(visited)
-        elif coords is None and target.way and len(opened.domain.builder.body) < lower_pieces.JOINED_STATEMENTS:
-            coords = opened.domain.alike(visited)
-        if coords is None:
+        places = _places(opened.domain, target, visited, nest is None)
+        if not places:
             continue
         try:
-            _store(opened, target, coords, buffers)
+            _store(opened, target, places, buffers)
         except NotLowerable:
             if nest is None:
                 raise
@@ -311,14 +330,30 @@ def _place(target: Part, nests: list[_OpenNest], inside: set[Node], buffers: dic
     raise NotLowerable(f"{node.name}: no axes visit each of its elements once")
 
 
-def _store(nest: _OpenNest, target: Part, coords: Coords, buffers: dict[Node, str]) -> None:
+def _places(domain: Domain, target: Part, visited: Node, own: bool) -> tuple[Coords, ...]:
+    """Coordinates at which the points of a nest visit each element of ``visited`` once; ``own`` is whether the nest was
+    opened for it."""
+    coords = domain.placed(visited)
+    if coords is None and not target.in_place and (slices := domain.sliced(visited)):
+        return slices
+    if coords is None and own:
+        coords = domain.counted(visited)
+    elif coords is None and target.way and len(domain.builder.body) < lower_pieces.JOINED_STATEMENTS:
+        coords = domain.alike(visited)
+    return () if coords is None else (coords,)
+
+
+def _store(nest: _OpenNest, target: Part, places: tuple[Coords, ...], buffers: dict[Node, str]) -> None:
     b, node = nest.domain.builder, target.node
     if not target.in_place:
-        value = target.converted(nest.lowering.value(node, coords), b)
-        refuse_early_sums(b.body, b.axes, value)
-        place = dot(target.coords(coords, b.ranges), strides_of(target.output))
-        b.store(target.buffer, dtype_of(target.output), place, value)
+        values = [target.converted(nest.lowering.value(node, coords), b) for coords in places]
+        for value in values:
+            refuse_early_sums(b.body, b.axes, value)
+        for coords, value in zip(places, values):
+            place = dot(target.coords(coords, b.ranges), strides_of(target.output))
+            b.store(target.buffer, dtype_of(target.output), place, value)
         return
+    coords, = places
     destination, visited = node.args[0], coords
     value, coords, inside = lower_stores.place(nest.lowering, node, coords)
     refuse_early_sums(b.body, b.axes, value)

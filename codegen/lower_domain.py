@@ -1,6 +1,7 @@
 """Which axes a nest runs over, and where that puts the nodes of its group."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -15,6 +16,7 @@ from .index import ravel, symbol, unravel
 from .ir import Axis
 from .lower_reductions import Reduction, is_reduction, reduction_of, source_coords
 from .lower_scans import is_scan, rows_of
+from .lower_slices import MOST_SLICES, follow_slices, visits_once
 from .lower_strips import along_rows, cut_strips, strip_sizes
 
 Coords = tuple[Expr, ...]
@@ -22,10 +24,12 @@ Coords = tuple[Expr, ...]
 
 @dataclass
 class Domain:
-    """The axes of a nest being built, and the coordinates of the nodes that follow one to one from what it visits."""
+    """The axes of a nest being built, and the coordinates of the nodes that follow one to one from what it visits, or
+    slice by slice."""
 
     builder: NestBuilder
     coords: dict[Node, Coords]
+    slices: Mapping[Node, tuple[Coords, ...]]
 
     def placed(self, node: Node) -> Coords | None:
         """Coordinates at which this nest visits each element of ``node`` exactly once, or None."""
@@ -40,6 +44,14 @@ class Domain:
         for visited in (axes, [a for a in axes if not a.strip]):
             if symbols == {a.symbol for a in visited} and numel_of(node) == prod(a.size for a in visited):
                 return coords
+        return None
+
+    def sliced(self, node: Node) -> tuple[Coords, ...] | None:
+        """Coordinates at which, one after the other, this nest visits each element of ``node`` once, or None."""
+        axes, slices = self.builder.axes, self.slices.get(node)
+        for visited in ([a for a in axes if not a.reduction], axes):
+            if slices and visits_once(slices, node, self.builder.ranges, {a.symbol for a in visited}):
+                return slices
         return None
 
     def counted(self, node: Node) -> Coords | None:
@@ -136,23 +148,28 @@ def _needed_rows(node: Node, buffers: dict[Node, str]) -> list[Reduction]:
     return [r for n in _ancestors(node, buffers) if (r := rows_of(n)) is not None]
 
 
+def _width(reduction: Reduction) -> tuple[bool, int]:
+    """How much a reduction speaks for its space: short ones can be written out in any other."""
+    return reduction.count > MOST_SLICES, prod(reduction.shape)
+
+
 def reduced_elements(node: Node, buffers: dict[Node, str]) -> int:
     """Elements that go into the widest reduction or scan that ``node`` needs; 0 if it needs none."""
-    return max((prod(r.shape) for r in _needed_rows(node, buffers)), default=0)
+    return max(map(_width, _needed_rows(node, buffers)), default=(False, 0))[1]
 
 
 def widest_across(node: Node, buffers: dict[Node, str]) -> bool:
     """Whether the widest reductions that ``node`` needs all go down columns."""
     found = _needed_rows(node, buffers)
-    widest = max((prod(r.shape) for r in found), default=0)
-    return not any(along_rows(r) for r in found if prod(r.shape) == widest)
+    widest = max(map(_width, found), default=None)
+    return not any(along_rows(r) for r in found if _width(r) == widest)
 
 
 def open_domain(target: Node, inside: set[Node], buffers: dict[Node, str], eager_rounding: bool) -> Domain:
     """A domain for ``target``: the space of the widest reduction or scan that it needs, else its own elements."""
     reductions = _needed_rows(target, buffers)
     if reductions:
-        reduction = max(reductions, key=lambda r: (prod(r.shape), along_rows(r)))
+        reduction = max(reductions, key=lambda r: (_width(r), along_rows(r)))
         axes, coords = _axes(reduction.shape, reduction.dims)
         start = reduction.source or reduction.node
         if reduction.source is None:
@@ -167,4 +184,4 @@ def open_domain(target: Node, inside: set[Node], buffers: dict[Node, str], eager
         axes, replaced = cut_strips(axes, cuts)
         builder = NestBuilder(axes, eager_rounding)
         known = _spread(start, tuple(c.xreplace(replaced) for c in coords), inside, builder.ranges, axes)
-    return Domain(builder, known)
+    return Domain(builder, known, follow_slices(known, (n for n in target.graph.nodes if n in inside), builder.ranges))

@@ -54,7 +54,7 @@ class Part:
         """Where in the output the element at ``coords`` of the piece is."""
         for node, position in self.way:
             if op_name(node) in CONCATENATIONS:
-                coords = _concatenated(node, position, coords)
+                coords = concatenated_coords(node, position, coords)
             elif op_name(node) != "clone":
                 found = forward_coords(node, coords, ranges)
                 assert found is not None
@@ -73,7 +73,8 @@ def pieces(node: Node) -> list[Node]:
     return [p for p in node.args[0] if shape_of(p) != (0,)]
 
 
-def _concatenated(node: Node, position: int, coords: Coords) -> Coords:
+def concatenated_coords(node: Node, position: int, coords: Coords) -> Coords:
+    """Where in a concatenation the element at ``coords`` of its piece number ``position`` is."""
     dim = wrap_dim(argument(node, 1, "dim", 0), len(shape_of(node)))
     if op_name(node) == "stack":
         return (*coords[:dim], Integer(position), *coords[dim:])

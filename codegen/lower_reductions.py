@@ -1,6 +1,7 @@
 """Which ATen operators are reductions, over which dimensions, and what surrounds the sum or maximum."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -17,6 +18,9 @@ from .lower_contractions import is_contraction, product_shape
 #: operator -> IR reduction
 REDUCTION_OPS = {"sum": "sum", "mean": "sum", "prod": "prod", "amax": "max", "amin": "min", "max": "max", "min": "min",
                  "any": "any", "all": "all", "argmax": "argmax", "argmin": "argmin"}
+
+#: IR reduction -> the operation that joins two elements of it, where that is all there is to it
+COMBINED = {"sum": "add", "prod": "mul", "max": "max", "min": "min", "any": "or", "all": "and"}
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,19 @@ def emit(builder: NestBuilder, reduction: Reduction, value: str, strip: bool = F
     if name == "mean":
         return builder.compute("div", reduced, builder.const(reduction.count, dtype))
     return reduced
+
+
+def combine(builder: NestBuilder, reduction: Reduction, values: Sequence[str]) -> str:
+    """The reduction of these few ``values``, one after the other."""
+    dtype = compute_dtype(dtype_of(reduction.node))
+    common = torch.bool if reduction.op in ("any", "all") else dtype
+    result, *others = (builder.cast(v, common) for v in values)
+    for value in others:
+        result = builder.compute(COMBINED[reduction.op], result, value)
+    result = builder.cast(result, dtype)
+    if op_name(reduction.node) == "mean":
+        return builder.compute("div", result, builder.const(reduction.count, dtype))
+    return result
 
 
 def _reduce(builder: NestBuilder, reduction: Reduction, value: str, dtype: torch.dtype,

@@ -7,10 +7,14 @@ from math import prod
 from .index import affine
 from .ir import Kernel, Load, Nest, Reduce, Scan, Store, operands
 from .sweeps import inner_values, strip_sums
+from .traffic import sweeps
 
 #: Elements that a program keeps in registers: 32 in each of 1024 threads, half of what the register file has.
 PERSISTENT_ELEMENTS = 32768
 MAX_WARPS = 32
+#: Fewest neighbours that a program takes across rows whose elements lie apart: what memory hands out at once, 32 bytes
+#: of bfloat16.
+NARROWEST = 16
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,13 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
     while xblock > 16 and rows // xblock < programs_wanted:
         xblock //= 2
     rblock = min(full, max(4096 // xblock, 16))
-    return Tile(xblock, rblock, rblock >= row, max(1, min(8, xblock * rblock // 512)), -(-rows // xblock))
+    if rblock < full and sweeps(nest) > 1:
+        held = xblock
+        while held > NARROWEST and held * full * _kept_tiles(nest) > PERSISTENT_ELEMENTS:
+            held //= 2
+        if held * full * _kept_tiles(nest) <= PERSISTENT_ELEMENTS:
+            xblock, rblock = held, full
+    return Tile(xblock, rblock, rblock >= row, max(1, min(MAX_WARPS, xblock * rblock // 512)), -(-rows // xblock))
 
 
 def _strip_tile(nest: Nest, rows: int, full: int) -> Tile:

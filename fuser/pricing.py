@@ -10,7 +10,7 @@ from rooffuse.codegen.fxinfo import op_name
 from rooffuse.codegen.ir import Kernel
 from rooffuse.codegen.lower_contractions import is_matrix_product
 from rooffuse.codegen.lower_pieces import PASSED_ON
-from rooffuse.codegen.lower_reductions import is_reduction
+from rooffuse.codegen.lower_reductions import is_reduction, reduction_of
 from rooffuse.codegen.lower_stores import accumulates, is_store, iterated
 from rooffuse.codegen.operations import operation_cost
 from rooffuse.cost_model import Cost, Device, Estimate, Price, estimate, price
@@ -44,11 +44,14 @@ def distinct_bytes(node: Node) -> int:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the price of every group with a node needs to know of it: its elements and FLOPs, which units read it and
+    """What the price of every group with a node needs to know of it: its elements, its shape and, of a reduction, the
+    shapes that have an element for each of its rows, FLOPs, which units read it and
     whether piece by piece, how many elements of a view of it those put into a concatenation that may be stored so, what
     it reads (buffer, view of it, bytes), and the bytes that it stores or adds to."""
 
     elements: int
+    shape: tuple[int, ...]
+    row_shapes: tuple[tuple[int, ...], ...]
     once_a_row: bool
     flops: int
     readers: tuple[tuple[Node, bool], ...]
@@ -56,6 +59,15 @@ class _Facts:
     reads: tuple[tuple[Node, Node, int], ...]
     written: int
     added: int
+
+
+def _row_shapes(node: Node) -> tuple[tuple[int, ...], ...]:
+    """Shapes of a reduction's results, without the reduced dimensions and with them as ones."""
+    if not is_reduction(node) or is_matrix_product(node):
+        return ()
+    reduction = reduction_of(node)
+    kept = tuple(1 if d in reduction.dims else n for d, n in enumerate(reduction.shape))
+    return kept, tuple(n for d, n in enumerate(reduction.shape) if d not in reduction.dims)
 
 
 class GroupPricer:
@@ -75,19 +87,20 @@ class GroupPricer:
         """How many times the merged kernel evaluates each member's expression.
 
         A value that a consumer broadcasts over leading dimensions is evaluated anew for each of their positions; one
-        that is broadcast along rows only is evaluated once a row. Each piece of a concatenation is evaluated, and
+        that is broadcast along rows only, or along what the group reduces, is evaluated once a row. Each piece of a concatenation is evaluated, and
         thrown away, at the places of all others, and apart from what else needs it: a recurrence whose steps are
         stacked and then read would be quadratic work in one kernel. A concatenation that only goes to memory is
         stored piece by piece and asks each piece for its own elements.
         """
         counts: dict[Node, int] = {}
         passing: set[Node] = set()
+        rows = {shape for n in members for shape in self._facts(n).row_shapes}
         for node in sorted(members, key=self.units.position.__getitem__, reverse=True):
             facts = self._facts(node)
             count = facts.elements
             if op_name(node) in PASSED_ON and self._passes(node, members, passing):
                 passing.add(node)
-            if count > 1 and not facts.once_a_row:
+            if count > 1 and not facts.once_a_row and facts.shape not in rows:
                 inside = [(u, piecewise) for u, piecewise in facts.readers if u in counts and u not in passing]
                 count = max([count, *(counts[u] for u, piecewise in inside if not piecewise)])
                 count = max([count, *(size for u, size in facts.passed_on if u in passing)])
@@ -136,7 +149,7 @@ class GroupPricer:
                 reads.append((read.source, read.argument, size))
             stored = distinct_bytes(iterated(node)) if is_store(node) else 0
             self._known[node] = _Facts(
-                value.numel(), value.numel() > 1 and value.shape[-1] == 1,
+                value.numel(), tuple(value.shape), _row_shapes(node), value.numel() > 1 and value.shape[-1] == 1,
                 0 if is_matrix_product(node) else self._node_flops(node),
                 tuple((u, op_name(u) in PIECEWISE) for u in self.units.users(node) if not is_reduction(u)),
                 tuple((u, r.argument.meta["val"].numel()) for u in self.units.users(node) if op_name(u) in PASSED_ON

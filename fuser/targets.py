@@ -50,8 +50,9 @@ class Target:
         if self.language == "cpp":
             return row_bytes(kernel, nest) <= CPU_ROW_BYTES
         # A looped row is read again from the second-level cache if the rows of all running programs fit there.
-        running = RUNNING_PROGRAMS * self.device.sms * row_bytes(kernel, nest)
-        return choose_tile(kernel, nest, self.programs).persistent or running <= self.device.l2_bytes
+        tile = choose_tile(kernel, nest, self.programs)
+        rows = tile.xblock * min(RUNNING_PROGRAMS * self.device.sms, tile.programs)
+        return tile.persistent or rows * row_bytes(kernel, nest) <= self.device.l2_bytes
 
     def finish(self, kernel: Kernel) -> Kernel:
         """The kernel in the form that suits this target: online sums where a row's second sweep goes to memory, several

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from rooffuse.passes import rules_misc as misc
 from rooffuse.passes import rules_norm as norm
+from rooffuse.passes import rules_select as select
 from rooffuse.passes.rule_base import Rule
 from torch._decomp import get_decompositions
 
@@ -49,6 +50,7 @@ _OWN: dict[Any, Rule] = {
     aten.lerp.Scalar: misc.lerp_scalar,
     aten.lerp.Tensor: misc.lerp_tensor,
     aten.logit.default: misc.logit,
+    aten.topk.default: select.topk,
     aten.nll_loss_backward.default: misc.nll_loss_backward,
     aten.nll_loss2d_backward.default: misc.nll_loss_backward,
 }

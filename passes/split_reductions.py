@@ -3,6 +3,9 @@
 ``sum(x)`` has one result, so one program would read all of ``x``. Rewritten as ``sum(sum(view(x, [S, n/S]), -1))`` its
 first stage has ``S`` results, which ``S`` programs compute side by side, in an order that is always the same.
 
+A reduction of everything over rows that are reduced by themselves, too (a loss after a softmax), goes along the rows
+first, so that one program has a row for both.
+
 A sum down the columns of what is also reduced along its rows is cut into as many strips of rows as programs run at
 once: each can then go through its strip and have both at once, which reads the input once.
 """
@@ -52,6 +55,13 @@ class _Split:
     padding: int
 
 
+@dataclass(frozen=True)
+class _RowsFirst:
+    """Reduce the last of the reduced ``dims`` before the others."""
+
+    dims: tuple[int, ...]
+
+
 def split_reductions_pass(programs: int) -> Pass:
     """The pass for a device that needs ``programs`` concurrent programs to be busy."""
     return Pass("split_reductions", functools.partial(split_reductions, programs=programs),
@@ -73,10 +83,13 @@ def split_reductions(gm: GraphModule, programs: int) -> GraphModule:
         name = packet_name(node.target) if node.op == "call_function" else ""
         if name not in _OPS:
             continue
-        plan = _strips(node, programs, meeting) or _plan(node, programs)
+        plan = _strips(node, programs, meeting) or _rows_first(node, meeting) or _plan(node, programs)
         if plan is not None:
-            _rewrite(gm, node, name, plan, mode)
+            rest = _rewrite(gm, node, name, plan, mode)
             count += 1
+            again = _plan(rest, programs) if isinstance(plan, _RowsFirst) else None
+            if again is not None:
+                _rewrite(gm, rest, packet_name(rest.target), again, mode)
     log.debug("split_reductions: split %d for %d programs", count, programs)
     return gm
 
@@ -114,6 +127,17 @@ def _strips(node: Node, programs: int, meeting: frozenset[tuple[int, ...]]) -> _
     return _Split(dims, dim, parts, size // parts, 0)
 
 
+def _rows_first(node: Node, meeting: frozenset[tuple[int, ...]]) -> _RowsFirst | None:
+    """The order for a reduction of rows, and of what is left of each, where the graph reduces such rows."""
+    source = tensor_meta(node.args[0])
+    if source is None or source.dim() < 2 or not is_concrete((*source.shape, *source.stride())) or source.is_complex():
+        return None
+    dims, last = _reduced(node, source.dim()), source.dim() - 1
+    if last not in dims or prod(source.shape[d] for d in dims[:-1]) == 1 or source.stride(-1) != 1:
+        return None
+    return _RowsFirst(dims) if (prod(source.shape[:-1]), source.shape[-1]) in meeting else None
+
+
 def _plan(node: Node, programs: int) -> _Split | None:
     source, result = tensor_meta(node.args[0]), tensor_meta(node)
     if source is None or result is None or not is_concrete((*source.shape, *source.stride())) or source.numel() == 0:
@@ -149,7 +173,8 @@ def _innermost(value: torch.Tensor) -> int:
     return min((d for d in range(value.dim()) if value.shape[d] > 1), key=value.stride, default=value.dim() - 1)
 
 
-def _rewrite(gm: GraphModule, node: Node, name: str, plan: _Split, mode: FakeTensorMode) -> None:
+def _rewrite(gm: GraphModule, node: Node, name: str, plan: _Split | _RowsFirst, mode: FakeTensorMode) -> Node:
+    """Replace ``node`` by two reductions; returns the second."""
     graph, result = gm.graph, node.meta["val"]
     source = node.args[0]
     value = source.meta["val"]  # type: ignore[union-attr]
@@ -164,27 +189,31 @@ def _rewrite(gm: GraphModule, node: Node, name: str, plan: _Split, mode: FakeTen
 
     with graph.inserting_before(node):
         current: Any = source
-        if plan.padding:
-            pads = [0, 0] * (value.dim() - 1 - plan.dim) + [0, plan.padding]
-            current = call(aten.constant_pad_nd.default, current, pads, _neutral(name, value.dtype))
-        shape = [*value.shape[:plan.dim], plan.parts, plan.share, *value.shape[plan.dim + 1:]]
-        current = call(aten.reshape.default, current, shape)
-        first = [d if d < plan.dim else d + 1 for d in plan.dims]
-        second = [plan.dim - sum(d < plan.dim for d in plan.dims)]
+        if isinstance(plan, _RowsFirst):
+            first, second = [plan.dims[-1]], list(plan.dims[:-1])
+        else:
+            if plan.padding:
+                pads = [0, 0] * (value.dim() - 1 - plan.dim) + [0, plan.padding]
+                current = call(aten.constant_pad_nd.default, current, pads, _neutral(name, value.dtype))
+            shape = [*value.shape[:plan.dim], plan.parts, plan.share, *value.shape[plan.dim + 1:]]
+            current = call(aten.reshape.default, current, shape)
+            first = [d if d < plan.dim else d + 1 for d in plan.dims]
+            second = [plan.dim - sum(d < plan.dim for d in plan.dims)]
         if name in ("aten.sum", "aten.mean"):
             wide = _accumulation(value.dtype, result.dtype)
             current = call(aten.sum.dim_IntList, current, first, dtype=wide)
-            current = call(aten.sum.dim_IntList, current, second)
+            last = current = call(aten.sum.dim_IntList, current, second)
             if name == "aten.mean":
                 current = call(aten.div.Tensor, current, prod(value.shape[d] for d in plan.dims))
             if current.meta["val"].dtype != result.dtype:
                 current = call(aten._to_copy.default, current, dtype=result.dtype)
         else:
-            current = call(_OPS[name], call(_OPS[name], current, first), second)
+            last = current = call(_OPS[name], call(_OPS[name], current, first), second)
         if tuple(current.meta["val"].shape) != tuple(result.shape):
             current = call(aten.view.default, current, list(result.shape))
     node.replace_all_uses_with(current)
     graph.erase_node(node)
+    return last
 
 
 def _accumulation(source: torch.dtype, result: torch.dtype) -> torch.dtype:

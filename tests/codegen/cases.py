@@ -56,6 +56,20 @@ def rms_norm(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tenso
     return total, total * torch.rsqrt(total.pow(2).mean(-1, keepdim=True) + 1e-6) * weight
 
 
+def extremes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """A tensor of two values a row, one of what their sum divides, and the rows' places."""
+    both = torch.cat([x.amax(-1, True), x.exp().sum(-1, True)], -1)
+    return both / both.sum(-1, keepdim=True), torch.cat([x.argmax(-1, True), x.argmin(-1, True)], -1) + 1
+
+
+def few(op: str) -> Callable[[Tensor], Tensor]:
+    """Rows of 33 elements, each of which is reduced from three."""
+    def fn(x: Tensor) -> Tensor:
+        return getattr(x > 0 if op in ("any", "all") else x, op)(1).float().exp().sum(-1)
+
+    return fn
+
+
 def rope(q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = q.shape[-1] // 2
     return q * cos + torch.cat([-q[..., half:], q[..., :half]], -1) * sin
@@ -152,6 +166,13 @@ case("concat_own_nests", lambda x, y: torch.cat([x.mean(0), y.t().sum(-1), x[0]]
 case("concat_permuted", lambda x, y: torch.cat([x, y + 1], 1).permute(2, 0, 1).contiguous(), (5, 3, 2), (5, 4, 2))
 case("concat_stored_and_read", lambda x, y: (c := torch.cat([x, y * 2], 1), c * c), (5, 3), (5, 4))
 case("concat_of_empty", lambda x, y: torch.cat([torch.zeros(0), x, y + 1], 1), (5, 3), (5, 4))
+case("slices_of_rows", extremes, (5, 33))
+case("slices_of_halves", lambda x: (x.sum(-1), torch.cat([x.exp(), x], -1) * 2), (5, 33))
+case("slices_transposed", lambda x: torch.stack([x.amax(-1), x.amin(-1)], -1).t().contiguous() * 3, (5, 33))
+case("slices_gathered", lambda x: x.gather(1, torch.cat([x.argmax(1, True), x.argmin(1, True)], 1)).exp(), (5, 33))
+case("slices_of_types", lambda x: torch.stack([x.amax(-1), x.sum(-1)], -1).bfloat16() > 1, (5, 33))
+for op in ("sum", "mean", "prod", "amax", "amin", "any", "all"):
+    case(f"few_{op}", few(op), (5, 3, 33))
 case("pad", lambda x: F.pad(x, (1, 2, 3, 0), value=2.5) * 2, (5, 3))
 case("pad_negative", lambda x: F.pad(x, (-1, 2, 1, -2)), (5, 7))
 case("pad_away", lambda x: F.pad(x, (-3, 4)), (5, 3))

@@ -34,7 +34,7 @@ def test_the_rules_of_a_scan() -> None:
 @pytest.mark.parametrize("fn", [
     lambda x: x.cumsum(-1)[:, -1],
     lambda x: x.cumsum(-1) + x.flip(-1).cumsum(-1).flip(-1),
-    lambda x: torch.cat([x.cumsum(-1), x], -1) * 2,
+    lambda x: torch.nn.functional.pad(x.cumsum(-1), (1, 2)) * 2,
     lambda x: x.cumsum(0) + x.cumsum(1),
 ], ids=["last", "both ways", "under a mask", "rows and columns"])
 def test_scans_that_do_not_share_a_row_are_kernels_of_their_own(fn) -> None:
