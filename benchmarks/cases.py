@@ -10,9 +10,9 @@ import torch
 
 Made = tuple[Callable[..., Any], tuple[Any, ...]]
 
-#: Suites in the order of running, and the module that registers their cases.
-SUITES = {"kernels": "workloads", "blocks": "blocks", "decode": "decode", "training": "training",
-          "compile": "compiling", "models": "models"}
+#: Suites in the order of running, and the modules that register their cases.
+SUITES = {"kernels": ("workloads", "wider_workloads"), "blocks": ("blocks",), "decode": ("decode",),
+          "training": ("training",), "compile": ("compiling",), "models": ("models",)}
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def cases_of(suite: str, pattern: str = "", device: str = "") -> list[Case]:
     """
     if suite not in SUITES:
         raise ValueError(f"there is no suite {suite!r}; there are {', '.join(SUITES)}")
-    importlib.import_module(f".{SUITES[suite]}", __package__)  # registers its cases
+    for module in SUITES[suite]:  # importing one registers its cases
+        importlib.import_module(f".{module}", __package__)
     return [c for (s, n), c in _CASES.items() if s == suite and pattern in n and (not device or device in c.devices)]
 
 

@@ -1,32 +1,17 @@
 """The suite ``kernels``: memory-bound work that models are full of. CPU shapes are smaller than GPU shapes."""
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 
 from .cases import case
-
-
-def _make(device: str, dtype: torch.dtype) -> Callable[..., torch.Tensor]:
-    torch.manual_seed(0)
-    return lambda *shape, kind=dtype: torch.randn(*shape, device=device, dtype=kind)
-
-
-def _scaled(device: str, large: int, small: int) -> int:
-    return large if device == "cuda" else small
-
-
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
-    wide = x.float()
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
+from .inputs import normal, rms_norm, scaled
 
 
 @case("kernels", "residual_rmsnorm")
 def residual_rmsnorm(device: str, dtype: torch.dtype):
-    new = _make(device, dtype)
-    rows = _scaled(device, 8192, 1024)
+    new = normal(device, dtype)
+    rows = scaled(device, 8192, 1024)
 
     def fn(x, residual, weight):
         h = x + residual
@@ -37,19 +22,19 @@ def residual_rmsnorm(device: str, dtype: torch.dtype):
 
 @case("kernels", "layernorm_gelu")
 def layernorm_gelu(device: str, dtype: torch.dtype):
-    new, rows = _make(device, dtype), _scaled(device, 4096, 512)
+    new, rows = normal(device, dtype), scaled(device, 4096, 512)
     return (lambda x, w, b: F.gelu(F.layer_norm(x, (8192,), w, b))), (new(rows, 8192), new(8192), new(8192))
 
 
 @case("kernels", "softmax")
 def softmax(device: str, dtype: torch.dtype):
-    new, rows = _make(device, dtype), _scaled(device, 2048, 128)
+    new, rows = normal(device, dtype), scaled(device, 2048, 128)
     return (lambda x: F.softmax(x, -1)), (new(rows, 32768),)
 
 
 @case("kernels", "cross_entropy")
 def cross_entropy(device: str, dtype: torch.dtype):
-    new, rows = _make(device, dtype), _scaled(device, 4096, 64)
+    new, rows = normal(device, dtype), scaled(device, 4096, 64)
     classes = 128256
     target = torch.randint(0, classes, (rows,), device=device)
     return (lambda x, t: F.cross_entropy(x.float(), t)), (new(rows, classes), target)
@@ -57,13 +42,13 @@ def cross_entropy(device: str, dtype: torch.dtype):
 
 @case("kernels", "silu_mul")
 def silu_mul(device: str, dtype: torch.dtype):
-    new, rows = _make(device, dtype), _scaled(device, 8192, 512)
+    new, rows = normal(device, dtype), scaled(device, 8192, 512)
     return (lambda g, u: F.silu(g) * u), (new(rows, 14336), new(rows, 14336))
 
 
 @case("kernels", "rope_qk")
 def rope_qk(device: str, dtype: torch.dtype):
-    new, length = _make(device, dtype), _scaled(device, 4096, 512)
+    new, length = normal(device, dtype), scaled(device, 4096, 512)
 
     def rotate(x):
         a, b = x.chunk(2, -1)
@@ -72,20 +57,20 @@ def rope_qk(device: str, dtype: torch.dtype):
     def fn(q, k, cos, sin):
         return q * cos + rotate(q) * sin, k * cos + rotate(k) * sin
 
-    batch = _scaled(device, 4, 1)
+    batch = scaled(device, 4, 1)
     return fn, (new(batch, 32, length, 128), new(batch, 8, length, 128), new(length, 128), new(length, 128))
 
 
 @case("kernels", "bias_gelu_residual")
 def bias_gelu_residual(device: str, dtype: torch.dtype):
-    new, rows = _make(device, dtype), _scaled(device, 8192, 1024)
+    new, rows = normal(device, dtype), scaled(device, 8192, 1024)
     return ((lambda x, b, r: F.gelu(x + b, approximate="tanh") + r),
             (new(rows, 4096), new(4096), new(rows, 4096)))
 
 
 @case("kernels", "layernorm_backward")
 def layernorm_backward(device: str, dtype: torch.dtype):
-    new, rows = _make(device, dtype), _scaled(device, 8192, 1024)
+    new, rows = normal(device, dtype), scaled(device, 8192, 1024)
 
     def fn(g, x, w, mean, rstd):
         return torch.ops.aten.native_layer_norm_backward(g, x, [4096], mean, rstd, w, w, [True, True, True])
@@ -100,7 +85,7 @@ def layernorm_backward(device: str, dtype: torch.dtype):
 
 @case("kernels", "adamw", dtypes=("fp32",))
 def adamw(device: str, dtype: torch.dtype):
-    new, count = _make(device, torch.float32), _scaled(device, 64 << 20, 4 << 20)
+    new, count = normal(device, torch.float32), scaled(device, 64 << 20, 4 << 20)
 
     def fn(p, g, m, v):
         m.mul_(0.9).add_(g, alpha=0.1)
@@ -112,14 +97,14 @@ def adamw(device: str, dtype: torch.dtype):
 
 @case("kernels", "linear_int8_m1", dtypes=("bf16",))
 def linear_int8(device: str, dtype: torch.dtype):
-    new = _make(device, dtype)
+    new = normal(device, dtype)
     weight = torch.randint(-127, 127, (14336, 4096), device=device, dtype=torch.int8)
     return ((lambda x, w, s: F.linear(x, w.to(x.dtype)) * s), (new(1, 4096), weight, new(14336)))
 
 
 @case("kernels", "linear_int4_m1", dtypes=("bf16",))
 def linear_int4(device: str, dtype: torch.dtype):
-    new, group = _make(device, dtype), 128
+    new, group = normal(device, dtype), 128
     packed = torch.randint(0, 256, (14336, 2048), device=device, dtype=torch.uint8)
     scales = new(14336, 4096 // group)
 
@@ -133,13 +118,13 @@ def linear_int4(device: str, dtype: torch.dtype):
 
 @case("kernels", "linear_m1")
 def linear_m1(device: str, dtype: torch.dtype):
-    new = _make(device, dtype)
+    new = normal(device, dtype)
     return F.linear, (new(1, 4096), new(14336, 4096))
 
 
 @case("kernels", "layernorm_linear_gelu_residual")
 def layernorm_linear(device: str, dtype: torch.dtype):
-    new, rows = _make(device, dtype), _scaled(device, 8192, 512)
+    new, rows = normal(device, dtype), scaled(device, 8192, 512)
 
     def fn(x, residual, w, b, weight, bias):
         return F.gelu(F.linear(F.layer_norm(x, (1024,), w, b), weight, bias), approximate="tanh") + residual
@@ -149,7 +134,7 @@ def layernorm_linear(device: str, dtype: torch.dtype):
 
 @case("kernels", "batch_norm_statistics")
 def batch_norm_statistics(device: str, dtype: torch.dtype):
-    new, n = _make(device, dtype), _scaled(device, 64, 8)
+    new, n = normal(device, dtype), scaled(device, 64, 8)
 
     def fn(x, w, b):
         return F.relu(F.batch_norm(x, None, None, w, b, training=True))
@@ -159,13 +144,13 @@ def batch_norm_statistics(device: str, dtype: torch.dtype):
 
 @case("kernels", "group_norm_silu")
 def group_norm_silu(device: str, dtype: torch.dtype):
-    new, n = _make(device, dtype), _scaled(device, 16, 2)
+    new, n = normal(device, dtype), scaled(device, 16, 2)
     return ((lambda x, w, b: F.silu(F.group_norm(x, 32, w, b))), (new(n, 320, 64, 64), new(320), new(320)))
 
 
 @case("kernels", "entropy")
 def entropy(device: str, dtype: torch.dtype):
-    new, rows = _make(device, dtype), _scaled(device, 1024, 64)
+    new, rows = normal(device, dtype), scaled(device, 1024, 64)
 
     def fn(logits):
         log_p = F.log_softmax(logits.float(), -1)
@@ -176,7 +161,7 @@ def entropy(device: str, dtype: torch.dtype):
 
 @case("kernels", "router_top2")
 def router(device: str, dtype: torch.dtype):
-    new, rows = _make(device, dtype), _scaled(device, 16384, 4096)
+    new, rows = normal(device, dtype), scaled(device, 16384, 4096)
 
     def fn(x):
         weights, chosen = torch.topk(F.softmax(x.float(), -1), 2, -1)
@@ -193,26 +178,26 @@ def _rows_of_the_table(fn: object, args: tuple[torch.Tensor, ...]) -> int:
 
 @case("kernels", "embedding_norm", floor=_rows_of_the_table)
 def embedding_norm(device: str, dtype: torch.dtype):
-    new, rows = _make(device, dtype), _scaled(device, 16384, 1024)
+    new, rows = normal(device, dtype), scaled(device, 16384, 1024)
     tokens = torch.randint(0, 32000, (rows,), device=device)
     return (lambda i, t, w: rms_norm(F.embedding(i, t), w)), (tokens, new(32000, 1024), new(1024))
 
 
 @case("kernels", "column_sum")
 def column_sum(device: str, dtype: torch.dtype):
-    new, rows = _make(device, dtype), _scaled(device, 16384, 4096)
+    new, rows = normal(device, dtype), scaled(device, 16384, 4096)
     return (lambda x: (x.sum(0), x.amax(0))), (new(rows, 1024),)
 
 
 @case("kernels", "total_mean_square")
 def total_mean_square(device: str, dtype: torch.dtype):
-    new, count = _make(device, dtype), _scaled(device, 64 << 20, 4 << 20)
+    new, count = normal(device, dtype), scaled(device, 64 << 20, 4 << 20)
     return (lambda x, y: (x.float() - y.float()).square().mean()), (new(count), new(count))
 
 
 @case("kernels", "small_mlp_tail")
 def small_mlp_tail(device: str, dtype: torch.dtype):
-    new = _make(device, dtype)
+    new = normal(device, dtype)
     return (lambda x, b: torch.tanh(x + b).square()), (new(16, 256), new(256))
 
 

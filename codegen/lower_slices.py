@@ -27,7 +27,7 @@ Slices = Mapping[Node, tuple[Coords, ...]]
 MOST_SLICES = 8
 
 
-def follow_slices(known: Mapping[Node, Coords], nodes: Iterable[Node], ranges: Ranges) -> dict[Node, tuple[Coords, ...]]:
+def follow_slices(known: Mapping[Node, Coords], nodes: Iterable[Node], ranges: Ranges) -> Slices:
     """Coordinates of the slices of every node, in the order of the graph, that follows from concatenations of nodes at
     ``known`` coordinates; those already known are left out."""
     found: dict[Node, tuple[Coords, ...]] = {}

@@ -6,6 +6,7 @@ execution doesn't copy for; the others (flip, repeat, …) cost a copy there and
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 
 from sympy import Expr, Integer
 from torch.fx import Node
@@ -161,6 +162,25 @@ def _flip(node: Node, coords: Coords, ranges: Ranges):
     return node.args[0], tuple(n - 1 - c if d in flipped else c for d, (c, n) in enumerate(zip(coords, shape)))
 
 
+@index_map("roll")
+def _roll(node: Node, coords: Coords, ranges: Ranges):
+    return node.args[0], _rolled(node, coords, ranges, -1)
+
+
+def _rolled(node: Node, coords: Coords, ranges: Ranges, sign: int) -> Coords:
+    """Coordinates that a roll moves, with ``sign`` 1, the element at ``coords`` to, or, with -1, from."""
+    shape, shifts, dims = shape_of(node), argument(node, 1, "shifts"), argument(node, 2, "dims", [])
+    shifts, dims = ([v] if isinstance(v, int) else list(v) for v in (shifts, dims))
+    if not dims:
+        position = mod(ravel(coords, shape) + sign * shifts[0] % prod(shape), prod(shape), ranges)
+        return tuple(unravel(position, shape, ranges))
+    moved = list(coords)
+    for shift, dim in zip(shifts, dims):
+        d = wrap_dim(dim, len(shape))
+        moved[d] = mod(moved[d] + sign * shift % shape[d], shape[d], ranges)
+    return tuple(moved)
+
+
 @index_map("repeat")
 def _repeat(node: Node, coords: Coords, ranges: Ranges):
     shape = shape_of(node.args[0])
@@ -204,6 +224,8 @@ def forward_coords(node: Node, coords: Coords, ranges: Ranges) -> Coords | None:
     name = op_name(node)
     if name == "flip":
         return _flip(node, coords, ranges)[1]
+    if name == "roll":
+        return _rolled(node, coords, ranges, 1)
     if name not in BIJECTIVE:
         return None
     old, new = shape_of(node.args[0]), shape_of(node)

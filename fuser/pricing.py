@@ -45,7 +45,7 @@ def distinct_bytes(node: Node) -> int:
 @dataclass(frozen=True)
 class _Facts:
     """What the price of every group with a node needs to know of it: its elements, its shape and, of a reduction, the
-    shapes that have an element for each of its rows, FLOPs, which units read it and
+    shapes that have an element for each of its rows, its FLOPs, which units read it and
     whether piece by piece, how many elements of a view of it those put into a concatenation that may be stored so, what
     it reads (buffer, view of it, bytes), and the bytes that it stores or adds to."""
 
@@ -87,9 +87,10 @@ class GroupPricer:
         """How many times the merged kernel evaluates each member's expression.
 
         A value that a consumer broadcasts over leading dimensions is evaluated anew for each of their positions; one
-        that is broadcast along rows only, or along what the group reduces, is evaluated once a row. Each piece of a concatenation is evaluated, and
-        thrown away, at the places of all others, and apart from what else needs it: a recurrence whose steps are
-        stacked and then read would be quadratic work in one kernel. A concatenation that only goes to memory is
+        that is broadcast along rows only, or along what the group reduces, is evaluated once a row. Each piece of a
+        concatenation is evaluated, and thrown away, at the places of all others, and apart from what else needs it: a
+        recurrence whose steps are stacked and then read would be quadratic work in one kernel. A concatenation that
+        only goes to memory is
         stored piece by piece and asks each piece for its own elements.
         """
         counts: dict[Node, int] = {}

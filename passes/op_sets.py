@@ -29,7 +29,7 @@ POINTWISE = _names(
 REDUCTIONS = _names("sum mean amax amin prod any all argmax argmin max min")
 VIEWS = _names(
     """view reshape _unsafe_view permute transpose t expand slice select unsqueeze squeeze unbind split
-    split_with_sizes chunk flip alias detach as_strided diagonal repeat cat stack constant_pad_nd"""
+    split_with_sizes chunk flip roll alias detach as_strided diagonal repeat cat stack constant_pad_nd"""
 )
 GATHERS = _names("embedding index _unsafe_index index_select gather select_scatter slice_scatter")
 

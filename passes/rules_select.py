@@ -28,7 +28,7 @@ def topk(x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = 
     count = x.shape[dim]
     if not 0 < k <= min(MOST_PICKED, count) or k * count > PICKING_WORK:
         raise Refusal(f"{k} of {count} elements are the library's to select")
-    if x.dtype == torch.bool or x.is_complex() or not largest and x.is_floating_point():
+    if x.dtype == torch.bool or x.is_complex() or (not largest and x.is_floating_point()):
         # The library puts NaN last among the smallest, where a minimum would find it first.
         raise Refusal("an order that a maximum doesn't have")
     dim = dim % x.dim()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from rooffuse.passes.graph import argument, is_concrete, same_layout, schema_of, tensor_meta, viewed_arg
 from rooffuse.passes.pipeline import Pass
+from rooffuse.passes.rules_select import MOST_PICKED, PICKING_WORK
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
@@ -105,7 +106,7 @@ class _Rewrite:
         if node.target in _PUTS:
             return self._masked_put()
         if node.target in (aten.scatter.src, aten.scatter.value, aten.scatter_add.default):
-            return self._single_choice()
+            return self._choices()
         return None
 
     def _masked_put(self) -> Node | None:
@@ -121,30 +122,39 @@ class _Rewrite:
         chosen = self.call(aten.where.self, mask, self.call(aten.view.default, values, []), base)
         return chosen if same_layout(self.value(chosen), self.value(self.node)) else None
 
-    def _single_choice(self) -> Node | None:
-        """A scatter of one element a row onto a constant compares positions with the index: the constant is never
-        stored. The index is looked up in the positions, which checks that it is one."""
+    def _choices(self) -> Node | None:
+        """A scatter of one or a few elements a row onto a constant compares positions with each index: the constant is
+        never stored. The index is looked up in the positions, which checks that it is one."""
         node = self.node
         base, dim, index, source = node.args[:4]
         shape, chosen = list(self.value(base).shape), list(self.value(index).shape)
         if base.target is not aten.full.default or not shape:
             return None
         dim %= len(shape)
-        if chosen[dim] != 1 or [1 if d == dim else n for d, n in enumerate(shape)] != chosen:
+        count = chosen[dim]
+        if [*chosen[:dim], shape[dim], *chosen[dim + 1:]] != shape:
+            return None
+        if count > 1 and (count > MOST_PICKED or count * shape[dim] > PICKING_WORK):
             return None
         positions = self.call(aten.arange.default, shape[dim], device=self.value(index).device)
-        flat = self.call(aten.reshape.default, index, [-1])
-        checked = self.call(aten.reshape.default, self.call(aten.index_select.default, positions, 0, flat), chosen)
         along = self.call(aten.view.default, positions, [-1 if d == dim else 1 for d in range(len(shape))])
-        here = self.call(aten.eq.Tensor, along, checked)
         if not isinstance(source, Node):
-            source = self.call(aten.full.default, [], source, dtype=self.value(base).dtype,
+            source = self.call(aten.full.default, chosen, source, dtype=self.value(base).dtype,
                                device=self.value(base).device)
         elif list(self.value(source).shape) != chosen:
             source = self._leading_part(source, chosen)
-        if node.target is aten.scatter_add.default and base.args[1] != 0:
-            source = self.call(aten.add.Tensor, source, base)
-        result = self.call(aten.where.self, here, source, base)
+        result = base
+        for k in range(count):
+            place, value = index, source
+            if count > 1:
+                place, value = (self.call(aten.slice.Tensor, v, dim, k, k + 1) for v in (index, source))
+            flat = self.call(aten.reshape.default, place, [-1])
+            checked = self.call(aten.index_select.default, positions, 0, flat)
+            here = self.call(aten.eq.Tensor, along, self.call(aten.reshape.default, checked,
+                                                              [1 if d == dim else n for d, n in enumerate(shape)]))
+            if node.target is aten.scatter_add.default and (k > 0 or base.args[1] != 0):
+                value = self.call(aten.add.Tensor, value, result)
+            result = self.call(aten.where.self, here, value, result)
         return result if same_layout(self.value(result), self.value(node)) else None
 
     def _leading_part(self, source: Node, shape: list[int]) -> Node:

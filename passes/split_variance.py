@@ -27,6 +27,10 @@ log = logging.getLogger(__name__)
 aten = torch.ops.aten
 
 
+#: Columns that a program takes side by side.
+COLUMNS = 32
+
+
 @dataclass(frozen=True)
 class _Variance:
     """``total`` sums (or averages) the squares of ``x - mean`` over ``dims``, over which ``mean`` is the mean of x."""
@@ -97,7 +101,8 @@ def _keeps(node: Node) -> bool:
 
 
 def _cut(variance: _Variance, programs: int, row_elements: int) -> tuple[int, int] | None:
-    """``(dimension, parts)``: the fewest parts that stay on chip and keep the device busy, or None."""
+    """``(dimension, parts)``: the fewest parts that stay on chip and keep the device busy, or None. Where neighbours in
+    memory belong to different rows, a program has several of them side by side."""
     value = tensor_meta(variance.x)
     if value is None or not is_concrete((*value.shape, *value.stride())) or value.numel() == 0:
         return None
@@ -105,6 +110,8 @@ def _cut(variance: _Variance, programs: int, row_elements: int) -> tuple[int, in
         return None
     row = prod(value.shape[d] for d in variance.dims)
     results = value.numel() // row
+    if min((d for d in range(value.dim()) if value.shape[d] > 1), key=value.stride, default=-1) not in variance.dims:
+        results, row_elements = max(results // COLUMNS, 1), row_elements // COLUMNS
     if row <= row_elements and (results >= programs or row <= row_elements // 2):
         return None
     dim = max(variance.dims, key=lambda d: value.shape[d])

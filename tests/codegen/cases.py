@@ -62,6 +62,12 @@ def extremes(x: Tensor) -> tuple[Tensor, Tensor]:
     return both / both.sum(-1, keepdim=True), torch.cat([x.argmax(-1, True), x.argmin(-1, True)], -1) + 1
 
 
+def windows(x: Tensor) -> Tensor:
+    """Windows of 2 by 3 of images in channels-last layout."""
+    n, h, w, c = x.shape
+    return x.view(n, h // 2, 2, w // 3, 3, c).transpose(2, 3).contiguous()
+
+
 def few(op: str) -> Callable[[Tensor], Tensor]:
     """Rows of 33 elements, each of which is reduced from three."""
     def fn(x: Tensor) -> Tensor:
@@ -179,6 +185,9 @@ case("pad_away", lambda x: F.pad(x, (-3, 4)), (5, 3))
 case("slice_steps", lambda x: x[1:9:3, ::2] * 2, (11, 7))
 case("slice_from_end", lambda x: x[-4:-1] + x[:3], (11, 7))
 case("flip", lambda x: x.flip((0, 1)) - x, (5, 7))
+case("roll", lambda x: x.roll(2, 0) - x.roll((-3, 1), (1, 0)), (5, 7))
+case("roll_flat", lambda x: x.roll(11) + x.roll(-40), (5, 7))
+case("roll_of_normalised", lambda x: windows(layer_norm(x).roll((3, -2), (1, 2))), (2, 6, 6, 9))
 case("repeat", lambda x: x.repeat(3, 2) + 1, (5, 7))
 case("select", lambda x: x[2] * x[-1], (5, 7))
 case("diagonal", lambda x: x.diagonal(1, 0, 2) * 2, (5, 3, 7))

@@ -80,6 +80,10 @@ CALLS: dict[str, tuple[Callable[..., Any], Make]] = {
                                                                             torch.randn(4, 6)]),
     "filled": (lambda x, i: x.index_fill(-1, i, 2.0), lambda: [torch.randn(5, 7), integers(7, 3)]),
     "one hot": (lambda i: torch.zeros(6, 9).scatter(1, i[:, None], 1.0) * 2, lambda: [integers(9, 6)]),
+    "few hot": (lambda i: torch.zeros(6, 9).scatter(1, i, 1.0) * 2, lambda: [integers(9, 6, 3)]),
+    "few values": (lambda x: torch.full((6, 9), 2.0).scatter(0, x.topk(4, 0).indices, x.exp()), lambda: [
+        torch.randn(6, 9)]),
+    "few added": (lambda i, v: torch.ones(6, 9).scatter_add(1, i, v), lambda: [integers(9, 6, 5), torch.randn(6, 5)]),
     "one hot added": (lambda i, v: torch.ones(6, 9).scatter_add(1, i, v), lambda: [
         integers(9, 6, 1), torch.randn(6, 2)]),
     "reduced": (lambda x, i, v: x.scatter_reduce(0, i, v * 2, "sum"), lambda: [torch.randn(7), integers(7, 40),
@@ -112,9 +116,10 @@ def test_scatters_do_what_eager_does(name: str) -> None:
 
 @pytest.mark.parametrize("fn,inputs", [
     (lambda x, i: torch.zeros(3, 9).scatter(1, i, x * 2), [torch.randn(3, 1), torch.tensor([[1], [9], [4]])]),
+    (lambda x, i: torch.zeros(2, 9).scatter(1, i, x * 2), [torch.randn(2, 2), torch.tensor([[1, 2], [9, 4]])]),
     (lambda x, i: x.index_add(0, i, x.sin()), [torch.randn(3, 4), torch.tensor([0, 3, 1])]),
     (lambda x, i: aten.index_put(x, [i], x.sin()), [torch.randn(3, 4), torch.tensor([0, -4, 1])]),
-], ids=["selection", "rows", "put"])
+], ids=["selection", "selections", "rows", "put"])
 def test_a_place_outside_raises(fn: Callable[..., Any], inputs: list[Tensor]) -> None:
     torch._dynamo.reset()
     with pytest.raises(IndexError):

@@ -43,6 +43,15 @@ def test_no_part_is_longer_than_what_stays_on_chip():
     assert tuple(cut.meta["val"].shape) == (512, 8, 1024)
 
 
+def test_columns_are_cut_where_a_program_has_several_side_by_side():
+    gm = split(normalised([0]), torch.empty(4096, 2048), row_elements=32768)
+    cut = next(n for n in gm.graph.nodes if str(n.target).startswith("aten.reshape"))
+    assert tuple(cut.meta["val"].shape) == (8, 512, 2048)
+    short = make_fx(normalised([0]), tracing_mode="fake")(torch.empty(512, 65536))
+    before = str(short.graph)
+    assert str(split_variance(short, 264, 32768).graph) == before
+
+
 @pytest.mark.parametrize("shape,programs", [((512, 1024), 264), ((8, 300), 264), ((512, 8191), 264)])
 def test_short_rows_and_those_that_nothing_divides_are_left_alone(shape, programs):
     gm = make_fx(normalised([1]), tracing_mode="fake")(torch.empty(shape))

@@ -1,0 +1,210 @@
+"""More of the suite ``kernels``: norms over channels, losses, routers, optimisers, low-precision scaling, windows."""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from .cases import case
+from .inputs import normal, rms_norm, scaled
+
+FP8_LARGEST = torch.finfo(torch.float8_e4m3fn).max
+
+
+@case("kernels", "channel_norm")
+def channel_norm(device: str, dtype: torch.dtype):
+    new, n = normal(device, dtype), scaled(device, 64, 4)
+
+    def fn(x, weight, bias):
+        mean = x.mean(1, keepdim=True)
+        variance = (x - mean).square().mean(1, keepdim=True)
+        return (x - mean) * torch.rsqrt(variance + 1e-6) * weight[:, None, None] + bias[:, None, None]
+
+    return fn, (new(n, 192, 56, 56), new(192), new(192))
+
+
+@case("kernels", "batch_norm_channels_last")
+def batch_norm_channels_last(device: str, dtype: torch.dtype):
+    new, n = normal(device, dtype), scaled(device, 32, 4)
+
+    def fn(x, mean, variance, weight, bias, residual):
+        return F.relu(F.batch_norm(x, mean, variance, weight, bias) + residual)
+
+    x, residual = (new(n, 256, 56, 56).to(memory_format=torch.channels_last) for _ in range(2))
+    return fn, (x, new(256), new(256).abs(), new(256), new(256), residual)
+
+
+@case("kernels", "qkv_norm_rope")
+def qkv_norm_rope(device: str, dtype: torch.dtype):
+    new, length = normal(device, dtype), scaled(device, 8192, 512)
+
+    def fn(qkv, q_weight, k_weight, cos, sin):
+        def turned(x, weight):
+            x = rms_norm(x, weight)
+            a, b = x.chunk(2, -1)
+            return (x * cos[:, None] + torch.cat((-b, a), -1) * sin[:, None]).transpose(0, 1).contiguous()
+
+        q, k, v = qkv.view(length, 48, 128).split([32, 8, 8], 1)
+        return turned(q, q_weight), turned(k, k_weight), v.transpose(0, 1).contiguous()
+
+    return fn, (new(length, 48 * 128), new(128), new(128), new(length, 128), new(length, 128))
+
+
+@case("kernels", "causal_softmax")
+def causal_softmax(device: str, dtype: torch.dtype):
+    new, batch = normal(device, dtype), scaled(device, 8, 1)
+
+    def fn(scores):
+        position = torch.arange(scores.shape[-1], device=scores.device)
+        later = position[:, None] < position
+        return F.softmax((scores * 0.125).masked_fill(later, float("-inf")).float(), -1).to(scores.dtype)
+
+    return fn, (new(batch, 16, 1024, 1024),)
+
+
+@case("kernels", "softmax_backward")
+def softmax_backward(device: str, dtype: torch.dtype):
+    new, rows = normal(device, dtype), scaled(device, 8192, 1024)
+    return ((lambda g, y: torch.ops.aten._softmax_backward_data(g, y, -1, y.dtype)), (new(rows, 4096), new(rows, 4096)))
+
+
+@case("kernels", "bias_gelu_backward")
+def bias_gelu_backward(device: str, dtype: torch.dtype):
+    new, rows = normal(device, dtype), scaled(device, 8192, 1024)
+
+    def fn(grad, x, bias):
+        grad_x = torch.ops.aten.gelu_backward(grad, x + bias, approximate="tanh")
+        return grad_x, grad_x.sum(0)
+
+    return fn, (new(rows, 4096), new(rows, 4096), new(4096))
+
+
+@case("kernels", "kl_divergence")
+def kl_divergence(device: str, dtype: torch.dtype):
+    new, rows = normal(device, dtype), scaled(device, 2048, 64)
+
+    def fn(student, teacher):
+        p, q = F.log_softmax(student.float() / 2, -1), F.log_softmax(teacher.float() / 2, -1)
+        return F.kl_div(p, q, log_target=True, reduction="batchmean")
+
+    return fn, (new(rows, 32000), new(rows, 32000))
+
+
+@case("kernels", "focal_loss")
+def focal_loss(device: str, dtype: torch.dtype):
+    new, count = normal(device, dtype), scaled(device, 1 << 22, 1 << 17)
+
+    def fn(logits, labels):
+        logits, labels = logits.float(), labels.float()
+        p = torch.sigmoid(logits)
+        loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        return ((1 - p * labels - (1 - p) * (1 - labels)).square() * loss).mean()
+
+    return fn, (new(count, 8), (new(count, 8) > 1).to(dtype))
+
+
+@case("kernels", "cosine_similarity")
+def cosine_similarity(device: str, dtype: torch.dtype):
+    new, rows = normal(device, dtype), scaled(device, 65536, 4096)
+    return (lambda a, b: F.cosine_similarity(a.float(), b.float())), (new(rows, 768), new(rows, 768))
+
+
+@case("kernels", "fp8_rows", dtypes=("bf16",))
+def fp8_rows(device: str, dtype: torch.dtype):
+    new, rows = normal(device, dtype), scaled(device, 8192, 1024)
+
+    def fn(x):
+        scale = x.abs().amax(-1, keepdim=True).float().clamp(min=1e-12) / FP8_LARGEST
+        return (x.float() / scale).clamp(-FP8_LARGEST, FP8_LARGEST).to(torch.float8_e4m3fn), scale
+
+    return fn, (new(rows, 4096),)
+
+
+@case("kernels", "silu_mul_fp8_blocks", dtypes=("bf16",))
+def silu_mul_fp8_blocks(device: str, dtype: torch.dtype):
+    new, rows = normal(device, dtype), scaled(device, 8192, 512)
+
+    def fn(gate_up):
+        gate, up = gate_up.chunk(2, -1)
+        blocks = (F.silu(gate) * up).float().view(rows, -1, 128)
+        scale = blocks.abs().amax(-1, keepdim=True).clamp(min=1e-12) / FP8_LARGEST
+        return (blocks / scale).to(torch.float8_e4m3fn).view(rows, -1), scale.squeeze(-1)
+
+    return fn, (new(rows, 14336),)
+
+
+@case("kernels", "top_p")
+def top_p(device: str, dtype: torch.dtype):
+    new, rows = normal(device, dtype), scaled(device, 256, 64)
+
+    def fn(logits):
+        p = F.softmax(logits.float(), -1)
+        return torch.where(torch.cumsum(p, -1) - p > 0.9, 0.0, p)
+
+    return fn, (new(rows, 32000),)
+
+
+@case("kernels", "router_groups")
+def router_groups(device: str, dtype: torch.dtype):
+    """Eight of 256 experts, from the best four of their eight groups."""
+    new, rows = normal(device, dtype), scaled(device, 16384, 2048)
+
+    def fn(x, bias):
+        scores = x.float().sigmoid()
+        choice = scores + bias
+        groups = choice.view(rows, 8, 32).topk(2, -1)[0].sum(-1).topk(4, -1)[1]
+        kept = torch.zeros_like(scores[:, :8]).scatter_(1, groups, 1.0).bool()
+        choice = choice.masked_fill(~kept[:, :, None].expand(rows, 8, 32).reshape(rows, 256), 0.0)
+        chosen = choice.topk(8, -1)[1]
+        weights = scores.gather(1, chosen)
+        return weights / weights.sum(-1, keepdim=True) * 2.5, chosen
+
+    return fn, (new(rows, 256), new(256, kind=torch.float32))
+
+
+@case("kernels", "lion")
+def lion(device: str, dtype: torch.dtype):
+    new, count = normal(device, dtype), scaled(device, 64 << 20, 4 << 20)
+
+    def fn(p, g, m):
+        update = torch.sign(m * 0.9 + g * 0.1)
+        p.mul_(0.999).add_(update, alpha=-1e-4)
+        m.mul_(0.99).add_(g, alpha=0.01)
+
+    return fn, (new(count), new(count), new(count))
+
+
+@case("kernels", "adafactor", dtypes=("fp32",))
+def adafactor(device: str, dtype: torch.dtype):
+    new, rows = normal(device, torch.float32), scaled(device, 4096, 1024)
+
+    def fn(p, g, r, c):
+        square = g.square() + 1e-30
+        r.lerp_(square.mean(-1), 0.1)
+        c.lerp_(square.mean(0), 0.1)
+        p.sub_(1e-3 * g * torch.rsqrt(r / r.mean())[:, None] * torch.rsqrt(c))
+
+    return fn, (new(rows, 4096), new(rows, 4096), new(rows).abs(), new(4096).abs())
+
+
+@case("kernels", "shifted_windows")
+def shifted_windows(device: str, dtype: torch.dtype):
+    new, n = normal(device, dtype), scaled(device, 32, 4)
+
+    def fn(x, weight, bias):
+        y = F.layer_norm(x, (96,), weight, bias).roll((-3, -3), (1, 2))
+        return y.view(n, 8, 7, 8, 7, 96).permute(0, 1, 3, 2, 4, 5).reshape(-1, 49, 96)
+
+    return fn, (new(n, 56, 56, 96), new(96), new(96))
+
+
+@case("kernels", "column_moments")
+def column_moments(device: str, dtype: torch.dtype):
+    new, rows = normal(device, dtype), scaled(device, 16384, 4096)
+    return (lambda x: torch.var_mean(x.float(), 0)), (new(rows, 2048),)
+
+
+@case("kernels", "upsample_add")
+def upsample_add(device: str, dtype: torch.dtype):
+    new, n = normal(device, dtype), scaled(device, 32, 2)
+    return ((lambda x, y: F.interpolate(x, scale_factor=2, mode="nearest") + y),
+            (new(n, 128, 56, 56), new(n, 128, 112, 112)))

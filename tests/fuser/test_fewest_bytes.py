@@ -1,0 +1,67 @@
+"""Workloads of several kinds at GPU sizes: how many launches are planned, and that each moves its arguments once."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from rooffuse.cost_model import get_device
+from rooffuse.program import CallStep, KernelStep
+from rooffuse.step_prices import step_price
+from rooffuse.targets import target_for
+from torch import Tensor
+
+from .graphs import planned
+
+
+def norm_over_channels(x: Tensor, weight: Tensor) -> Tensor:
+    mean = x.mean(1, keepdim=True)
+    return (x - mean) * torch.rsqrt((x - mean).square().mean(1, keepdim=True) + 1e-6) * weight[:, None, None]
+
+
+def divergence(a: Tensor, b: Tensor) -> Tensor:
+    return F.kl_div(F.log_softmax(a.float(), -1), F.log_softmax(b.float(), -1), log_target=True, reduction="batchmean")
+
+
+def router(x: Tensor) -> tuple[Tensor, Tensor]:
+    weights, chosen = torch.topk(F.softmax(x.float(), -1), 4, -1)
+    return weights / weights.sum(-1, keepdim=True), chosen
+
+
+def shifted_windows(x: Tensor) -> Tensor:
+    y = F.layer_norm(x, (96,)).roll((-3, -3), (1, 2))
+    return y.view(-1, 8, 7, 8, 7, 96).permute(0, 1, 3, 2, 4, 5).contiguous()
+
+
+def heads(qkv: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalised and rotated queries and keys, heads first."""
+    def turned(x: Tensor) -> Tensor:
+        wide = x.float()
+        x = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype) * weight
+        a, b = x.chunk(2, -1)
+        return (x * cos[:, None] + torch.cat((-b, a), -1) * sin[:, None]).transpose(0, 1).contiguous()
+
+    q, k = qkv.view(-1, 40, 128).split([32, 8], 1)
+    return turned(q), turned(k)
+
+
+@pytest.mark.parametrize("fn, shapes, launches", [
+    (norm_over_channels, [(16, 192, 56, 56), (192,)], 1),
+    (divergence, [(512, 32000), (512, 32000)], 2),
+    (router, [(16384, 64)], 1),
+    (shifted_windows, [(16, 56, 56, 96)], 1),
+    (heads, [(4096, 40 * 128), (128,), (4096, 128), (4096, 128)], 1),
+    (lambda x: (x.float().mean(0), x.float().var(0)), [(16384, 2048)], 2),
+], ids=["channels", "divergence", "router", "windows", "heads", "moments"])
+def test_everything_is_read_and_written_once(fn: Callable, shapes: list[tuple[int, ...]], launches: int) -> None:
+    args = [torch.empty(s, dtype=torch.bfloat16, device="meta") for s in shapes]
+    target = target_for(get_device("h100"))
+    plan = planned(fn, *[torch.empty(a.shape, dtype=a.dtype) for a in args])
+    steps = [s for s in plan.program.steps if isinstance(s, KernelStep | CallStep)]
+    moved = sum(step_price(s, target).cost.bytes for s in steps)
+    results = fn(*args)
+    results = results if isinstance(results, tuple) else (results,)
+    floor = sum(v.nbytes for v in (*args, *results))
+    assert len(steps) == launches
+    assert moved <= 1.05 * floor
