@@ -46,7 +46,7 @@ def find_compiler() -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def _compiler_identity(compiler: str) -> str:
+def compiler_identity(compiler: str) -> str:
     """What distinguishes this compiler and processor from others: part of every cache key."""
     stat = os.stat(os.path.realpath(compiler))
     return f"{os.path.realpath(compiler)}:{stat.st_size}:{stat.st_mtime_ns}:{_processor()}"
@@ -68,7 +68,7 @@ def compile_library(source: str, cache: DiskCache, compiler: str | None = None) 
     Raises CompilerMissing or CompilationFailed.
     """
     compiler = compiler or find_compiler()
-    key = digest(source, " ".join((*FLAGS, *LIBRARIES)), _compiler_identity(compiler))
+    key = digest(source, " ".join((*FLAGS, *LIBRARIES)), compiler_identity(compiler))
 
     def build(path: Path) -> None:
         text = path.with_suffix(".cpp")

@@ -11,6 +11,7 @@ from math import prod
 
 from .cpp_prefetch import PREFETCH_LANES, PREFETCH_ROW, Prefetching
 from .cpp_reduce import ONLINE_LANES
+from .cpp_schedule import DEFAULT_SCHEDULE, Schedule
 from .cpp_spelling import COMPUTE, PRELUDE, STORAGE
 from .index import affine
 from .ir import Axis, Compute, Kernel, Load, Nest, Reduce, Scan, Stmt, Store, operands
@@ -34,8 +35,9 @@ SUM_BLOCK = 4096
 class NestPrinter(Prefetching):
     """Prints one nest; ``lines`` holds the result."""
 
-    def __init__(self, kernel: Kernel, nest: Nest) -> None:
+    def __init__(self, kernel: Kernel, nest: Nest, schedule: Schedule) -> None:
         super().__init__(kernel, nest)
+        self.schedule = schedule
         self.inner = inner_values(nest)
         self.column = self._column_axis()
         self.held = self._held_values()
@@ -368,25 +370,28 @@ class NestPrinter(Prefetching):
         return super().line(stmt)
 
 
-def print_function(kernel: Kernel, symbol: str) -> str:
+def print_function(kernel: Kernel, symbol: str, schedule: Schedule = DEFAULT_SCHEDULE) -> str:
     """A C++ function ``static void symbol(pointers...)`` that computes ``kernel``."""
     written = kernel.written
     parameters = ", ".join(
         f"{'' if b.name in written else 'const '}{STORAGE[b.dtype]}* {b.name}" for b in kernel.buffers)
     lines = [f"static void {symbol}({parameters}) {{"]
     for nest in kernel.nests:
-        lines += NestPrinter(kernel, nest).print()
+        lines += NestPrinter(kernel, nest, schedule).print()
     return "\n".join([*lines, "}"])
 
 
-def print_unit(kernels: Sequence[Kernel], calls: Sequence[tuple[int, tuple[int, ...]]]) -> str:
+def print_unit(kernels: Sequence[Kernel], calls: Sequence[tuple[int, tuple[int, ...]]],
+               schedules: Mapping[int, Schedule] | None = None) -> str:
     """A translation unit with each kernel once and ``rooffuse_run(first, last, table)``.
 
     ``calls[k]`` is ``(kernel number, slots)``: step ``k`` runs that kernel on the pointers in those slots of ``table``.
     ``rooffuse_run`` runs the steps ``first`` to ``last - 1`` and returns 1 if a gather's index was out of range.
+    ``schedules`` has those of kernels, by number, that don't have the default.
     """
     parts = [PRELUDE]
-    parts += [print_function(kernel, f"kernel_{k}") for k, kernel in enumerate(kernels)]
+    parts += [print_function(kernel, f"kernel_{k}", (schedules or {}).get(k, DEFAULT_SCHEDULE))
+              for k, kernel in enumerate(kernels)]
     run = ['extern "C" int rooffuse_run(int64_t first, int64_t last, void* const* table) {',
            "  rf_status = 0;", "  for (int64_t step = first; step < last; ++step) switch (step) {"]
     for k, (number, slots) in enumerate(calls):

@@ -10,8 +10,6 @@ from .sweeps import Phase, plan_phases
 
 #: The same for the column form, where each lane adds every term of a block itself.
 COLUMN_BLOCK = 256
-#: Lanes of the column form: accumulator arrays of this length stay in the first-level cache.
-COLUMN_LANES = 128
 
 
 class ColumnForm(Accumulators):
@@ -24,18 +22,18 @@ class ColumnForm(Accumulators):
 
     def _print_columns(self, lane: Axis) -> None:
         others = [a for a in self.nest.parallel if a != lane]
-        opened, chunked = self._threads(others, lane, COLUMN_LANES)
+        opened, chunked = self._threads(others, lane, self.schedule.lanes)
         for axis in self._rest:
             self.open(self._loop(axis))
             opened += 1
         if not chunked:
-            step = min(COLUMN_LANES, lane.size)
+            step = min(self.schedule.lanes, lane.size)
             self.open(f"for (int64_t begin = 0; begin < {lane.size}; begin += {step})")
             opened += 1
             self.add(f"const int64_t end = RF_MIN(begin + {step}, INT64_C({lane.size}));")
         shared = self._shared_between_phases(lane)
         for name in shared:
-            self.add(f"{COMPUTE[self.dtypes[name]]} lanes_{name}[{COLUMN_LANES}];")
+            self.add(f"{COMPUTE[self.dtypes[name]]} lanes_{name}[{self.schedule.lanes}];")
         for phase in self.phases:
             if phase.sweep:
                 self._print_column_sweep(phase, lane, shared)
@@ -85,16 +83,16 @@ class ColumnForm(Accumulators):
         first = axes[0]
         self._blocked = first.size > COLUMN_BLOCK and any(r.op in ("sum", "prod") for r in phase.reduces)
         for reduce in phase.reduces:
-            self._declare_accumulator(reduce, COLUMN_LANES)
-        self._start_scans(phase.body, COLUMN_LANES)
+            self._declare_accumulator(reduce, self.schedule.lanes)
+        self._start_scans(phase.body, self.schedule.lanes)
         opened = 0
         if self._blocked:
             self.open(f"for (int64_t block = 0; block < {first.size}; block += {COLUMN_BLOCK})")
             opened += 1
             for reduce in phase.reduces:
                 if reduce.op in ("sum", "prod"):
-                    self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name}[{COLUMN_LANES}];")
-                    self.add(f"for (int64_t j = 0; j < {COLUMN_LANES}; ++j) "
+                    self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name}[{self.schedule.lanes}];")
+                    self.add(f"for (int64_t j = 0; j < {self.schedule.lanes}; ++j) "
                              f"part_{reduce.name}[j] = {self._start(reduce)};")
         levels = self._by_depth([s for s in phase.body if lane.symbol not in self._scope(s)], axes)
         for k, axis in enumerate(axes):
@@ -115,7 +113,7 @@ class ColumnForm(Accumulators):
             for reduce in phase.reduces:
                 if reduce.op in ("sum", "prod"):
                     sign = "+" if reduce.op == "sum" else "*"
-                    self.add(f"for (int64_t j = 0; j < {COLUMN_LANES}; ++j) "
+                    self.add(f"for (int64_t j = 0; j < {self.schedule.lanes}; ++j) "
                              f"acc_{reduce.name}[j] {sign}= part_{reduce.name}[j];")
         self.close(opened - inner)
         for reduce in phase.reduces:
@@ -123,4 +121,4 @@ class ColumnForm(Accumulators):
             target = f"lanes_{reduce.name}"
             if reduce.name not in shared:
                 continue
-            self.add(f"for (int64_t j = 0; j < {COLUMN_LANES}; ++j) {target}[j] = {source}_{reduce.name}[j];")
+            self.add(f"for (int64_t j = 0; j < {self.schedule.lanes}; ++j) {target}[j] = {source}_{reduce.name}[j];")

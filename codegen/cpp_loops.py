@@ -6,6 +6,7 @@ from math import prod
 
 from sympy import Symbol
 
+from .cpp_schedule import DEFAULT_SCHEDULE, Schedule
 from .cpp_spelling import CppStatements
 from .ir import Axis, Kernel, Nest, Reduce, Stmt, Store
 from .scatter import colliding_axes
@@ -22,6 +23,8 @@ SHARES = 64
 
 class LoopWriter(CppStatements):
     """Collects ``lines``; ``_rest`` are the parallel axes that ``_threads`` left for plain loops."""
+
+    schedule: Schedule = DEFAULT_SCHEDULE
 
     def __init__(self, kernel: Kernel, nest: Nest) -> None:
         super().__init__(kernel, nest)
@@ -54,7 +57,7 @@ class LoopWriter(CppStatements):
         chunks of ``contiguous`` if those are too few. Returns how many loops to close and whether chunks are open.
 
         Axes along which stores collide stay inside of each thread, which goes through them in order."""
-        parallel = self.work >= SERIAL_WORK
+        parallel = self.work >= SERIAL_WORK if self.schedule.threads is None else self.schedule.threads
         free = [a for a in axes if a.symbol not in self.colliding]
         shared: list[Axis] = []
         while len(shared) < len(free) and prod(a.size for a in shared) < SHARES:

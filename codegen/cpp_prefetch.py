@@ -61,11 +61,13 @@ class Prefetching(StripForm):
     def _lane_streams(self, body: Sequence[Stmt], lane: Axis, lanes: int) -> list[Stream]:
         """What an elementwise loop over ``lanes`` streams."""
         loads = self._loads(body, lane)
-        if lanes < 2 * PREFETCH_LANES or not self._is_heavy(_operations(body), loads):
+        if lanes < 2 * PREFETCH_LANES or not self._asks_ahead(_operations(body), loads):
             return []
         return [Stream(s.buffer, s.index, PREFETCH_LANES) for s in loads]
 
-    def _is_heavy(self, operations: int, loads: Sequence[Load]) -> bool:
+    def _asks_ahead(self, operations: int, loads: Sequence[Load]) -> bool:
+        if self.schedule.ahead is not None:
+            return self.schedule.ahead
         return operations >= HEAVY * sum(self.kernel.buffer(s.buffer).dtype.itemsize for s in loads)
 
     def _row_streams(self, phase: Phase, body: Sequence[Stmt], lane: Axis) -> list[Stream]:
@@ -81,7 +83,7 @@ class Prefetching(StripForm):
             costs.append(_operations([s for s in sweep.body if isinstance(s, Store) or s.name not in computed]))
             computed.update(s.name for s in sweep.body if not isinstance(s, Store) and s.name in self.held)
         loads = self._loads(body, lane)
-        if phase is not sweeps[costs.index(max(costs))] or not self._is_heavy(sum(costs), loads):
+        if phase is not sweeps[costs.index(max(costs))] or not self._asks_ahead(sum(costs), loads):
             return []
         next_row, found = self.nest.parallel[-1], []
         for load in loads:

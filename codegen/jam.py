@@ -24,8 +24,9 @@ JAMMED, LONGEST_BODY = 4, 24
 SHORT_AXIS = 16
 
 
-def jam_rows(kernel: Kernel, worthwhile: Callable[[Kernel, Nest], bool]) -> Kernel:
-    """``kernel`` with several rows at once in the nests that allow it: short axes always, others if ``worthwhile``."""
+def jam_rows(kernel: Kernel, worthwhile: Callable[[Kernel, Nest], bool], rows: int = JAMMED) -> Kernel:
+    """``kernel`` with several rows at once in the nests that allow it: all of short axes, ``rows`` of others if
+    ``worthwhile``."""
     nests: list[Nest] = []
     for nest in kernel.nests:
         if not _allows(nest):
@@ -34,7 +35,7 @@ def jam_rows(kernel: Kernel, worthwhile: Callable[[Kernel, Nest], bool]) -> Kern
         short = _short_axis(nest)
         copies = 1 if short is None else short.size
         shared = nest if short is None else _copied(nest, short, 1, short.size)
-        count = max(JAMMED // copies, 1)
+        count = max(rows // copies, 1)
         if count > 1 and shared.parallel and shared.parallel[-1].size >= count and worthwhile(kernel, shared):
             nests += _jammed(shared, count)
         else:

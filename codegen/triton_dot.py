@@ -16,13 +16,15 @@ GROUPED_TILES = 8
 
 @dataclass(frozen=True)
 class DotTile:
-    """``rows`` by ``columns`` results a program, ``inner`` summed elements a step, in elements."""
+    """``rows`` by ``columns`` results a program, ``inner`` summed elements a step, in elements. Loads of ``stages``
+    steps are under way at once, of as many as Triton does by itself if None."""
 
     rows: int
     columns: int
     inner: int
     warps: int
     programs: int
+    stages: int | None = None
 
 
 def dot_tile(rows: int, columns: int, products: int, programs_wanted: int) -> DotTile:

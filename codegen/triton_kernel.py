@@ -16,10 +16,11 @@ from .contraction import contraction_of
 from .index import bounds
 from .ir import Axis, Kernel, Load, Nest, Reduce, Scan, Store
 from .sweeps import Phase, after_strips, finale, plan_phases, strip_sums
-from .triton_dot import DotPrinter, DotTile, dot_tile
+from .triton_dot import DotPrinter, DotTile
 from .triton_scans import ScanTiles
 from .triton_spelling import POINTERS, PRELUDE, TYPES
-from .triton_tiles import Tile, choose_tile
+from .triton_tiles import Tile
+from .triton_tilings import default_tiles
 
 
 class NestPrinter(ScanTiles):
@@ -277,7 +278,8 @@ class NestPrinter(ScanTiles):
 
 @dataclass(frozen=True)
 class TritonSource:
-    """A generated module: ``text`` defines ``entry``, to be launched with ``grid`` programs of ``warps`` warps."""
+    """A generated module: ``text`` defines ``entry``, to be launched with ``grid`` programs of ``warps`` warps.
+    ``stages`` are those of `DotTile`."""
 
     text: str
     entry: str
@@ -285,21 +287,23 @@ class TritonSource:
     grid: int
     warps: int
     persistent: bool
+    stages: int | None = None
 
 
-def keeps_rows(kernel: Kernel, nest: Nest, programs_wanted: int) -> bool:
+def _keeps_rows(nest: Nest, tile: Tile | DotTile) -> bool:
     """Whether a program reads each element of its rows once: it has no reduction, has them in registers, or in the
     shared memory of a matrix product."""
-    return (not nest.reduction or contraction_of(nest) is not None
-            or choose_tile(kernel, nest, programs_wanted).persistent)
+    return not nest.reduction or isinstance(tile, DotTile) or tile.persistent
 
 
-def print_kernel(kernel: Kernel, entry: str = "kernel", programs_wanted: int = 264) -> TritonSource:
-    """The Triton module for ``kernel``. Nests share the grid: each takes a range of program numbers."""
+def print_kernel(kernel: Kernel, entry: str = "kernel", programs_wanted: int = 264,
+                 tiles: Sequence[Tile | DotTile] | None = None) -> TritonSource:
+    """The Triton module for ``kernel``. Nests share the grid: each takes a range of program numbers.
+
+    ``tiles`` cut the nests in order; by default those that suit a device filled by ``programs_wanted`` programs.
+    """
+    tiles = default_tiles(kernel, programs_wanted) if tiles is None else tiles
     forms = [contraction_of(nest) for nest in kernel.nests]
-    tiles = [choose_tile(kernel, nest, programs_wanted) if form is None else
-             dot_tile(form.row_count, form.column_count, len(form.reduces), programs_wanted)
-             for nest, form in zip(kernel.nests, forms)]
     lines = ["", "", "@triton.jit", f"def {entry}({', '.join(b.name for b in kernel.buffers)}):"]
     several = len(kernel.nests) > 1
     lines.append("    program = tl.program_id(0)")
@@ -319,4 +323,5 @@ def print_kernel(kernel: Kernel, entry: str = "kernel", programs_wanted: int = 2
         first += tile.programs
     signature = {b.name: POINTERS[b.dtype] for b in kernel.buffers}
     return TritonSource(PRELUDE + "\n".join(lines) + "\n", entry, signature, first, max(t.warps for t in tiles),
-                        all(keeps_rows(kernel, n, programs_wanted) for n in kernel.nests))
+                        all(map(_keeps_rows, kernel.nests, tiles)),
+                        max((t.stages for t in tiles if isinstance(t, DotTile) and t.stages), default=None))

@@ -48,7 +48,7 @@ def memory_along_rows(nest: Nest) -> bool:
     return along >= across
 
 
-def _kept_tiles(nest: Nest) -> int:
+def kept_tiles(nest: Nest) -> int:
     """How many row-wide values have to be kept across a reduction, at least one; a scan keeps its value beside its
     result."""
     inner = inner_values(nest)
@@ -87,7 +87,7 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
     if nest.strip:
         return _strip_tile(nest, rows, full)
     if memory_along_rows(nest):
-        if full * _kept_tiles(nest) <= PERSISTENT_ELEMENTS:
+        if full * kept_tiles(nest) <= PERSISTENT_ELEMENTS:
             xblock = 1
             wanted = 8192 if _shares_rows(nest) else 1024
             while xblock * full < wanted and rows // (2 * xblock) >= programs_wanted:
@@ -101,9 +101,9 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
     rblock = min(full, max(4096 // xblock, 16))
     if rblock < full and sweeps(nest) > 1:
         held = xblock
-        while held > NARROWEST and held * full * _kept_tiles(nest) > PERSISTENT_ELEMENTS:
+        while held > NARROWEST and held * full * kept_tiles(nest) > PERSISTENT_ELEMENTS:
             held //= 2
-        if held * full * _kept_tiles(nest) <= PERSISTENT_ELEMENTS:
+        if held * full * kept_tiles(nest) <= PERSISTENT_ELEMENTS:
             xblock, rblock = held, full
     return Tile(xblock, rblock, rblock >= row, max(1, min(MAX_WARPS, xblock * rblock // 512)), -(-rows // xblock))
 
@@ -111,7 +111,7 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
 def _strip_tile(nest: Nest, rows: int, full: int) -> Tile:
     """Rows of a strip side by side as long as they and their column sums stay in registers."""
     strip = prod(a.size for a in nest.strip)
-    kept = _kept_tiles(nest) + len(strip_sums(nest))
+    kept = kept_tiles(nest) + len(strip_sums(nest))
     xblock = 1
     while 2 * xblock * full * kept <= PERSISTENT_ELEMENTS // 2 and strip % (2 * xblock) == 0:
         xblock *= 2

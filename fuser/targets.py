@@ -12,7 +12,7 @@ from rooffuse.codegen.errors import NotLowerable
 from rooffuse.codegen.exact_rounding import drop_exact_roundings
 from rooffuse.codegen.fxinfo import dtype_of
 from rooffuse.codegen.ir import Kernel, Nest, Scan
-from rooffuse.codegen.jam import jam_rows
+from rooffuse.codegen.jam import JAMMED, jam_rows
 from rooffuse.codegen.lower_contractions import FEW_ROWS, MATRIX_TYPES, product_shape
 from rooffuse.codegen.online import merge_online
 from rooffuse.codegen.row_factors import take_out_row_factors
@@ -54,9 +54,9 @@ class Target:
         rows = tile.xblock * min(RUNNING_PROGRAMS * self.device.sms, tile.programs)
         return tile.persistent or rows * row_bytes(kernel, nest) <= self.device.l2_bytes
 
-    def finish(self, kernel: Kernel) -> Kernel:
-        """The kernel in the form that suits this target: online sums where a row's second sweep goes to memory, several
-        rows at once on a CPU.
+    def finish(self, kernel: Kernel, rows: int = JAMMED) -> Kernel:
+        """The kernel in the form that suits this target: online sums where a row's second sweep goes to memory, and
+        ``rows`` at once on a CPU.
 
         Raises NotLowerable for sums down columns that can't be kept on chip, or that too few programs would compute,
         for scans of few long rows, and for scatters that this target would add up otherwise than a library call does.
@@ -72,7 +72,7 @@ class Target:
         kernel = merge_online(kernel, lambda k, nest: memory_along_rows(nest) and not self.holds(k, nest))
         kernel = take_out_row_factors(kernel)
         if self.language == "cpp":
-            kernel = jam_rows(drop_exact_roundings(kernel), lambda k, nest: memory_along_rows(nest))
+            kernel = jam_rows(drop_exact_roundings(kernel), lambda k, nest: memory_along_rows(nest), rows)
         return kernel
 
     def _check_scans(self, kernel: Kernel, nest: Nest) -> None:
