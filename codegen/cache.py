@@ -23,6 +23,10 @@ def digest(*parts: str) -> str:
     return h.hexdigest()
 
 
+class DamagedEntry(ValueError):
+    """An entry is not what was written; it is to be made again."""
+
+
 class DiskCache:
     """Files under ``folder`` by key. An entry is its bytes followed by their SHA-256; an entry that fails the check is
     rebuilt with a warning."""
@@ -40,6 +44,24 @@ class DiskCache:
             return check.read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
         except OSError:
             return False
+
+    def read(self, key: str, suffix: str) -> bytes | None:
+        """What is kept for ``key``; None if nothing is. Raises DamagedEntry for what fails the check."""
+        path = self.path(key, suffix)
+        if not path.exists():
+            return None
+        if not self._sound(path):
+            with FileLock(str(path) + ".lock"):  # another process may be between writing it and its check
+                if not self._sound(path):
+                    raise DamagedEntry(f"cache entry {path} is damaged")
+        return path.read_bytes()
+
+    def drop(self, key: str, suffix: str) -> None:
+        """Forget what is kept for ``key``."""
+        path = self.path(key, suffix)
+        if path.parent.exists():
+            with FileLock(str(path) + ".lock"):
+                path.unlink(missing_ok=True)
 
     def get(self, key: str, suffix: str, build: Callable[[Path], None]) -> Path:
         """The file for ``key``; if there is none or it is damaged, ``build(path)`` writes it first.

@@ -4,7 +4,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,10 @@ import torch
 from rooffuse.codegen.build_cpp import CompilationFailed, CompilerMissing, compile_library, load_library
 from rooffuse.codegen.cache import DiskCache
 from rooffuse.codegen.cpp import print_function, print_unit
+from rooffuse.codegen.cpp_schedule import DEFAULT_SCHEDULE
 from rooffuse.codegen.ir import Kernel
 from rooffuse.codegen.lower import refusal
-from rooffuse.codegen.triton_kernel import TritonSource, print_kernel
+from rooffuse.codegen.triton_kernel import TritonSource
 from rooffuse.passes import (
     PIPELINE,
     RANDOM_PASS,
@@ -26,6 +27,8 @@ from rooffuse.passes import (
 from rooffuse.passes.graph import mutated_roots
 from torch.fx import GraphModule, Node
 
+from .autotune import DEFAULT_SEARCH, Outcome, Search, autotune, chosen_candidates
+from .candidates import Candidate, default_candidate, triton_module
 from .cuda_graphs import CapturedFunction, CudaRecorder, Decision, decide
 from .dump import Dump
 from .grouping import Grouping, group_graph, memoised_lowering
@@ -82,6 +85,7 @@ class Compiled:
     function: Callable[[list[Any]], tuple[Any, ...]]
     fallbacks: tuple[Fallback, ...]
     cuda_graph: Decision
+    tuned: tuple[Outcome, ...] = ()
 
     def __call__(self, args: list[Any]) -> tuple[Any, ...]:
         return self.function(args)
@@ -119,17 +123,26 @@ def kernel_of(step: KernelStep) -> Kernel:
     return step.group.lowered.kernel
 
 
-def distinct_kernels(steps: Sequence[KernelStep]) -> tuple[list[Kernel], list[int]]:
+#: Candidates of steps by name; a step that isn't there has its default.
+Chosen = Mapping[str, Candidate]
+
+
+def _candidate(step: KernelStep, chosen: Chosen | None) -> Candidate:
+    return (chosen or {}).get(step.name) or default_candidate(step)
+
+
+def distinct_kernels(steps: Sequence[KernelStep], candidates: Chosen | None = None
+                     ) -> tuple[list[Candidate], list[int]]:
     """Kernels without repetitions, and for each step the number of its kernel. Equal groups are equal kernels."""
     numbers: dict[Any, int] = {}
-    kernels: list[Kernel] = []
+    kernels: list[Candidate] = []
     chosen: list[int] = []
     for step in steps:
         assert step.group.extracted is not None
         key = step.group.extracted.key
         if key not in numbers:
             numbers[key] = len(kernels)
-            kernels.append(kernel_of(step))
+            kernels.append(_candidate(step, candidates))
         chosen.append(numbers[key])
     return kernels, chosen
 
@@ -143,39 +156,51 @@ def pointer_slots(steps: Sequence[KernelStep]) -> dict[Node, int]:
     return slots
 
 
-def cpp_source(steps: Sequence[KernelStep]) -> str:
+def cpp_source(steps: Sequence[KernelStep], chosen: Chosen | None = None) -> str:
     """The translation unit of a program's kernels, each once."""
-    kernels, chosen = distinct_kernels(steps)
+    kernels, numbers = distinct_kernels(steps, chosen)
     slots = pointer_slots(steps)
-    return print_unit(kernels, [(n, tuple(slots[a] for a in s.arguments)) for n, s in zip(chosen, steps)])
+    return print_unit([c.kernel for c in kernels],
+                      [(n, tuple(slots[a] for a in s.arguments)) for n, s in zip(numbers, steps)],
+                      {k: c.schedule for k, c in enumerate(kernels) if c.schedule != DEFAULT_SCHEDULE})
 
 
-def triton_source(step: KernelStep, target: Target) -> TritonSource:
-    return print_kernel(kernel_of(step), programs_wanted=target.programs)
+def triton_source(step: KernelStep, target: Target, chosen: Chosen | None = None) -> TritonSource:
+    return triton_module(_candidate(step, chosen), target)
 
 
-def step_source(step: KernelStep, target: Target) -> str:
+def step_source(step: KernelStep, target: Target, chosen: Chosen | None = None) -> str:
     """The code of one kernel, for people."""
     if target.language == "cpp":
-        return print_function(kernel_of(step), step.name)
-    return triton_source(step, target).text
+        candidate = _candidate(step, chosen)
+        return print_function(candidate.kernel, step.name, candidate.schedule)
+    return triton_source(step, target, chosen).text
 
 
-def _build_cpp(steps: list[KernelStep], cache: DiskCache) -> tuple[Built, list[Fallback]]:
+def tune(plan: Plan, options: Options, search: Search = DEFAULT_SEARCH) -> tuple[Outcome, ...]:
+    """What the search among candidates chose for the kernels of a plan, with the option ``autotune``; else nothing."""
+    if not options.autotune:
+        return ()
+    cache = DiskCache(options.cache_folder)
+    return autotune(kernel_steps(plan.program), plan.target, cache, options.eager_casts, search)
+
+
+def _build_cpp(steps: list[KernelStep], cache: DiskCache, chosen: Chosen | None) -> tuple[Built, list[Fallback]]:
     failed: list[Fallback] = []
     try:
-        library = load_library(compile_library(cpp_source(steps), cache))
+        library = load_library(compile_library(cpp_source(steps, chosen), cache))
     except CompilationFailed:
-        sound, failed = _separate(steps, cache)
+        sound, failed = _separate(steps, cache, chosen)
         if not sound:
             return Built(None, {}, {}, pointer_slots(steps)), failed
         steps = sound
-        library = load_library(compile_library(cpp_source(steps), cache))
+        library = load_library(compile_library(cpp_source(steps, chosen), cache))
     numbers = {s.name: k for k, s in enumerate(steps)}
     return Built(library.rooffuse_run, numbers, {}, pointer_slots(steps)), failed
 
 
-def _separate(steps: list[KernelStep], cache: DiskCache) -> tuple[list[KernelStep], list[Fallback]]:
+def _separate(steps: list[KernelStep], cache: DiskCache, chosen: Chosen | None
+              ) -> tuple[list[KernelStep], list[Fallback]]:
     """Compile kernels one by one to find those that the compiler refuses."""
     sound: list[KernelStep] = []
     failed: list[Fallback] = []
@@ -183,7 +208,7 @@ def _separate(steps: list[KernelStep], cache: DiskCache) -> tuple[list[KernelSte
     for number, step in zip(distinct_kernels(steps)[1], steps):
         if number not in verdicts:
             try:
-                compile_library(cpp_source([step]), cache)
+                compile_library(cpp_source([step], chosen), cache)
                 verdicts[number] = None
             except CompilationFailed as error:
                 verdicts[number] = ' '.join(str(error).split('\n')[:3])
@@ -195,7 +220,8 @@ def _separate(steps: list[KernelStep], cache: DiskCache) -> tuple[list[KernelSte
     return sound, failed
 
 
-def _build_triton(steps: list[KernelStep], target: Target, cache: DiskCache) -> tuple[Built, list[Fallback]]:
+def _build_triton(steps: list[KernelStep], target: Target, cache: DiskCache, chosen: Chosen | None
+                  ) -> tuple[Built, list[Fallback]]:
     from rooffuse.codegen.build_triton import load_launcher
 
     launches: dict[str, Callable[..., Any]] = {}
@@ -204,7 +230,7 @@ def _build_triton(steps: list[KernelStep], target: Target, cache: DiskCache) -> 
     for number, step in zip(distinct_kernels(steps)[1], steps):
         if number not in known:
             try:
-                known[number] = load_launcher(triton_source(step, target), cache, target.torch_device,
+                known[number] = load_launcher(triton_source(step, target, chosen), cache, target.torch_device,
                                               target.interpreted)
             except Exception as error:  # Triton's compiler raises many kinds; each means that this kernel can't be had
                 log.warning("Triton refused %s: %s", step.name, error)
@@ -227,8 +253,8 @@ def _warn_once(message: str) -> None:
         _warned = True
 
 
-def build(plan: Plan, options: Options) -> tuple[Built, list[Fallback]]:
-    """Compile the kernels of a plan; what can't be compiled is in the list of fallbacks.
+def build(plan: Plan, options: Options, chosen: Chosen | None = None) -> tuple[Built, list[Fallback]]:
+    """Compile the kernels of a plan, those in ``chosen`` as there; what can't be compiled is in the list of fallbacks.
 
     Raises FallbackError with ``strict`` if there is any.
     """
@@ -239,9 +265,9 @@ def build(plan: Plan, options: Options) -> tuple[Built, list[Fallback]]:
     if steps:
         try:
             if plan.target.language == "cpp":
-                built, failed = _build_cpp(steps, cache)
+                built, failed = _build_cpp(steps, cache, chosen)
             else:
-                built, failed = _build_triton(steps, plan.target, cache)
+                built, failed = _build_triton(steps, plan.target, cache, chosen)
         except CompilerMissing as error:
             failed = [Fallback(tuple(n.name for n in s.group.nodes), str(error)) for s in steps]
             if not options.strict:
@@ -255,13 +281,16 @@ def build(plan: Plan, options: Options) -> tuple[Built, list[Fallback]]:
 
 
 def compile_graph(gm: GraphModule, target: Target, options: Options, inputs: InputFacts | None = None,
-                  name: str = "graph") -> Compiled:
-    """Compile one ATen graph with static shapes for ``target``."""
+                  name: str = "graph", search: Search = DEFAULT_SEARCH) -> Compiled:
+    """Compile one ATen graph with static shapes for ``target``; ``search`` is for the option ``autotune``."""
     inputs = inputs or InputFacts()
     dump = Dump.open(options.dump, name) if options.dump else None
     plan = plan_graph(gm, target, options, dump)
     start = time.perf_counter()
-    built, failed = build(plan, options)
+    tuned = tune(plan, options, search)
+    if dump is not None and tuned:
+        dump.tuned(plan, tuned)
+    built, failed = build(plan, options, chosen_candidates(tuned))
     executable = assemble(plan.program, built, target.torch_device, inputs.unchecked_strides)
     log.debug("kernels %.0f ms", 1e3 * (time.perf_counter() - start))
     if dump is not None:
@@ -274,7 +303,7 @@ def compile_graph(gm: GraphModule, target: Target, options: Options, inputs: Inp
         recorded = assemble(plan.program, built, target.torch_device, inputs.unchecked_strides)
         function = CapturedFunction(executable.function, recorded.function, CudaRecorder(), inputs.static,
                                     mutated_inputs(plan.graph))
-    return Compiled(plan, executable, function, tuple(failed), decision)
+    return Compiled(plan, executable, function, tuple(failed), decision, tuned)
 
 
 def mutated_inputs(gm: GraphModule) -> frozenset[int]:

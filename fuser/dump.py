@@ -2,12 +2,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch.fx import GraphModule
 
 if TYPE_CHECKING:
+    from .autotune import Outcome
+    from .candidates import Candidate
     from .compile import Plan
 
 _numbers = itertools.count()
@@ -34,7 +37,7 @@ class Dump:
         self._write(f"{next(self._stages):02d}_{stage}.txt", str(gm.graph))
 
     def plan(self, plan: Plan) -> None:
-        from .compile import cpp_source, kernel_of, kernel_steps, step_source
+        from .compile import kernel_of, kernel_steps
 
         self._write("groups.txt", "\n".join(
             [f"{'fused' if g.fused else 'call '}  {', '.join(n.name for n in g.nodes)}"
@@ -45,16 +48,29 @@ class Dump:
         self._write("fused_graph.txt", str(plan.fused.module.graph))
         steps = kernel_steps(plan.program)
         self._write("kernels.txt", "\n\n".join(f"{s.name}\n{kernel_of(s)}" for s in steps))
-        if plan.target.language == "cpp":
-            self._write("kernels.cpp", cpp_source(steps))
-        else:
-            for step in steps:
-                self._write(f"{step.name}.py", step_source(step, plan.target))
+        self._kernels(plan)
         program = plan.program
         self._write("memory.txt", "\n".join(
             [f"arena {program.plan.arena_bytes} bytes"]
             + [f"{offset:>12}  {node.name}" for node, offset in sorted(program.planned.items(), key=lambda p: p[1])]
             + [f"{'in place of':>12}  {a} <- {b}" for a, b in sorted(program.plan.reused.items())]))
+
+    def _kernels(self, plan: Plan, chosen: Mapping[str, Candidate] | None = None) -> None:
+        from .compile import cpp_source, kernel_steps, step_source
+
+        steps = kernel_steps(plan.program)
+        if plan.target.language == "cpp":
+            self._write("kernels.cpp", cpp_source(steps, chosen))
+        else:
+            for step in steps:
+                self._write(f"{step.name}.py", step_source(step, plan.target, chosen))
+
+    def tuned(self, plan: Plan, outcomes: Sequence[Outcome]) -> None:
+        """What a search chose, and the kernels as they are then."""
+        from .autotune import chosen_candidates
+
+        self._write("autotune.txt", "\n".join(f"{', '.join(o.steps)}: {o}" for o in outcomes))
+        self._kernels(plan, chosen_candidates(outcomes))
 
     def run_function(self, source: str) -> None:
         self._write("run.py", source)

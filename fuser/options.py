@@ -24,6 +24,8 @@ class Options:
     cuda_graphs: "auto" decides per graph by price, True captures wherever it is possible, False never.
     strict: raise where a part of the graph would fall back to running its FX nodes.
     eager_casts: round to bfloat16 and float16 after every operator as eager does, not only at stores.
+    autotune: choose among a few candidates of each kernel by measuring them, once a machine and for about 20 seconds
+        a graph at most (see `autotune.Search`). Also ``mode="max-autotune"`` and ``"max-autotune-no-cudagraphs"``.
     random: where random numbers come from. "eager" calls the framework, whose numbers are eager's on the CPU; "kernel"
         computes others of the same distributions inside of kernels, seeded by the framework's generator; "auto" is
         "kernel" on a GPU and "eager" on the CPU.
@@ -35,6 +37,7 @@ class Options:
     cuda_graphs: bool | str = "auto"
     strict: bool = False
     eager_casts: bool = False
+    autotune: bool = False
     random: str = "auto"
     verify: bool = False
     dump: str = ""
@@ -93,6 +96,8 @@ def make_options(mode: str | None = None, options: Mapping[str, Any] | None = No
         values["cuda_graphs"] = True
     elif mode == "max-autotune-no-cudagraphs":
         values["cuda_graphs"] = False
+    if mode is not None and mode.startswith("max-autotune"):
+        values["autotune"] = True
     for name, value in (options or {}).items():
         if name not in option_names():
             close = difflib.get_close_matches(name, option_names(), 1)

@@ -12,7 +12,8 @@ import torch
 from rooffuse.cost_model import Device, local_device
 from torch import Tensor
 
-from .compile import Plan, build
+from .autotune import chosen_candidates
+from .compile import Plan, build, tune
 from .explanation import chosen_device, planned_call
 from .options import Options, make_options
 from .program import KernelStep, ViewStep
@@ -192,7 +193,7 @@ def _by_profiler(stepper: Stepper, budget_s: float) -> _Timed:
 def _measured(plan: Plan, number: int, budget_s: float, options: Options) -> tuple[list[MeasuredKernel], int]:
     device = plan.target.torch_device
     _check_size(plan, device)
-    built, _ = build(plan, options)
+    built, _ = build(plan, options, chosen_candidates(tune(plan, options)))
     stepper = Stepper(plan, built, device)
     timed = _by_profiler(stepper, budget_s) if device.type == "cuda" else _by_clock(stepper, budget_s)
     found = []

@@ -55,7 +55,9 @@ class NodeRow:
 class KernelRow:
     """One launch. ``kind`` is "triton" or "cpp" for a generated kernel, "extern" for a library call, "fallback" for an
     operator that should be in a kernel and can't be. Units as in `NodeRow`; a second sweep over data that isn't held on
-    chip counts its bytes again. ``source`` makes the code; ``peak`` and ``unit`` choose the rate that bounds it."""
+    chip counts its bytes again. ``source`` makes the code; ``peak`` and ``unit`` choose the rate that bounds it.
+    ``tuned`` says what a search among candidates chose, and is "" without the option ``autotune`` and for kernels that
+    have no other candidate."""
 
     name: str
     kind: str
@@ -69,6 +71,7 @@ class KernelRow:
     source: Callable[[], str] = field(default=str, repr=False, compare=False)
     peak: str = "fp32"
     unit: str = "vector"
+    tuned: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "kind": self.kind, "nodes": list(self.nodes), "bytes_read": self.bytes_read,

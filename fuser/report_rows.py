@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+from rooffuse.codegen.cache import DiskCache
 from rooffuse.codegen.fxinfo import op_name
 from rooffuse.cost_model import Cost, Estimate, estimate
 from rooffuse.cost_model.device import peak_key
@@ -12,7 +13,8 @@ from rooffuse.passes import LIBRARY
 from rooffuse.passes.graph import viewed_arg, written_args
 from torch.fx import Graph, Node
 
-from .compile import Plan, step_source
+from .autotune import Outcome, chosen_candidates, known_outcomes
+from .compile import Plan, kernel_steps, step_source
 from .cuda_graphs import decide
 from .options import Options
 from .pricing import LOOKUPS, distinct_bytes, node_price
@@ -99,9 +101,19 @@ def _is_library(node: Node) -> bool:
     return node.target._schema.name.replace("::", ".").rstrip("_") in {name.rstrip("_") for name in LIBRARY}
 
 
+def _outcomes(plan: Plan, options: Options) -> tuple[Outcome, ...]:
+    """What earlier searches chose, with the option ``autotune``: a report measures nothing."""
+    if not options.autotune:
+        return ()
+    cache = DiskCache(options.cache_folder)
+    return known_outcomes(kernel_steps(plan.program), plan.target, cache, options.eager_casts)
+
+
 def graph_report(plan: Plan, kind: str, options: Options) -> GraphReport:
     """The rows of one graph. ``kind`` is "inference", "forward" or "backward"."""
     target = plan.target
+    outcomes = _outcomes(plan, options)
+    chosen, tuned = chosen_candidates(outcomes), {name: str(o) for o in outcomes for name in o.steps}
     kernels: list[KernelRow] = []
     fallbacks: list[FallbackRow] = []
     groups: dict[str, str] = {}
@@ -110,7 +122,7 @@ def graph_report(plan: Plan, kind: str, options: Options) -> GraphReport:
         source: Callable[[], str]
         if isinstance(step, KernelStep):
             names, row_kind, name = tuple(n.name for n in step.group.nodes), target.language, step.name
-            source = partial(step_source, step, target)
+            source = partial(step_source, step, target, chosen)
         elif isinstance(step, CallStep):
             name, names = step.node.name, (step.node.name,)
             reason = reasons.get(name, "")
@@ -124,7 +136,7 @@ def graph_report(plan: Plan, kind: str, options: Options) -> GraphReport:
             groups.setdefault(node_name, name)
         priced = step_price(step, target)
         kernels.append(KernelRow(name, row_kind, names, source=source, peak=peak_key(priced.dtype), unit=priced.unit,
-                                 **_measures(priced.cost, step_estimate(step, target))))  # type: ignore[arg-type]
+                                 tuned=tuned.get(name, ""), **_measures(priced.cost, step_estimate(step, target))))  # type: ignore[arg-type]
     nodes = tuple(_node_row(n, groups.get(n.name, ""), plan) for n in plan.graph.graph.nodes
                   if n.op == "call_function")
     decision = decide(plan, options, backward=kind == "backward")

@@ -232,17 +232,25 @@ def _relative(location: str) -> str:
     return f"{path.relative_to(Path.cwd())}:{rest}" if path.is_relative_to(Path.cwd()) else location
 
 
+def _first_few(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:4])}{f' and {len(names) - 4} more' if names[4:] else ''}"
+
+
 def _graph_notes(graph: GraphReport) -> list[str]:
     lines = [f"memory      arena {format_bytes(graph.arena_bytes)}; allocated in each call (results and library calls) "
              f"{format_bytes(graph.unplanned_bytes)}",
              f"CUDA graph  {'captured' if graph.captured else 'not captured'}: {graph.capture_reason}"]
+    tuned: dict[str, list[str]] = {}  # equal kernels have one choice
+    for kernel in graph.kernels:
+        if kernel.tuned:
+            tuned.setdefault(kernel.tuned, []).append(kernel.name)
+    lines += [clipped(f"autotune    {_first_few(names)}: {chosen}", _WIDTH) for chosen, names in tuned.items()]
     if graph.fallbacks:
         # The same reason names other nodes in each layer.
         reasons: dict[str, tuple[str, list[str]]] = {}
         for fallback in graph.fallbacks:
             reasons.setdefault(_NUMBERED.sub("", fallback.reason), (fallback.reason, []))[1].extend(fallback.nodes)
-        lines += [clipped(f"fallback    {', '.join(nodes[:4])}{f' and {len(nodes) - 4} more' if nodes[4:] else ''}: "
-                           f"{reason}", _WIDTH) for reason, nodes in reasons.values()]
+        lines += [clipped(f"fallback    {_first_few(nodes)}: {reason}", _WIDTH) for reason, nodes in reasons.values()]
     else:
         lines.append("fallbacks   none")
     return lines

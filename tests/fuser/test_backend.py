@@ -178,8 +178,8 @@ def test_a_kernel_that_the_compiler_refuses_falls_back_alone(monkeypatch):
 
     whole = stage.print_unit
 
-    def sabotaged(kernels, calls):
-        text = whole(kernels, calls)
+    def sabotaged(kernels, calls, schedules):
+        text = whole(kernels, calls, schedules)
         bad = any(isinstance(s, Compute) and s.op == "tanh" for k in kernels for s in k.statements())
         return text + ("\nthis is no C++\n" if bad else "")
 

@@ -24,6 +24,15 @@ def test_reduce_overhead_means_cuda_graphs():
     assert make_options(mode="max-autotune-no-cudagraphs", environ={}).cuda_graphs is False
 
 
+def test_max_autotune_means_a_search_unless_an_option_says_otherwise():
+    assert make_options(environ={}).autotune is False
+    for mode in ("max-autotune", "max-autotune-no-cudagraphs"):
+        assert make_options(mode=mode, environ={"ROOFFUSE_AUTOTUNE": "0"}).autotune is True
+        assert make_options(mode=mode, options={"autotune": False}, environ={}).autotune is False
+    assert make_options(mode="reduce-overhead", environ={}).autotune is False
+    assert make_options(environ={"ROOFFUSE_AUTOTUNE": "1"}).autotune is True
+
+
 def test_environment_is_read_and_options_win_over_it():
     environ = {"ROOFFUSE_STRICT": "1", "ROOFFUSE_CUDA_GRAPHS": "off", "ROOFFUSE_DUMP": "/tmp/x"}
     from_environment = make_options(environ=environ)
