@@ -119,7 +119,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     run = commands.add_parser("run", help="measure suites")
     run.add_argument("--suite", default="kernels", help=f"comma-separated: {', '.join(SUITES)}; or all")
-    run.add_argument("--against", default="eager,inductor", help="comma-separated: eager, inductor, inductor-max")
+    run.add_argument("--against", default="eager,inductor",
+                     help="comma-separated: eager, inductor, inductor-max, rooffuse-max")
     run.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     run.add_argument("--only", default="", help="cases whose names contain this")
     run.add_argument("--dtype", default="", help="fp32, bf16 or both, comma-separated")

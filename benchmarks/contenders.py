@@ -1,8 +1,8 @@
 """Who is measured. Each contender gets the same function, inputs, static shapes and threads.
 
 The compilers are told ``dynamic=False``. "inductor" runs in its default mode, and in its documented mode for small
-kernels, ``reduce-overhead``, on cases that are bound by the host; rooffuse gets the same mode there. "inductor-max" is
-``max-autotune`` everywhere.
+kernels, ``reduce-overhead``, on cases that are bound by the host; rooffuse gets the same mode there. "inductor-max" and
+"rooffuse-max" are ``max-autotune`` everywhere.
 """
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from .cases import Case
 
-CONTENDERS = ("eager", "inductor", "inductor-max", "rooffuse")
+CONTENDERS = ("eager", "inductor", "inductor-max", "rooffuse", "rooffuse-max")
 
 
 def contender(name: str, fn: Callable[..., Any], case: Case) -> Callable[..., Any]:
@@ -21,8 +21,8 @@ def contender(name: str, fn: Callable[..., Any], case: Case) -> Callable[..., An
     if name == "eager":
         return fn
     mode = "reduce-overhead" if case.host_bound else None
-    if name == "inductor-max":
-        return torch.compile(fn, backend="inductor", dynamic=False, mode="max-autotune")
+    if name in ("inductor-max", "rooffuse-max"):
+        return torch.compile(fn, backend=name.removesuffix("-max"), dynamic=False, mode="max-autotune")
     if name in ("inductor", "rooffuse"):
         return torch.compile(fn, backend=name, dynamic=False, mode=mode)
     raise ValueError(f"there is no contender {name!r}; there are {', '.join(CONTENDERS)}")

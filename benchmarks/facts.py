@@ -109,7 +109,7 @@ def _listening(logger: logging.Logger) -> Iterator[None]:
 @contextmanager
 def observed(name: str) -> Iterator[Facts]:
     """Facts of what contender ``name`` compiles inside of the block; they are complete after it."""
-    if name == "rooffuse":
+    if name.startswith("rooffuse"):
         with _rooffuse() as facts:
             yield facts
     elif name.startswith("inductor"):

@@ -9,7 +9,8 @@ from .rows import Row
 from .summary import OURS, by_case
 from .table import DEVICE_TYPES, rows_of
 
-_COLOURS = {OURS: "#c0392b", "inductor": "#2c6fbb", "inductor-max": "#7fb2e5", "eager": "#7f8c8d"}
+_COLOURS = {OURS: "#c0392b", "inductor": "#2c6fbb", "inductor-max": "#7fb2e5", "rooffuse-max": "#e59a8f",
+            "eager": "#7f8c8d"}
 
 
 def _pyplot() -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from .targets import Target
 
 log = logging.getLogger(__name__)
 
+#: Part of the rounds in which a candidate has to be faster than the default.
+CLEAR_ROUNDS = 0.7
 #: Part of the free memory that the buffers of one kernel may take.
 _MEMORY_SHARE = 0.8
 _SUFFIX = ".tuned.json"
@@ -35,8 +38,9 @@ class Search:
     """How a search goes.
 
     ``limit_s`` is the time after which no other kernel of a graph is begun, builds of candidates included; the kernel
-    under way ends first, whose timing takes about ``kernel_s`` seconds. A candidate is chosen if the default takes more
-    than ``margin`` longer: less is noise. ``timer`` is the device's own (see `measuring.timer_for`) if None.
+    under way ends first, whose timing takes about ``kernel_s`` seconds. Another candidate than the default is chosen if
+    the default takes more than ``margin`` longer by the median of the rounds, and longer at all in `CLEAR_ROUNDS` of
+    them: less is noise. ``timer`` is the device's own (see `measuring.timer_for`) if None.
     """
 
     limit_s: float = 20.0
@@ -201,20 +205,26 @@ def _measure(work: _Work, target: Target, cache: DiskCache, search: Search) -> O
             runs = {k: run for k, run in enumerate(loaded) if run is not None and _runs(run, buffers, device)}
             if 0 not in runs:
                 return work.outcome(0, reason="its default can't be run alone")
-            times = dict(zip(runs, timer(list(runs.values()), buffers.restore, search.kernel_s)))
+            samples = dict(zip(runs, timer(list(runs.values()), buffers.restore, search.kernel_s)))
     except CompilationFailed:
         return work.outcome(0, reason="the compiler refused its candidates")
     except (torch.OutOfMemoryError, MemoryError):
         return work.outcome(0, reason=_NO_ROOM)
-    seconds = tuple(times.get(k, math.inf) for k in range(len(work.candidates)))
-    best = min(range(len(seconds)), key=seconds.__getitem__)
-    if seconds[0] <= (1 + search.margin) * seconds[best]:
-        best = 0
-    outcome = work.outcome(best, seconds=seconds)
+    seconds = tuple(statistics.median(samples[k]) if k in samples else math.inf for k in range(len(work.candidates)))
+    outcome = work.outcome(_best(samples, seconds, search.margin), seconds=seconds)
     _write(work.key, outcome, cache)
     # Another process may have measured at the same time: what is on disk counts, so that all choose the same.
     stored = _read(work, cache, _Counts())
     return outcome if stored is None else replace(stored, kept=False)
+
+
+def _best(samples: Mapping[int, Sequence[float]], seconds: Sequence[float], margin: float) -> int:
+    """The fastest candidate that beats the default clearly; else the default, which is 0."""
+    for k in sorted(samples, key=seconds.__getitem__):
+        won = sum(a < b for a, b in zip(samples[k], samples[0]))
+        if seconds[0] > (1 + margin) * seconds[k] and won >= CLEAR_ROUNDS * len(samples[k]):
+            return k
+    return 0
 
 
 def _runs(run: Run, buffers: Buffers, device: torch.device) -> bool:

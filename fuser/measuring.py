@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import math
 import os
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,9 +12,9 @@ from rooffuse.codegen.ir import Buffer, Kernel
 from torch import Tensor
 
 Run = Callable[[], None]
-#: ``timer(runs, restore, budget_s)`` returns median seconds of each of ``runs``, having called ``restore`` before each
-#: sample, within about ``budget_s`` seconds.
-Timer = Callable[[Sequence[Run], Run, float], list[float]]
+#: ``timer(runs, restore, budget_s)`` returns seconds of each of ``runs`` in every round, having called ``restore``
+#: before each sample, within about ``budget_s`` seconds.
+Timer = Callable[[Sequence[Run], Run, float], list[list[float]]]
 
 #: Fewest and most samples of each run.
 ROUNDS = (5, 25)
@@ -77,7 +76,7 @@ def timer_for(device: torch.device, cache_bytes: int) -> Timer:
     if device.type != "cuda":
         return time_on_cpu
 
-    def timer(runs: Sequence[Run], restore: Run, budget_s: float) -> list[float]:
+    def timer(runs: Sequence[Run], restore: Run, budget_s: float) -> list[list[float]]:
         return _time_on_gpu(runs, restore, budget_s, device, 2 * cache_bytes or _EVICTING_BYTES)
 
     return timer
@@ -97,7 +96,7 @@ def _turns(count: int, rounds: int) -> list[int]:
     return [(start + k) % count for start in range(rounds) for k in range(count)]
 
 
-def time_on_cpu(runs: Sequence[Run], restore: Run, budget_s: float) -> list[float]:
+def time_on_cpu(runs: Sequence[Run], restore: Run, budget_s: float) -> list[list[float]]:
     """A `Timer` by the clock. What fits in caches stays there from run to run, as in a program that runs over and over;
     short runs are repeated within a sample."""
     rough = []
@@ -115,11 +114,11 @@ def time_on_cpu(runs: Sequence[Run], restore: Run, budget_s: float) -> list[floa
         for _ in range(repeat):
             runs[k]()
         samples[k].append((time.perf_counter() - start) / repeat)
-    return [statistics.median(s) for s in samples]
+    return samples
 
 
 def _time_on_gpu(runs: Sequence[Run], restore: Run, budget_s: float, device: torch.device, evicting: int
-                 ) -> list[float]:
+                 ) -> list[list[float]]:
     """A `Timer` by CUDA events around each run. Before it the second-level cache is overwritten, which also takes the
     device so long that the host has asked for the run before the first event passes."""
     flush = torch.zeros(evicting, dtype=torch.uint8, device=device)
@@ -144,4 +143,4 @@ def _time_on_gpu(runs: Sequence[Run], restore: Run, budget_s: float, device: tor
     for k in _turns(len(runs), _rounds(time.perf_counter() - start, budget_s)):
         found[k].append(sample(runs[k]))
     torch.cuda.synchronize(device)
-    return [statistics.median(1e-3 * first.elapsed_time(last) for first, last in events) for events in found]
+    return [[1e-3 * first.elapsed_time(last) for first, last in events] for events in found]

@@ -52,15 +52,16 @@ class FakeTimer:
         self.seconds = seconds
         self.calls: list[int] = []
 
-    def __call__(self, runs: Sequence[Callable[[], None]], restore: Callable[[], None], budget_s: float) -> list[float]:
+    def __call__(self, runs: Sequence[Callable[[], None]], restore: Callable[[], None], budget_s: float
+                 ) -> list[list[float]]:
         self.calls.append(len(runs))
         for run in runs:
             restore()
             run()
-        return [self.seconds[k] if k < len(self.seconds) else 1.0 for k in range(len(runs))]
+        return [[self.seconds[k] if k < len(self.seconds) else 1.0] * 3 for k in range(len(runs))]
 
 
-def never(runs: Any, restore: Any, budget_s: float) -> list[float]:
+def never(runs: Any, restore: Any, budget_s: float) -> list[list[float]]:
     raise AssertionError("something was measured")
 
 
@@ -91,6 +92,15 @@ def test_noise_does_not_choose(tmp_path: Path) -> None:
     assert outcome.candidate.name == "default" and "didn't beat" in str(outcome)
     (outcome,) = compiled(row_sums, INPUTS, tmp_path / "b", FakeTimer(1.0, 0.96)).tuned
     assert outcome.candidate.name == outcome.names[1]
+
+
+def test_a_gain_in_some_rounds_only_does_not_choose(tmp_path: Path) -> None:
+    def unsteady(runs: Sequence[Callable[[], None]], restore: Any, budget_s: float) -> list[list[float]]:
+        default, often, mostly = [1.0] * 10, [0.5] * 6 + [2.0] * 4, [0.8] * 8 + [2.0] * 2
+        return [default, often, mostly, *[default] * (len(runs) - 3)]
+
+    (outcome,) = compiled(row_sums, INPUTS, tmp_path, unsteady).tuned
+    assert outcome.candidate.name == outcome.names[2] and outcome.seconds[1:3] == (0.5, 0.8)
 
 
 def test_without_the_option_nothing_is_measured_or_changed(tmp_path: Path) -> None:
@@ -202,7 +212,7 @@ def test_what_does_not_fit_in_memory_keeps_its_default(tmp_path: Path, caplog: p
 
 
 def test_memory_that_is_not_there_after_all_is_no_error(tmp_path: Path) -> None:
-    def greedy(runs: Any, restore: Any, budget_s: float) -> list[float]:
+    def greedy(runs: Any, restore: Any, budget_s: float) -> list[list[float]]:
         raise torch.OutOfMemoryError("no more")
 
     (outcome,) = compiled(row_sums, INPUTS, tmp_path, greedy).tuned
@@ -304,11 +314,11 @@ def test_what_a_kernel_updates_in_place_is_the_same_for_every_run(tmp_path: Path
 def test_buffers_are_real_inside_of_a_fake_mode(tmp_path: Path) -> None:
     found: list[bool] = []
 
-    def timer(runs: Sequence[Callable[[], None]], restore: Callable[[], None], budget_s: float) -> list[float]:
+    def timer(runs: Sequence[Callable[[], None]], restore: Callable[[], None], budget_s: float) -> list[list[float]]:
         found.append(isinstance(torch.empty(1), FakeTensor))
         for run in runs:
             run()
-        return [1.0] * len(runs)
+        return [[1.0]] * len(runs)
 
     gm = trace(row_sums, *INPUTS)
     options = Options(autotune=True, cache_dir=str(tmp_path))
@@ -332,8 +342,8 @@ def test_the_clock_takes_turns_and_restores_before_each_sample() -> None:
 
         return call
 
-    times = time_on_cpu([run("short", 1 << 12), run("long", 1 << 21)], lambda: order.append("restored"), 0.0)
-    assert 0 < times[0] < times[1]
+    short, long = time_on_cpu([run("short", 1 << 12), run("long", 1 << 21)], lambda: order.append("restored"), 0.0)
+    assert len(short) == len(long) == ROUNDS[0] and 0 < min(short) < min(long)
     samples = [name for k, name in enumerate(order) if k and order[k - 1] == "restored"][2:]
     assert len(samples) == 2 * ROUNDS[0] and samples[:4] == ["short", "long", "long", "short"]
 
