@@ -39,8 +39,8 @@ class Search:
 
     ``limit_s`` is the time after which no other kernel of a graph is begun, builds of candidates included; the kernel
     under way ends first, whose timing takes about ``kernel_s`` seconds. Another candidate than the default is chosen if
-    the default takes more than ``margin`` longer by the median of the rounds, and longer at all in `CLEAR_ROUNDS` of
-    them: less is noise. ``timer`` is the device's own (see `measuring.timer_for`) if None.
+    the default takes more than ``margin`` longer by the median and by the best of the rounds, and longer at all in
+    `CLEAR_ROUNDS` of them: less is noise, or others' work. ``timer`` is the device's (`measuring.timer_for`) if None.
     """
 
     limit_s: float = 20.0
@@ -222,7 +222,8 @@ def _best(samples: Mapping[int, Sequence[float]], seconds: Sequence[float], marg
     """The fastest candidate that beats the default clearly; else the default, which is 0."""
     for k in sorted(samples, key=seconds.__getitem__):
         won = sum(a < b for a, b in zip(samples[k], samples[0]))
-        if seconds[0] > (1 + margin) * seconds[k] and won >= CLEAR_ROUNDS * len(samples[k]):
+        faster = seconds[0] > (1 + margin) * seconds[k] and min(samples[0]) > (1 + margin) * min(samples[k])
+        if faster and won >= CLEAR_ROUNDS * len(samples[k]):
             return k
     return 0
 

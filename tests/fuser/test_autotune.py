@@ -94,6 +94,14 @@ def test_noise_does_not_choose(tmp_path: Path) -> None:
     assert outcome.candidate.name == outcome.names[1]
 
 
+def test_a_gain_that_others_on_the_machine_made_does_not_choose(tmp_path: Path) -> None:
+    def disturbed(runs: Sequence[Callable[[], None]], restore: Any, budget_s: float) -> list[list[float]]:
+        return [[1.0] + [2.0] * 4, *[[1.0] * 5] * (len(runs) - 1)]
+
+    (outcome,) = compiled(row_sums, INPUTS, tmp_path, disturbed).tuned
+    assert outcome.candidate.name == "default" and outcome.seconds[:2] == (2.0, 1.0)
+
+
 def test_a_gain_in_some_rounds_only_does_not_choose(tmp_path: Path) -> None:
     def unsteady(runs: Sequence[Callable[[], None]], restore: Any, budget_s: float) -> list[list[float]]:
         default, often, mostly = [1.0] * 10, [0.5] * 6 + [2.0] * 4, [0.8] * 8 + [2.0] * 2
