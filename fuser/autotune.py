@@ -133,8 +133,8 @@ def autotune(steps: Sequence[KernelStep], target: Target, cache: DiskCache, eage
         if counts.measured and target.torch_device.type == "cuda":
             torch.cuda.empty_cache()
     if found:
-        log.info("autotune: %d kernels measured in %.1f s, %d known from disk, %d damaged entries", counts.measured,
-                 search.clock() - start, counts.kept, counts.damaged)
+        log.info("autotune: %.1f s; kernels measured %d, known from disk %d, their entries damaged %d",
+                 search.clock() - start, counts.measured, counts.kept, counts.damaged)
     for reason, count in counts.skipped.items():
         log.warning("autotune: %d kernel%s with the default: %s", count, " stays" if count == 1 else "s stay", reason)
     return tuple(found)
