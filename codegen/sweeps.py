@@ -122,11 +122,10 @@ def plan_phases(nest: Nest) -> tuple[Phase, ...]:
     for stmt in nest.body:
         if isinstance(stmt, Reduce):
             sweeps[level[stmt.value]].append(stmt)
-    loaded_last = {s.buffer: depth for s in nest.body if isinstance(s, Load)}
     for stmt in nest.body:
         if isinstance(stmt, Store) and _is_inner_store(nest, stmt):
-            at = max(level[n] for n in operands(stmt))
-            sweeps[max(at, loaded_last.get(stmt.buffer, 0))].append(stmt)
+            sweeps[max(level[n] for n in operands(stmt))].append(stmt)
+    _overwrite_last(nest, sweeps, inner)
     phases: list[Phase] = []
     for k, wanted in enumerate(sweeps):
         outer = tuple(s for s in nest.body if _outer_at(nest, s, k, level, inner))
@@ -135,6 +134,21 @@ def plan_phases(nest: Nest) -> tuple[Phase, ...]:
         if wanted:
             phases.append(Phase(True, _closure(nest, wanted, inner)))
     return tuple(phases)
+
+
+def _overwrite_last(nest: Nest, sweeps: list[list[Stmt]], inner: frozenset[str]) -> None:
+    """Move every store to a buffer that a later sweep reads into the last one that does."""
+    moved = True
+    while moved:
+        moved = False
+        reads = [{s.buffer for s in _closure(nest, wanted, inner) if isinstance(s, Load)} for wanted in sweeps]
+        for k, wanted in enumerate(sweeps):
+            for stmt in [s for s in wanted if isinstance(s, Store)]:
+                last = max((j for j in range(k + 1, len(sweeps)) if stmt.buffer in reads[j]), default=k)
+                if last > k:
+                    wanted.remove(stmt)
+                    sweeps[last].append(stmt)
+                    moved = True
 
 
 def _outer_at(nest: Nest, stmt: Stmt, k: int, level: dict[str, int], inner: frozenset[str]) -> bool:

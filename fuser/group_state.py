@@ -31,3 +31,23 @@ class GroupState:
                     seen.add(s)
                     work.append(s)
         return seen
+
+    def path_between(self, a: int, b: int) -> bool:
+        """Whether ``b`` is reached from ``a`` through a third group."""
+        if self.rank[a] > self.rank[b]:
+            return False
+        inside = self.reachable(a, self.rank[b] - 1)
+        return any(p in inside for p in self.graph.predecessors(b))
+
+    def rank_merged(self, a: int, b: int, k: int) -> None:
+        """Give ``k``, which replaces ``a`` and ``b``, a rank: what follows the earlier one moves behind it."""
+        if self.rank[a] > self.rank[b]:
+            a, b = b, a
+        low, high = self.rank[a], self.rank[b]
+        between = [self.at[r] for r in range(low + 1, high) if r in self.at]
+        ranks = [low, *[self.rank[g] for g in between]]
+        behind = self.reachable(a, high - 1) if between else set()
+        del self.rank[a], self.rank[b], self.at[high]
+        ordered = [*[g for g in between if g not in behind], k, *[g for g in between if g in behind]]
+        for rank, group in zip(ranks, ordered):
+            self.rank[group], self.at[rank] = rank, group

@@ -11,7 +11,7 @@ import heapq
 import logging
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import networkx as nx
 from rooffuse.codegen.errors import NotLowerable
@@ -39,6 +39,10 @@ log = logging.getLogger(__name__)
 MAX_MEMBERS = 160
 #: Pointer arguments of one kernel.
 MAX_BUFFERS = 48
+#: Groups that are merged at once because they run between two that gain from it.
+MOST_BETWEEN = 6
+#: Why two groups can't be merged by themselves.
+BETWEEN = "another kernel has to run between them"
 #: Why a matrix product that could be part of a kernel isn't.
 NOTHING_JOINED = "a matrix product that gains nothing in a kernel is the library's"
 
@@ -172,13 +176,18 @@ class Grouper:
         """Groups that compute ``node``: its own, and those that compute it again."""
         return [g for g, members in self.state.members.items() if node in members]
 
-    def _path_between(self, a: int, b: int) -> bool:
-        """Whether ``b`` is reached from ``a`` through a third group."""
+    def _with_those_between(self, a: int, b: int) -> list[int]:
+        """``a``, ``b`` and all groups on paths from one to the other; nothing where those are many, or one of them is a
+        library call."""
         state = self.state
         if state.rank[a] > state.rank[b]:
-            return False
-        inside = state.reachable(a, state.rank[b] - 1)
-        return any(p in inside for p in state.graph.predecessors(b))
+            a, b = b, a
+        after, between = state.reachable(a, state.rank[b] - 1), [b]
+        for k in between:
+            between += [p for p in state.graph.predecessors(k) if p in after and p not in between]
+            if len(between) > MOST_BETWEEN or not self.fusible(between[-1]):
+                return []
+        return [a, *between]
 
     # -- prices -------------------------------------------------------------------------------------------------
 
@@ -193,9 +202,9 @@ class Grouper:
         """Seconds of one kernel of these members that stores these outputs."""
         return self.pricer.seconds(members, outputs)
 
-    def _saving(self, a: int, b: int) -> float:
-        union = self.state.members[a] | self.state.members[b]
-        return self.time_of(a) + self.time_of(b) - self.price(union, self.outputs(union))
+    def _saving(self, *groups: int) -> float:
+        union = self.state.members[groups[0]].union(*[self.state.members[k] for k in groups[1:]])
+        return sum(map(self.time_of, groups)) - self.price(union, self.outputs(union))
 
     def _candidates(self, k: int) -> Iterable[int]:
         """Groups that may merge with ``k``: its producers, its consumers, and neighbours that read the same buffer or
@@ -231,16 +240,17 @@ class Grouper:
 
     # -- merging ------------------------------------------------------------------------------------------------
 
-    def _why_not(self, a: int, b: int) -> str | None:
-        """The reason against merging ``a`` and ``b``, or None."""
-        state = self.state
-        union = state.members[a] | state.members[b]
+    def _why_not(self, *groups: int) -> str | None:
+        """The reason against merging groups, or None; they are two, or all on the paths from one to another."""
+        members = [self.state.members[k] for k in groups]
+        union = members[0].union(*members[1:])
         if len(union) > MAX_MEMBERS:
             return f"the kernel would have more than {MAX_MEMBERS} operators"
-        if self.apart and any(y in state.members[b] for x in state.members[a] for y in self.apart.get(x, ())):
+        if self.apart and any(x in a and y in b for a, b in combinations(members, 2)
+                              for x in a if x in self.apart for y in self.apart[x]):
             return "one reads what the other has overwritten"
-        if self._path_between(a, b) or self._path_between(b, a):
-            return "another kernel has to run between them"
+        if len(groups) == 2 and (self.state.path_between(*groups) or self.state.path_between(*reversed(groups))):
+            return BETWEEN
         outputs = self.outputs(union)
         sources = {r.source for n in union for r in self.units.reads(n) if r.source not in union}
         if len(outputs) + len(sources) > MAX_BUFFERS:
@@ -251,7 +261,7 @@ class Grouper:
             except NotLowerable as reason:
                 return str(reason)
             computing = self.pricer.computing(kernel)
-            if computing > self.time_of(a) + self.time_of(b) and computing > self._running(a) + self._running(b):
+            if computing > sum(map(self.time_of, groups)) and computing > sum(map(self._running, groups)):
                 return "the kernel would compute the same again and again"
         return None
 
@@ -275,12 +285,19 @@ class Grouper:
                    and read.argument.meta["val"].numel() != read.source.meta["val"].numel()
                    for n in union for read in self.units.reads(n))
 
+    def _merge_in_order(self, groups: Sequence[int]) -> int:
+        """Merge groups between which no other has to run, the first ones first."""
+        first, *others = sorted(groups, key=self.state.rank.__getitem__)
+        for other in others:
+            first = self.merge(first, other)
+        return first
+
     def merge(self, a: int, b: int) -> int:
         state, k = self.state, self._next
         self._next += 1
         state.members[k] = state.members.pop(a) | state.members.pop(b)
         state.first[k] = min(state.first.pop(a), state.first.pop(b))
-        self._rank_merged(a, b, k)
+        state.rank_merged(a, b, k)
         before = (set(state.graph.predecessors(a)) | set(state.graph.predecessors(b))) - {a, b}
         after = (set(state.graph.successors(a)) | set(state.graph.successors(b))) - {a, b}
         state.graph.remove_nodes_from((a, b))
@@ -290,20 +307,6 @@ class Grouper:
         for node in state.members[k]:
             state.owner[node] = k
         return k
-
-    def _rank_merged(self, a: int, b: int, k: int) -> None:
-        """Give ``k``, which replaces ``a`` and ``b``, a rank: what follows the earlier one moves behind it."""
-        state = self.state
-        if state.rank[a] > state.rank[b]:
-            a, b = b, a
-        low, high = state.rank[a], state.rank[b]
-        between = [state.at[r] for r in range(low + 1, high) if r in state.at]
-        ranks = [low, *[state.rank[g] for g in between]]
-        behind = state.reachable(a, high - 1) if between else set()
-        del state.rank[a], state.rank[b], state.at[high]
-        ordered = [*[g for g in between if g not in behind], k, *[g for g in between if g in behind]]
-        for rank, group in zip(ranks, ordered):
-            state.rank[group], state.at[rank] = rank, group
 
     def merge_all(self) -> None:
         """Best merge first until none saves time."""
@@ -328,10 +331,15 @@ class Grouper:
             if a not in self.state.members or b not in self.state.members:
                 continue
             reason = self._why_not(a, b)
+            groups = [a, b]
+            if reason == BETWEEN:
+                groups = self._with_those_between(a, b)
+                if len(groups) > 2 and self._saving(*groups) > 0:
+                    reason = self._why_not(*groups)
             if reason is not None:
                 self._refuse(a, b, -saving, reason)
                 continue
-            k = self.merge(a, b)
+            k = self._merge_in_order(groups)
             for other in self._candidates(k):
                 push(k, other)
             for first, second in pairwise(self._fusible_consumers(k)):

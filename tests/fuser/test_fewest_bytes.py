@@ -46,6 +46,20 @@ def heads(qkv: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor
     return turned(q), turned(k)
 
 
+def loss_and_gradient(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of the rows' entropies, and softmax less one at the first place."""
+    log_p = F.log_softmax(x.float(), -1)
+    entropies = -(log_p.exp() * log_p).sum(-1)
+    first = torch.arange(x.shape[-1], device=x.device) == 0
+    return entropies.mean(), (log_p.exp() - first.float()).to(x.dtype)
+
+
+def normalised_step(p: Tensor, g: Tensor, m: Tensor) -> None:
+    """A step of momentum in place whose length is that of the parameters."""
+    m.mul_(0.9).add_(g)
+    p.sub_(m * (p.float().norm() / m.float().norm()).to(p.dtype))
+
+
 @pytest.mark.parametrize("fn, shapes, launches", [
     (norm_over_channels, [(16, 192, 56, 56), (192,)], 1),
     (divergence, [(512, 32000), (512, 32000)], 2),
@@ -53,7 +67,8 @@ def heads(qkv: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor
     (shifted_windows, [(16, 56, 56, 96)], 1),
     (heads, [(4096, 40 * 128), (128,), (4096, 128), (4096, 128)], 1),
     (lambda x: (x.float().mean(0), x.float().var(0)), [(16384, 2048)], 2),
-], ids=["channels", "divergence", "router", "windows", "heads", "moments"])
+    (loss_and_gradient, [(4096, 32000)], 2),
+], ids=["channels", "divergence", "router", "windows", "heads", "moments", "loss"])
 def test_everything_is_read_and_written_once(fn: Callable, shapes: list[tuple[int, ...]], launches: int) -> None:
     args = [torch.empty(s, dtype=torch.bfloat16, device="meta") for s in shapes]
     target = target_for(get_device("h100"))
@@ -65,3 +80,12 @@ def test_everything_is_read_and_written_once(fn: Callable, shapes: list[tuple[in
     floor = sum(v.nbytes for v in (*args, *results))
     assert len(steps) == launches
     assert moved <= 1.05 * floor
+
+
+def test_a_buffer_is_overwritten_in_the_sweep_that_reads_it() -> None:
+    """p, g and m are read and m is written beside the sums; then p and m are read and p is written."""
+    size = 1 << 24
+    plan = planned(normalised_step, *[torch.empty(size, dtype=torch.bfloat16)] * 3)
+    steps = [s for s in plan.program.steps if isinstance(s, KernelStep | CallStep)]
+    moved = sum(step_price(s, target_for(get_device("h100"))).cost.bytes for s in steps)
+    assert moved <= 1.01 * (4 + 3) * 2 * size

@@ -7,7 +7,7 @@ import random
 import networkx as nx
 import pytest
 from rooffuse.group_state import GroupState
-from rooffuse.grouping import Grouper
+from rooffuse.grouping import MOST_BETWEEN, Grouper
 
 
 def _grouper(seed: int, count: int = 24) -> Grouper:
@@ -36,9 +36,27 @@ def test_merges_keep_a_topological_order(seed: int) -> None:
         between = any(
             nx.has_path(state.graph, s, y) for x, y in ((a, b), (b, a)) for s in state.graph.successors(x) if s != y
         )
-        assert between == (grouper._path_between(a, b) or grouper._path_between(b, a))
+        assert between == (grouper.state.path_between(a, b) or grouper.state.path_between(b, a))
         if not between:
             grouper.merge(a, b)
             assert nx.is_directed_acyclic_graph(state.graph)
             assert all(state.rank[u] < state.rank[v] for u, v in state.graph.edges)
             assert {k: state.at[state.rank[k]] for k in state.members} == {k: k for k in state.members}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_groups_merge_together_with_those_between(seed: int) -> None:
+    draw, grouper = random.Random(seed + 2000), _grouper(seed)
+    state = grouper.state
+    for _ in range(30):
+        if len(state.members) < 2:
+            break
+        a, b = draw.sample(sorted(state.members), 2)
+        after, before = (nx.descendants(state.graph, k) | {k} for k in (a, b)), nx.ancestors
+        exact = {a, b}.union(*[reached & (before(state.graph, end) | {end}) for reached, end in zip(after, (b, a))])
+        found = grouper._with_those_between(a, b)
+        assert set(found) == (exact if len(exact) <= MOST_BETWEEN + 1 else set())
+        if found:
+            grouper._merge_in_order(found)
+            assert nx.is_directed_acyclic_graph(state.graph)
+            assert all(state.rank[u] < state.rank[v] for u, v in state.graph.edges)
