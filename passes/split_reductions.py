@@ -45,7 +45,7 @@ _OPS = {"aten.sum": aten.sum.dim_IntList, "aten.mean": aten.sum.dim_IntList, "at
 
 
 @dataclass(frozen=True)
-class _Split:
+class Split:
     """Cut dimension ``dim`` (padded to ``parts * share``) of the reduced ``dims`` into ``parts`` pieces."""
 
     dims: tuple[int, ...]
@@ -83,11 +83,11 @@ def split_reductions(gm: GraphModule, programs: int) -> GraphModule:
         name = packet_name(node.target) if node.op == "call_function" else ""
         if name not in _OPS:
             continue
-        plan = _strips(node, programs, meeting) or _rows_first(node, meeting) or _plan(node, programs)
+        plan = _strips(node, programs, meeting) or _rows_first(node, meeting) or split_of(node, programs)
         if plan is not None:
             rest = _rewrite(gm, node, name, plan, mode)
             count += 1
-            again = _plan(rest, programs) if isinstance(plan, _RowsFirst) else None
+            again = split_of(rest, programs) if isinstance(plan, _RowsFirst) else None
             if again is not None:
                 _rewrite(gm, rest, packet_name(rest.target), again, mode)
     log.debug("split_reductions: split %d for %d programs", count, programs)
@@ -107,7 +107,7 @@ def _rows_reduced(gm: GraphModule) -> frozenset[tuple[int, ...]]:
     return frozenset(found)
 
 
-def _strips(node: Node, programs: int, meeting: frozenset[tuple[int, ...]]) -> _Split | None:
+def _strips(node: Node, programs: int, meeting: frozenset[tuple[int, ...]]) -> Split | None:
     """The cut of a sum down columns whose rows are reduced, too; None for any other, and where no number of strips
     near that of programs divides the rows."""
     source, result = tensor_meta(node.args[0]), tensor_meta(node)
@@ -124,7 +124,7 @@ def _strips(node: Node, programs: int, meeting: frozenset[tuple[int, ...]]) -> _
     parts = max((p for p in range(1, min(wanted, size) + 1) if size % p == 0), default=1)
     if parts < max(wanted // 2, 2) or rows // parts < SHORTEST_STRIP:
         return None
-    return _Split(dims, dim, parts, size // parts, 0)
+    return Split(dims, dim, parts, size // parts, 0)
 
 
 def _rows_first(node: Node, meeting: frozenset[tuple[int, ...]]) -> _RowsFirst | None:
@@ -138,7 +138,8 @@ def _rows_first(node: Node, meeting: frozenset[tuple[int, ...]]) -> _RowsFirst |
     return _RowsFirst(dims) if (prod(source.shape[:-1]), source.shape[-1]) in meeting else None
 
 
-def _plan(node: Node, programs: int) -> _Split | None:
+def split_of(node: Node, programs: int) -> Split | None:
+    """How a long reduction with too few results for ``programs`` programs is cut; None for others."""
     source, result = tensor_meta(node.args[0]), tensor_meta(node)
     if source is None or result is None or not is_concrete((*source.shape, *source.stride())) or source.numel() == 0:
         return None
@@ -158,7 +159,7 @@ def _plan(node: Node, programs: int) -> _Split | None:
         return None
     share = -(-size // parts)
     parts = -(-size // share)
-    return _Split(dims, dim, parts, share, parts * share - size)
+    return Split(dims, dim, parts, share, parts * share - size)
 
 
 def _reduced(node: Node, rank: int) -> tuple[int, ...]:
@@ -173,7 +174,7 @@ def _innermost(value: torch.Tensor) -> int:
     return min((d for d in range(value.dim()) if value.shape[d] > 1), key=value.stride, default=value.dim() - 1)
 
 
-def _rewrite(gm: GraphModule, node: Node, name: str, plan: _Split | _RowsFirst, mode: FakeTensorMode) -> Node:
+def _rewrite(gm: GraphModule, node: Node, name: str, plan: Split | _RowsFirst, mode: FakeTensorMode) -> Node:
     """Replace ``node`` by two reductions; returns the second."""
     graph, result = gm.graph, node.meta["val"]
     source = node.args[0]
