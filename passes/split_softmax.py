@@ -1,7 +1,7 @@
 """Softmax denominators of few long rows from those of the rows' parts, so that each part is read once.
 
-``Σ exp(x − max x)`` needs the maximum of a whole row before the sum begins. With ``m_i`` and ``s_i`` the maximum and the
-sum of part ``i``,
+``Σ exp(x − max x)`` needs the maximum of a whole row before the sum begins. With ``m_i`` and ``s_i`` the maximum and
+the sum of part ``i``,
 
     m = max_i m_i,    Σ exp(x − m) = Σ_i s_i exp(m_i − m)
 
