@@ -184,8 +184,9 @@ class Grouper:
             a, b = b, a
         after, between = state.reachable(a, state.rank[b] - 1), [b]
         for k in between:
-            between += [p for p in state.graph.predecessors(k) if p in after and p not in between]
-            if len(between) > MOST_BETWEEN or not self.fusible(between[-1]):
+            more = [p for p in state.graph.predecessors(k) if p in after and p not in between]
+            between += more
+            if len(between) > MOST_BETWEEN or not all(map(self.fusible, more)):
                 return []
         return [a, *between]
 
