@@ -57,7 +57,7 @@ from rooffuse.cli import main
 sys.exit(main(['profile', 'gpt2', '--phase', 'prefill', '--context', '512', '--device', '$DEVICE', '--budget', '5',
                '--json', '$OUT/profile.json']))"
 bench 90 blocks --suite blocks --dtype bf16
-bench 90 max-autotune --suite kernels --dtype bf16 --against eager,inductor,inductor-max --only norm \
+bench 90 max-autotune --suite kernels --dtype bf16 --against eager,inductor,inductor-max,rooffuse-max --only norm \
   --out "$OUT/max-autotune"
 bench 60 compile --suite compile --quick
 echo "== done after $((SECONDS - START)) s; rows and log are in $OUT" | tee -a "$LOG"
