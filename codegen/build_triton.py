@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,10 +13,13 @@ from typing import Any
 import torch
 
 from .cache import DiskCache, digest
+from .float8 import FLOAT8, for_hardware
 from .triton_kernel import TritonSource
 
 #: Bytes to which pointers are assumed to be aligned; a call with others takes a second kernel without the assumption.
 ALIGNMENT = 16
+#: Types whose elements kernels see as bytes.
+_BYTES = frozenset({torch.bool, *FLOAT8})
 
 
 def load_module(source: TritonSource, cache: DiskCache) -> ModuleType:
@@ -47,7 +51,8 @@ def compile_for(source: TritonSource, cache: DiskCache, capability: int | str, w
     import triton
     from triton.backends.compiler import GPUTarget
 
-    function = getattr(load_module(source, cache), source.entry)
+    module = load_module(replace(source, text=for_hardware(source.text, backend, capability)), cache)
+    function = getattr(module, source.entry)
     attributes = {(k,): [["tt.divisibility", ALIGNMENT]] for k in range(len(source.signature))} if aligned else {}
     ast = triton.compiler.ASTSource(fn=function, signature=dict(source.signature), constexprs={}, attrs=attributes)
     # Contraction of a multiplication and an addition is asked for: Triton's own default changes between versions.
@@ -93,6 +98,6 @@ def _interpreted_launcher(source: TritonSource, cache: DiskCache) -> Callable[..
         flat = [torch.as_strided(t, (t.untyped_storage().nbytes() // t.element_size() - t.storage_offset(),), (1,),
                                  t.storage_offset()) for t in tensors]
         with interpreting():
-            function[(source.grid,)](*[f.view(torch.uint8) if f.dtype == torch.bool else f for f in flat])
+            function[(source.grid,)](*[f.view(torch.uint8) if f.dtype in _BYTES else f for f in flat])
 
     return launch

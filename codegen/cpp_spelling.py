@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import torch
 
+from .float8 import FLOAT8, cpp_conversions
 from .ir import Compute, Const, Index, Load, Store
 from .printer import Printer, Spelling, float_literal
 
 STORAGE = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "rf_bf16", torch.float16: "rf_fp16",
            torch.int8: "int8_t", torch.uint8: "uint8_t", torch.int16: "int16_t", torch.int32: "int32_t",
-           torch.int64: "int64_t", torch.bool: "uint8_t"}
+           torch.int64: "int64_t", torch.bool: "uint8_t", **dict.fromkeys(FLOAT8, "uint8_t")}
 COMPUTE = {**STORAGE, torch.bool: "bool"}
 
 # glibc offers vector versions of these (libmvec); declaring them lets `omp simd` loops call those without -ffast-math,
@@ -151,7 +152,13 @@ static inline float rf_tanh(float x) {
   const float near = __builtin_fmaf(p * z, x, x);
   return __builtin_copysignf(a < 0.625f ? near : far, x);
 }
-"""
+""" + cpp_conversions()
+
+#: Conversions of a stored element to the type it is computed in, and back; types that aren't here need none.
+WIDEN = {torch.bfloat16: "rf_from_bf16({})", torch.float16: "rf_from_fp16({})", torch.bool: "({} != 0)",
+         **{dtype: f"rf_from_f8<rf_{f.name}>({{}})" for dtype, f in FLOAT8.items()}}
+NARROW = {torch.bfloat16: "rf_to_bf16({})", torch.float16: "rf_to_fp16({})",
+          **{dtype: f"rf_to_f8<rf_{f.name}>({{}})" for dtype, f in FLOAT8.items()}}
 
 
 def _math(name: str) -> Spelling:
@@ -187,7 +194,8 @@ def _cast(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
 def _round_to(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
     if stmt.rounding == torch.float16:
         return f"rf_round_fp16({args[0]})"
-    return f"rf_from_bf16(rf_to_bf16({args[0]}))"
+    assert stmt.rounding is not None
+    return WIDEN[stmt.rounding].format(NARROW[stmt.rounding].format(args[0]))
 
 
 def _rsqrt(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
@@ -260,22 +268,15 @@ class CppStatements(Printer):
 
     def spell_load(self, stmt: Load) -> str:
         dtype = self.kernel.buffer(stmt.buffer).dtype
-        text = f"{stmt.buffer}[{self.spell_index(stmt.index)}]"
-        if dtype == torch.bfloat16:
-            text = f"rf_from_bf16({text})"
-        elif dtype == torch.float16:
-            text = f"rf_from_fp16({text})"
-        elif dtype == torch.bool:
-            text = f"({text} != 0)"
+        text = WIDEN.get(dtype, "{}").format(f"{stmt.buffer}[{self.spell_index(stmt.index)}]")
         return text if stmt.mask is None else f"{stmt.mask} ? {text} : {literal(stmt.other, stmt.dtype)}"
 
     def spell_store(self, stmt: Store) -> str:
         dtype = self.kernel.buffer(stmt.buffer).dtype
         element, value = f"{stmt.buffer}[{self.spell_index(stmt.index)}]", stmt.value
         if stmt.accumulate:
-            old = {torch.bfloat16: "rf_from_bf16({})", torch.float16: "rf_from_fp16({})"}.get(dtype, "{}")
-            value = f"({old.format(element)} + {value})"
-        value = {torch.bfloat16: "rf_to_bf16({})", torch.float16: "rf_to_fp16({})"}.get(dtype, "{}").format(value)
+            value = f"({WIDEN.get(dtype, '{}').format(element)} + {value})"
+        value = NARROW.get(dtype, "{}").format(value)
         guard = f"if ({stmt.mask}) " if stmt.mask else ""
         return f"{guard}{element} = {value};"
 

@@ -5,10 +5,18 @@ from dataclasses import replace
 
 import torch
 
+from .float8 import FLOAT8
 from .ir import Compute, Kernel, Load, Nest, Reduce, Scan, Stmt, Store
 
 #: Types whose values bfloat16 (with 8 significant bits) and float16 hold exactly.
-EXACT_IN_HALF = frozenset({torch.bool, torch.int8, torch.uint8})
+EXACT_IN_HALF = frozenset({torch.bool, torch.int8, torch.uint8, *FLOAT8})
+
+
+def holds_exactly(wanted: torch.dtype, source: torch.dtype) -> bool:
+    """Whether ``wanted``, a type narrower than what is computed in, has every value of ``source``."""
+    if wanted in FLOAT8:
+        return source in (wanted, torch.bool)
+    return source == wanted or source in EXACT_IN_HALF
 
 
 def drop_exact_roundings(kernel: Kernel) -> Kernel:
@@ -35,8 +43,9 @@ def _rewritten(kernel: Kernel, nest: Nest) -> Nest:
 
 def _is_exact(kernel: Kernel, made: dict[str, Stmt], rounding: Compute) -> bool:
     source = made[rounding.args[0]]
+    assert rounding.rounding is not None
     if isinstance(source, Load):
-        return kernel.buffer(source.buffer).dtype == rounding.rounding
+        return holds_exactly(rounding.rounding, kernel.buffer(source.buffer).dtype)
     if isinstance(source, Compute) and source.op == "cast":
-        return made[source.args[0]].dtype in EXACT_IN_HALF  # type: ignore[union-attr]
+        return holds_exactly(rounding.rounding, made[source.args[0]].dtype)  # type: ignore[union-attr]
     return isinstance(source, Compute) and source.op == "round_to" and source.rounding == rounding.rounding

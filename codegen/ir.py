@@ -13,8 +13,8 @@
 
 A value's *scope* is the set of axes that it varies over. Pointwise work and reductions are the same statements; only
 ``Reduce`` leaves the scope of the reduction axes, and a ``Scan`` is in it whatever its value. An index may contain
-``symbol(name)`` of an SSA value: a gather (Load) or a scatter (Store). Values have a *compute type*: bfloat16 and
-float16 are widened to float32 by the Load and rounded by the Store, so nothing in between rounds.
+``symbol(name)`` of an SSA value: a gather (Load) or a scatter (Store). Values have a *compute type*: bfloat16, float16
+and eight-bit floats are widened to float32 by the Load and rounded by the Store, so nothing in between rounds.
 
 Strip axes are for sums along rows and down columns of one input, as a norm's backward has them: a strip is some
 neighbouring rows that one program goes through in order. Reductions along a row are as ever; a ``Reduce`` with
@@ -30,7 +30,9 @@ from functools import cached_property
 import torch
 from sympy import Expr, Symbol
 
-WIDENED = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
+from .float8 import FLOAT8
+
+WIDENED = dict.fromkeys((torch.bfloat16, torch.float16, *FLOAT8), torch.float32)
 
 #: Every value operation and its number of arguments; a printer spells each of them.
 OPS: Mapping[str, int] = {

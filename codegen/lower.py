@@ -28,7 +28,8 @@ from . import (
 )
 from .builder import NestBuilder
 from .errors import NotLowerable
-from .exact_rounding import EXACT_IN_HALF
+from .exact_rounding import holds_exactly
+from .float8 import FLOAT8
 from .fxinfo import dtype_of, numel_of, op_name, shape_of, span_of, strides_of, value_of
 from .index import bounds, dot, ravel, unravel
 from .ir import Buffer, Kernel, Load, Nest, Store, compute_dtype
@@ -44,7 +45,7 @@ from .simplify import simplify_nest
 Coords = tuple[Expr, ...]
 
 STORAGE_TYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int8, torch.uint8,
-                           torch.int16, torch.int32, torch.int64, torch.bool})
+                           torch.int16, torch.int32, torch.int64, torch.bool, *FLOAT8})
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class NestLowering:
         if op_name(node) == "copy":
             result = self._operand(arguments[1], node, coords) or result
         result = b.cast(result, dtype_of(node))
-        if op_name(node) == "_to_copy" and dtype_of(node.args[0]) not in (dtype_of(node), *EXACT_IN_HALF):
+        if op_name(node) == "_to_copy" and not holds_exactly(dtype_of(node), dtype_of(node.args[0])):
             return b.rounded_always(result, dtype_of(node))
         return b.rounded(result, dtype_of(node))
 

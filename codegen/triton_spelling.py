@@ -3,16 +3,17 @@ from __future__ import annotations
 
 import torch
 
+from .float8 import FLOAT8, triton_conversions
 from .ir import Compute, Const, Index, Load, Store
 from .printer import Printer, Spelling, float_literal
 
 TYPES = {torch.float32: "tl.float32", torch.float64: "tl.float64", torch.bfloat16: "tl.bfloat16",
          torch.float16: "tl.float16", torch.int8: "tl.int8", torch.uint8: "tl.uint8", torch.int16: "tl.int16",
          torch.int32: "tl.int32", torch.int64: "tl.int64", torch.bool: "tl.int1"}
-#: Pointer types by storage type; truth values are stored as bytes.
+#: Pointer types by storage type; truth values and the codes of eight-bit floats are stored as bytes.
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
             torch.int8: "*i8", torch.uint8: "*u8", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64",
-            torch.bool: "*u8"}
+            torch.bool: "*u8", **dict.fromkeys(FLOAT8, "*u8")}
 
 PRELUDE = '''import triton
 import triton.language as tl
@@ -117,7 +118,7 @@ def rf_ipow(a, b):
         e = e >> 1
     inverse = tl.where(a == 1, 1, tl.where(a + 1 == 0, 1 - 2 * (b & 1), 0))
     return tl.where(b < 0, inverse, result).to(a.dtype)
-'''
+''' + triton_conversions()
 
 
 def _library(name: str) -> Spelling:
@@ -136,6 +137,9 @@ def _cast(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
 
 def _round_to(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
     assert stmt.rounding is not None
+    if stmt.rounding in FLOAT8:
+        name = FLOAT8[stmt.rounding].name
+        return f"rf_from_{name}(rf_to_{name}({args[0]}))"
     return f"{args[0]}.to({TYPES[stmt.rounding]}).to({TYPES[stmt.dtype]})"
 
 
@@ -211,14 +215,19 @@ class TritonStatements(Printer):
         text = f"tl.load({stmt.buffer} + {self.offset(stmt)}{guard})"
         if dtype == torch.bool:
             return f"{text} != 0"
+        if dtype in FLOAT8:
+            return f"rf_from_{FLOAT8[dtype].name}({text})"
         return text if dtype == stmt.dtype else f"{text}.to({TYPES[stmt.dtype]})"
 
     def spell_store(self, stmt: Store) -> str:
         dtype = self.kernel.buffer(stmt.buffer).dtype
-        kind = "tl.uint8" if dtype == torch.bool else TYPES[dtype]
         masks = self.access_mask(stmt)
         guard = f", mask={' & '.join(masks)}" if masks else ""
-        place, value = f"{stmt.buffer} + {self.offset(stmt)}", f"{self.name(stmt.value)}.to({kind})"
+        place, value = f"{stmt.buffer} + {self.offset(stmt)}", self.name(stmt.value)
+        if dtype in FLOAT8:
+            value = f"rf_to_{FLOAT8[dtype].name}({value})"
+        else:
+            value = f"{value}.to({'tl.uint8' if dtype == torch.bool else TYPES[dtype]})"
         if stmt.accumulate:
             return f'tl.atomic_add({place}, {value}{guard}, sem="relaxed")'
         return f"tl.store({place}, {value}{guard})"

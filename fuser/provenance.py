@@ -96,4 +96,5 @@ def shape_text(value: object) -> str:
 
 
 _DTYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16",
-           torch.int64: "i64", torch.int32: "i32", torch.int8: "i8", torch.uint8: "u8", torch.bool: "bool"}
+           torch.int64: "i64", torch.int32: "i32", torch.int8: "i8", torch.uint8: "u8", torch.bool: "bool",
+           torch.float8_e4m3fn: "e4m3fn", torch.float8_e5m2: "e5m2"}

@@ -131,6 +131,8 @@ _EXACT_IN = {
     torch.int16: {torch.int32, torch.int64, torch.float32, torch.float64},
     torch.int32: {torch.int64, torch.float64},
     torch.bool: {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float32, torch.float64},
+    torch.float8_e4m3fn: {torch.bfloat16, torch.float16, torch.float32, torch.float64},
+    torch.float8_e5m2: {torch.bfloat16, torch.float16, torch.float32, torch.float64},
 }
 
 
