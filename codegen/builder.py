@@ -15,6 +15,8 @@ from .ir import Axis, Compute, Const, Index, Load, Nest, Reduce, Scan, Stmt, Sto
 Number = int | float | bool
 #: Statements of one nest: past this compilers take seconds, and work is being done again and again.
 MAX_STATEMENTS = 600
+#: Integers by their bytes.
+_WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "isnan", "isinf", "not", "signbit"})
 
 
@@ -107,6 +109,15 @@ class NestBuilder:
         name = self._emit(Compute, self.dtypes[value], "round_to", (value,), dtype)
         self._unrounded[name] = (value, dtype)
         return name
+
+    def reinterpreted(self, value: str, source: torch.dtype, wanted: torch.dtype) -> str:
+        """The value of storage type ``wanted`` that has the bits of ``value`` in storage type ``source``, as wide."""
+        if source.is_floating_point:
+            whole = wanted if not wanted.is_floating_point else _WHOLE[wanted.itemsize]
+            value, source = self._emit(Compute, whole, "bits", (value,), source), whole
+        if wanted.is_floating_point:
+            return self._emit(Compute, compute_dtype(wanted), "from_bits", (value,), wanted)
+        return self.cast(value, wanted)
 
     def compute(self, op: str, *args: str, dtype: torch.dtype | None = None) -> str:
         """``op(args)``, of the last argument's type unless it is a comparison or ``dtype`` is given."""

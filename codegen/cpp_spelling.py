@@ -63,6 +63,10 @@ static inline float rf_round_fp16(float x) {
 }
 static inline bool rf_signbit(float x) { uint32_t u; __builtin_memcpy(&u, &x, 4); return u >> 31; }
 static inline bool rf_signbit(double x) { uint64_t u; __builtin_memcpy(&u, &x, 8); return u >> 63; }
+template <typename To, typename From> static inline To rf_same_bits(From x) {
+  static_assert(sizeof(To) == sizeof(From), "as wide");
+  To y; __builtin_memcpy(&y, &x, sizeof(To)); return y;
+}
 template <typename T> static inline T rf_max(T a, T b) { return (a >= b || a != a) ? a : b; }
 template <typename T> static inline T rf_min(T a, T b) { return (a <= b || a != a) ? a : b; }
 template <typename T> static inline bool rf_minus_one(T b) { return (T)-1 < 0 && b == (T)-1; }
@@ -198,6 +202,16 @@ def _round_to(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
     return WIDEN[stmt.rounding].format(NARROW[stmt.rounding].format(args[0]))
 
 
+def _bits(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
+    assert stmt.rounding is not None
+    return f"rf_same_bits<{COMPUTE[stmt.dtype]}>({NARROW.get(stmt.rounding, '{}').format(args[0])})"
+
+
+def _from_bits(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
+    assert stmt.rounding is not None
+    return WIDEN.get(stmt.rounding, "{}").format(f"rf_same_bits<{STORAGE[stmt.rounding]}>({args[0]})")
+
+
 def _rsqrt(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
     return f"1 / __builtin_sqrt({args[0]})" if stmt.dtype == torch.float64 else f"1.0f / __builtin_sqrtf({args[0]})"
 
@@ -221,7 +235,8 @@ CPP_OPS: dict[str, Spelling] = {
     **{name: _builtin(name) for name in ("sqrt", "floor", "ceil", "trunc")},
     "round": _builtin("rint"), "abs": _by_kind(_builtin("fabs"), "({0} < 0 ? -{0} : {0})"), "neg": "-{0}",
     "lgamma": _math("lgamma"), "fmod": _by_kind(_math("fmod"), "rf_mod({0}, {1})"), "rsqrt": _rsqrt,
-    "sigmoid": _sigmoid, "cast": _cast, "round_to": _round_to, "isnan": "{0} != {0}",
+    "sigmoid": _sigmoid, "cast": _cast, "round_to": _round_to, "bits": _bits, "from_bits": _from_bits,
+    "isnan": "{0} != {0}",
     "isinf": "__builtin_isinf({0}) != 0", "not": "!{0}", "invert": "~{0}",
     "signbit": _by_kind("rf_signbit({0})", "{0} < 0"),
     "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}",

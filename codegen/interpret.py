@@ -80,6 +80,12 @@ class _NestRun:
         if stmt.op == "round_to":
             assert stmt.rounding is not None
             return args[0].to(stmt.rounding).to(stmt.dtype)
+        if stmt.op == "bits":
+            assert stmt.rounding is not None
+            return args[0].to(stmt.rounding).view(stmt.dtype)
+        if stmt.op == "from_bits":
+            assert stmt.rounding is not None
+            return args[0].view(stmt.rounding).to(stmt.dtype)
         return _function(stmt.op)(*args).to(stmt.dtype)
 
     def _load(self, stmt: Load) -> Tensor:

@@ -40,7 +40,7 @@ OPS: Mapping[str, int] = {
         (
             "neg abs exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan asin acos atan sinh cosh tanh "
             "asinh acosh atanh erf erfc lgamma floor ceil round trunc isnan isinf not invert sigmoid cast "
-            "round_to signbit"
+            "round_to signbit bits from_bits"
         ).split(), 1),
     **dict.fromkeys(
         (
@@ -115,7 +115,7 @@ class Compute:
     dtype: torch.dtype
     op: str
     args: tuple[str, ...]
-    rounding: torch.dtype | None = None  # for "round_to": the narrower type whose rounding is imitated
+    rounding: torch.dtype | None = None  # "round_to": the type whose rounding is imitated; "(from_)bits": whose bits
 
 
 @dataclass(frozen=True)

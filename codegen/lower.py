@@ -83,8 +83,10 @@ def refusal(node: Node) -> str | None:
             return lower_stores.refusal(node)
         if name == "round" and (len(node.args) > 1 or node.kwargs.get("decimals")):
             return "rounding to decimals has no lowering"
-        if name in ("view", "view_copy") and dtype_of(node) != dtype_of(node.args[0]):
-            return "seeing memory as another type has no lowering"
+        if lower_views.is_reinterpretation(node):
+            types = (dtype_of(node), dtype_of(node.args[0]))
+            if torch.bool in types or types[0].itemsize != types[1].itemsize:
+                return f"seeing {types[1]} as {types[0]} has no lowering"
         if name in ("max", "min") and not is_reduction(node):
             return f"{node.target} has no lowering"
         if name == "div" and node.kwargs.get("rounding_mode") not in (None, "floor", "trunc"):
@@ -117,6 +119,9 @@ class NestLowering:
             return self._reduction(reduction_of(node), coords)
         if is_scan(node):
             return lower_scans.pull(self, node, coords)
+        if lower_views.is_reinterpretation(node):
+            source = node.args[0]
+            return self.builder.reinterpreted(self.value(source, coords), dtype_of(source), dtype_of(node))
         if name in lower_views.INDEX_MAPS:
             source, inner = lower_views.INDEX_MAPS[name](node, coords, self.builder.ranges)
             return self.value(source, inner)
@@ -359,7 +364,7 @@ def _store(nest: _OpenNest, target: Part, places: tuple[Coords, ...], buffers: d
     value, coords, inside = lower_stores.place(nest.lowering, node, coords)
     refuse_early_sums(b.body, b.axes, value)
     while destination not in buffers:
-        if not lower_views.is_alias(destination):
+        if not lower_views.is_alias(destination) or lower_views.is_reinterpretation(destination):
             raise NotLowerable(f"{node.name} writes into {destination.name}, which isn't a view of an input")
         destination, coords = lower_views.INDEX_MAPS[op_name(destination)](destination, coords, b.ranges)
     value = b.cast(value, dtype_of(node))

@@ -12,7 +12,7 @@ from sympy import Expr, Integer
 from torch.fx import Node
 
 from .errors import NotLowerable
-from .fxinfo import argument, op_name, shape_of, wrap_dim
+from .fxinfo import argument, dtype_of, op_name, overload, shape_of, wrap_dim
 from .index import Ranges, mod, ravel, unravel
 
 Coords = tuple[Expr, ...]
@@ -216,6 +216,12 @@ def is_alias(node: Node) -> bool:
     if name == "getitem":
         return op_name(node.args[0]) in SPLITTERS
     return name in ALIASES or name in SPLITTERS
+
+
+def is_reinterpretation(node: Node) -> bool:
+    """Whether ``node`` sees the memory of its input as another type."""
+    return op_name(node) in ("view", "view_copy") and overload(node) == "dtype" and dtype_of(node) != dtype_of(
+        node.args[0])
 
 
 def forward_coords(node: Node, coords: Coords, ranges: Ranges) -> Coords | None:

@@ -143,6 +143,20 @@ def _round_to(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
     return f"{args[0]}.to({TYPES[stmt.rounding]}).to({TYPES[stmt.dtype]})"
 
 
+def _bits(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
+    assert stmt.rounding is not None
+    stored = (f"rf_to_{FLOAT8[stmt.rounding].name}({args[0]})" if stmt.rounding in FLOAT8
+              else f"{args[0]}.to({TYPES[stmt.rounding]})")
+    return f"{stored}.to({TYPES[stmt.dtype]}, bitcast=True)"
+
+
+def _from_bits(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
+    assert stmt.rounding is not None
+    if stmt.rounding in FLOAT8:
+        return f"rf_from_{FLOAT8[stmt.rounding].name}({args[0]}.to(tl.uint8, bitcast=True))"
+    return f"{args[0]}.to({TYPES[stmt.rounding]}, bitcast=True).to({TYPES[stmt.dtype]})"
+
+
 def _sqrt(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
     return f"tl.sqrt_rn({args[0]})" if stmt.dtype == torch.float32 else f"tl.sqrt({args[0]})"
 
@@ -159,7 +173,8 @@ TRITON_OPS: dict[str, Spelling] = {
     **{name: f"tl.{name}({{0}})" for name in "exp log sin cos erf floor ceil abs rsqrt sigmoid".split()},
     "sqrt": _sqrt, "round": _library("nearbyint"), "neg": "-{0}", "cast": _cast,
     "pow": _by_kind("libdevice.pow({0}, {1})", "rf_ipow({0}, {1})"),
-    "round_to": _round_to, "fmod": _by_kind("libdevice.fmod({0}, {1})", "{0} % {1}"), "isnan": "{0} != {0}",
+    "round_to": _round_to, "bits": _bits, "from_bits": _from_bits,
+    "fmod": _by_kind("libdevice.fmod({0}, {1})", "{0} % {1}"), "isnan": "{0} != {0}",
     "isinf": 'tl.abs({0}) == float("inf")', "not": "{0} == 0", "invert": "~{0}",
     "signbit": _by_kind("libdevice.signbit({0}) != 0", "{0} < 0"), "add": "{0} + {1}", "sub": "{0} - {1}",
     "mul": "{0} * {1}", "div": "{0} / {1}", "truncdiv": "{0} // {1}", "floordiv": "rf_floordiv({0}, {1})",

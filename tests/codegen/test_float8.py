@@ -90,6 +90,34 @@ def test_a_rounding_in_between_is_kept(dtype: torch.dtype, back_end: str, cache:
         assert torch.equal(found, value.to(dtype).float() * 2)
 
 
+PAIRS = [(torch.float32, torch.int32), (torch.float64, torch.int64), (torch.bfloat16, torch.int16),
+         (torch.float16, torch.bfloat16), (torch.float8_e4m3fn, torch.int8), (torch.float8_e5m2, torch.uint8),
+         (torch.int8, torch.uint8)]
+
+
+@pytest.mark.parametrize("back_end", BACK_ENDS)
+@pytest.mark.parametrize("one, other", PAIRS + [p[::-1] for p in PAIRS], ids=str)
+def test_memory_is_seen_as_another_type(one: torch.dtype, other: torch.dtype, back_end: str, cache: DiskCache) -> None:
+    x = (torch.arange(66).reshape(2, 33) - (0 if one == torch.uint8 else 30)).to(one)
+    if other.is_floating_point and not one.is_floating_point:
+        x = (x.float() / 7).to(other).view(one)  # bits of ordinary numbers
+
+    def fn(x: Tensor) -> Tensor:
+        return x.t().view(other).to(torch.float32) * 2
+
+    assert torch.equal(run(back_end, fn, [x], cache), fn(x))
+
+
+@pytest.mark.parametrize("back_end", BACK_ENDS)
+def test_bits_of_what_was_computed_are_those_of_its_type(back_end: str, cache: DiskCache) -> None:
+    x = torch.randn(65).half()
+
+    def exponent(x: Tensor) -> Tensor:
+        return ((x * x).view(torch.int16) >> 10) + 1
+
+    assert torch.equal(run(back_end, exponent, [x], cache), exponent(x))
+
+
 def quantised_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     scale = 448.0 / x.abs().amax(-1, keepdim=True).float().clamp(min=1e-12)
     return (x.float() * scale).clamp(-448, 448).to(torch.float8_e4m3fn), 1 / scale
