@@ -251,11 +251,8 @@ class NestPrinter(Prefetching):
                 self.open(f"for (int64_t block = {first}; block < {last}; block += {PREFETCH_LANES})")
                 self._prefetch(streams, lane, "block", PREFETCH_LANES)
                 first, last = "block", f"RF_MIN(block + {PREFETCH_LANES}, {last})"
-            if lane.symbol not in self.colliding:
-                self.add("#pragma omp simd")
-            self.open(f"for (int64_t {lane.symbol} = {first}; {lane.symbol} < {last}; ++{lane.symbol})")
-            self.add_all(levels[-1])
-            self.close(2 if streams else 1)
+            self._print_points(lane, first, last, levels[-1])
+            self.close(bool(streams))
         self._decided = {}
         self.close(opened)
 

@@ -1,11 +1,12 @@
 """Loops cut where a condition on their axis changes, so that no piece tests it: a concatenation becomes two loops."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from .cpp_columns import ColumnForm
 from .index import affine
-from .ir import Axis, Compute, Const, Index, Kernel, Nest, Stmt, Store
+from .ir import Axis, Compute, Const, Index, Kernel, Load, Nest, Stmt, Store
 
 #: Most places at which the lane axis is cut, and the fewest lanes of a piece.
 MAX_CUTS, MIN_PIECE = 4, 8
@@ -34,18 +35,58 @@ class CutLoops(ColumnForm):
             if not (isinstance(position, Index) and isinstance(limit, Const)):
                 continue
             coefficients, constant, others = affine(position.expr)
-            if coefficients == {lane.symbol: 1} and not others:
-                at = int(limit.value) - constant + (stmt.op in ("le", "gt"))
+            step = coefficients.get(lane.symbol, 0)
+            if len(coefficients) == 1 and step > 0 and not others:
+                at = -(-(int(limit.value) - constant + (stmt.op in ("le", "gt"))) // step)
                 found[stmt.name] = (at, stmt.op in ("lt", "le"))
         return found
 
     def _pieces(self, lane: Axis, smallest: int = MIN_PIECE) -> list[tuple[int, int]]:
-        """``[begin, end)`` of the pieces of an axis, at least ``smallest`` long; one piece if that can't be."""
+        """``[begin, end)`` of the pieces of an axis, at least ``smallest`` long but for its borders; one piece if that
+        can't be."""
         cuts = sorted({at for at, _ in self._thresholds(lane).values() if 0 < at < lane.size})
-        edges = [0, *cuts, lane.size]
-        if len(cuts) > MAX_CUTS or any(b - a < smallest for a, b in pairwise(edges)):
+        pieces = list(pairwise([0, *cuts, lane.size]))
+        sizes = [b - a for a, b in pieces]
+        if len(cuts) > MAX_CUTS or min([max(sizes), *sizes[1:-1]]) < smallest:
             return [(0, lane.size)]
-        return list(pairwise(edges))
+        return pieces
+
+    def _conditions_before(self, body: Sequence[Stmt], lane: Axis) -> list[str]:
+        """Conditions of loads in ``body``, and what those are the conjunctions of, that are known before the loop over
+        ``lane``: where all hold, as they do away from the border of what is padded, the loop needs none of them. A load
+        under a condition that is the same for all lanes isn't vectorised."""
+        made = {s.name: s for s in self.nest.body if not isinstance(s, Store)}
+        work = [s.mask for s in body if isinstance(s, Load) and s.mask is not None]
+        found: dict[str, None] = {}
+        while work:
+            name = work.pop(0)
+            stmt = made[name]
+            if name in found or name in self._decided:
+                continue
+            if lane.symbol not in self.nest.scopes[name]:
+                found[name] = None
+            if isinstance(stmt, Compute) and stmt.op == "and":
+                work.extend(stmt.args)
+        return list(found)
+
+    def _print_points(self, lane: Axis, first: str, last: str, body: Sequence[Stmt]) -> None:
+        """The loop over ``[first, last)`` of the lane axis, twice if conditions on other axes may all hold."""
+        conditions = self._conditions_before(body, lane)
+        if conditions:
+            self.open(f"if ({' & '.join(conditions)})")
+            self.add("const bool " + ", ".join(f"{name} = true" for name in conditions) + ";")
+            self._print_loop(lane, first, last, body)
+            self.close()
+            self.open("else")
+        self._print_loop(lane, first, last, body)
+        self.close(bool(conditions))
+
+    def _print_loop(self, lane: Axis, first: str, last: str, body: Sequence[Stmt]) -> None:
+        if lane.symbol not in self.colliding:
+            self.add("#pragma omp simd")
+        self.open(f"for (int64_t {lane.symbol} = {first}; {lane.symbol} < {last}; ++{lane.symbol})")
+        self.add_all(body)
+        self.close()
 
     def _decide(self, axis: Axis, low: int, pieces: list[tuple[int, int]]) -> None:
         """Fix the conditions that hold throughout the piece that begins at ``low``."""

@@ -67,8 +67,9 @@ template <typename To, typename From> static inline To rf_same_bits(From x) {
   static_assert(sizeof(To) == sizeof(From), "as wide");
   To y; __builtin_memcpy(&y, &x, sizeof(To)); return y;
 }
-template <typename T> static inline T rf_max(T a, T b) { return (a >= b || a != a) ? a : b; }
-template <typename T> static inline T rf_min(T a, T b) { return (a <= b || a != a) ? a : b; }
+// Two choices, one after the other: with a disjunction a chain of these is control flow, and not vectorised.
+template <typename T> static inline T rf_max(T a, T b) { const T m = a >= b ? a : b; return a != a ? a : m; }
+template <typename T> static inline T rf_min(T a, T b) { const T m = a <= b ? a : b; return a != a ? a : m; }
 template <typename T> static inline bool rf_minus_one(T b) { return (T)-1 < 0 && b == (T)-1; }
 template <typename T> static inline T rf_truncdiv(T a, T b) {
   return b == 0 ? 0 : rf_minus_one(b) ? (T)(0 - a) : (T)(a / b);
