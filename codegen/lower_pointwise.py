@@ -187,6 +187,18 @@ def clamp(b: B, x: str, low: str | None = None, high: str | None = None) -> str:
     return x if high is None else b.compute("min", x, high)
 
 
+for _name, _op in dict(fmax="max", fmin="min").items():
+    rule(_name, 2)(lambda b, x, y, _op=_op: _of_numbers(b, _op, x, y))
+
+
+def _of_numbers(b: B, op: str, x: str, y: str) -> str:
+    """The larger or smaller of two where a number wins over NaN."""
+    found = b.compute(op, x, y)
+    if not b.dtypes[x].is_floating_point:
+        return found
+    return b.where(b.compute("isnan", x), y, b.where(b.compute("isnan", y), x, found))
+
+
 rule("clamp_min", 2)(lambda b, x, y: b.compute("max", x, y))
 rule("clamp_max", 2)(lambda b, x, y: b.compute("min", x, y))
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from rooffuse.passes import rules_fill as filling
 from rooffuse.passes import rules_misc as misc
 from rooffuse.passes import rules_norm as norm
 from rooffuse.passes import rules_select as select
+from rooffuse.passes import rules_window as window
 from rooffuse.passes.rule_base import Rule
 from torch._decomp import get_decompositions
 
@@ -53,6 +55,56 @@ _OWN: dict[Any, Rule] = {
     aten.topk.default: select.topk,
     aten.nll_loss_backward.default: misc.nll_loss_backward,
     aten.nll_loss2d_backward.default: misc.nll_loss_backward,
+    aten.max.dim: misc.max_dim,
+    aten.min.dim: misc.min_dim,
+    aten.mv.default: misc.matrix_vector,
+    aten.dot.default: misc.dot,
+    aten.addr.default: misc.outer_added,
+    aten.round.decimals: misc.round_decimals,
+    aten.ldexp.Tensor: misc.ldexp,
+    aten.hypot.default: misc.hypot,
+    aten.bucketize.Tensor: misc.bucketize,
+    aten.searchsorted.Tensor: misc.searchsorted,
+    aten.fake_quantize_per_tensor_affine_cachemask.default: misc.fake_quantize,
+    aten.fake_quantize_per_channel_affine_cachemask.default: misc.fake_quantize_channels,
+    aten.full_like.default: filling.full_like,
+    aten.zeros_like.default: filling.zeros_like,
+    aten.ones_like.default: filling.ones_like,
+    aten.new_full.default: filling.new_full,
+    aten.new_zeros.default: filling.new_zeros,
+    aten.new_ones.default: filling.new_ones,
+    aten.fill.Scalar: filling.fill,
+    aten.fill.Tensor: filling.fill_by_tensor,
+    aten._efficientzerotensor.default: filling.zero_tensor,
+    aten.eye.default: filling.eye,
+    aten.eye.m: filling.eye,
+    **dict.fromkeys(
+        (aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default), window.max_pool_with_indices
+    ),
+    **dict.fromkeys(
+        (aten.max_pool2d_with_indices_backward.default, aten.max_pool3d_with_indices_backward.default),
+        window.max_pool_backward,
+    ),
+    **dict.fromkeys((aten.avg_pool2d.default, aten.avg_pool3d.default), window.avg_pool),
+    **dict.fromkeys((aten.avg_pool2d_backward.default, aten.avg_pool3d_backward.default), window.avg_pool_backward),
+    **dict.fromkeys((aten._adaptive_avg_pool2d.default, aten._adaptive_avg_pool3d.default), window.adaptive_avg_pool),
+    **dict.fromkeys(
+        (aten._adaptive_avg_pool2d_backward.default, aten._adaptive_avg_pool3d_backward.default),
+        window.adaptive_avg_pool_backward,
+    ),
+    **dict.fromkeys((aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default), window.adaptive_max_pool),
+    **dict.fromkeys(
+        (aten.upsample_nearest1d.default, aten.upsample_nearest2d.default, aten.upsample_nearest3d.default),
+        window.upsample_nearest,
+    ),
+    **dict.fromkeys(
+        (
+            aten.upsample_nearest1d_backward.default,
+            aten.upsample_nearest2d_backward.default,
+            aten.upsample_nearest3d_backward.default,
+        ),
+        window.upsample_nearest_backward,
+    ),
 }
 
 # Taken as the framework defines them, but expanded here rather than while AOTAutograd traces: once per distinct call.
@@ -79,6 +131,12 @@ _FRAMEWORK = (
     aten.logit_backward.default,
     aten.glu.default,
     aten.glu_backward.default,
+    aten.upsample_linear1d.default,
+    aten.upsample_bilinear2d.default,
+    aten.upsample_trilinear3d.default,
+    aten._upsample_nearest_exact1d.default,
+    aten._upsample_nearest_exact2d.default,
+    aten._upsample_nearest_exact3d.default,
 )
 
 RULES: dict[Any, Rule] = {**get_decompositions(_FRAMEWORK), **_OWN}

@@ -5,7 +5,9 @@ The conventions are those of ``rules_norm``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from rooffuse.passes.rule_base import Refusal, accumulate, element_count, memory_order, refuse_empty
@@ -229,3 +231,126 @@ def nll_loss_backward(
     index = torch.arange(x.shape[classes], device=x.device).reshape(by_class)
     hit = torch.logical_and(index == target.unsqueeze(classes), (target != ignore_index).unsqueeze(classes))
     return torch.where(hit, grad, 0)
+
+
+def max_dim(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    """The largest element along ``dim`` and the place of the first one."""
+    return _extreme(x, dim, keepdim, torch.amax, torch.argmax)
+
+
+def min_dim(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    """The smallest element along ``dim`` and the place of the first one."""
+    return _extreme(x, dim, keepdim, torch.amin, torch.argmin)
+
+
+def _extreme(
+    x: Tensor, dim: int, keepdim: bool, value: Callable[..., Tensor], place: Callable[..., Tensor]
+) -> tuple[Tensor, Tensor]:
+    refuse_empty(x)
+    if x.dtype == torch.bool:
+        raise Refusal("the place of a truth value")
+    return value(x, dim, keepdim=keepdim), place(x, dim, keepdim=keepdim)
+
+
+def matrix_vector(matrix: Tensor, vector: Tensor) -> Tensor:
+    """``matrix @ vector`` as a product with one row, whose bytes are those of the matrix."""
+    return torch.mm(vector.unsqueeze(0), matrix.t()).squeeze(0)
+
+
+def dot(x: Tensor, y: Tensor) -> Tensor:
+    """Σ x·y."""
+    if not x.is_floating_point():
+        raise Refusal("a sum of products of numbers that are not real")
+    return torch.sum(accumulate(x) * accumulate(y))
+
+
+def outer_added(x: Tensor, column: Tensor, row: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """β·x + α·column·rowᵀ; nothing of ``x`` is read for β = 0."""
+    if not x.is_floating_point():
+        raise Refusal("factors of numbers that are not real")
+    product = alpha * (accumulate(column).unsqueeze(1) * accumulate(row))
+    return product if beta == 0 else beta * accumulate(x) + product
+
+
+def round_decimals(x: Tensor, *, decimals: int) -> Tensor:
+    """``x`` rounded to a multiple of 10^−decimals."""
+    if not x.is_floating_point():
+        raise Refusal("whole numbers have no decimals")
+    factor = 10.0 ** abs(decimals)
+    if decimals < 0:
+        return torch.round(accumulate(x) / factor) * factor
+    return torch.round(accumulate(x) * factor) / factor
+
+
+def ldexp(x: Tensor, exponent: Tensor) -> Tensor:
+    """x·2^exponent."""
+    return x * torch.pow(2.0, exponent)
+
+
+def hypot(x: Tensor, y: Tensor) -> Tensor:
+    """√(x² + y²), by the quotient of the smaller and the larger, so that no square overflows; ∞ beside NaN is ∞."""
+    x, y = torch.abs(accumulate(x)), torch.abs(accumulate(y))
+    large = torch.maximum(x, y)
+    ratio = torch.minimum(x, y) / large
+    length = torch.where(large == 0, large, large * torch.sqrt(1 + ratio * ratio))
+    return torch.where(torch.logical_or(torch.isinf(x), torch.isinf(y)), float("inf"), length)
+
+
+def bucketize(x: Tensor, boundaries: Tensor, *, out_int32: bool = False, right: bool = False) -> Tensor:
+    """How many boundaries are below ``x``, or not above it if ``right``."""
+    return _bisect(boundaries, x, lambda places: boundaries[places], out_int32, right)
+
+
+def searchsorted(
+    ordered: Tensor,
+    x: Tensor,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+    sorter: Tensor | None = None,
+) -> Tensor:
+    """How many numbers of each row of ``ordered`` are below ``x``, or not above it if ``right``."""
+    if sorter is not None:
+        raise Refusal("rows in another order")
+    right = right or side == "right"
+    if ordered.dim() == 1:
+        return bucketize(x, ordered, out_int32=out_int32, right=right)
+    return _bisect(ordered, x, lambda places: torch.gather(ordered, -1, places), out_int32, right)
+
+
+def _bisect(ordered: Tensor, x: Tensor, look: Callable[[Tensor], Tensor], out_int32: bool, right: bool) -> Tensor:
+    """Halves the rest of the row at every step, without branches: each place is a step further on or not."""
+    count = ordered.shape[-1]
+    if type(count) is not int or count == 0 or ordered.dtype != x.dtype:
+        raise Refusal("a row of a length that isn't known, without elements, or of another type")
+    found = torch.zeros_like(x, dtype=torch.int64)
+    step = 1 << (count.bit_length() - 1)
+    while step:
+        further = found + step
+        value = look(torch.clamp(further, max=count) - 1)
+        below = torch.logical_not(value > x if right else value >= x)
+        found = torch.where(torch.logical_and(below, further <= count), further, found)
+        step //= 2
+    return found.to(torch.int32) if out_int32 else found
+
+
+def fake_quantize(x: Tensor, scale: float, zero: int, low: int, high: int) -> tuple[Tensor, Tensor]:
+    """``x`` rounded to ``scale`` times a whole number in ``low - zero`` … ``high - zero``, and where it is inside."""
+    single = ctypes.c_float(scale).value
+    return _fake_quantized(x, single, ctypes.c_float(1 / single).value, zero, low, high)
+
+
+def fake_quantize_channels(
+    x: Tensor, scale: Tensor, zero: Tensor, axis: int, low: int, high: int
+) -> tuple[Tensor, Tensor]:
+    """``fake_quantize`` with a scale and a zero for each position along ``axis``."""
+    shape = [-1 if dim == axis % x.dim() else 1 for dim in range(x.dim())]
+    by_channel = scale.reshape(shape)
+    return _fake_quantized(x, by_channel, 1 / by_channel, zero.reshape(shape), low, high)
+
+
+def _fake_quantized(x: Tensor, scale: Any, inverse: Any, zero: Any, low: int, high: int) -> tuple[Tensor, Tensor]:
+    whole = torch.round(accumulate(x) * inverse) + zero
+    inside = torch.logical_and(whole >= low, whole <= high)
+    return (torch.clamp(whole, low, high) - zero) * scale, inside

@@ -208,6 +208,27 @@ case("arange_floats", lambda x: x * torch.arange(0, 1, 0.125), (3, 8))
 case("scalar", lambda x: x * 2 + 1, ())
 case("scalar_and_row", lambda x, y: x * y + y.sum(), (), (9,))
 
+# windows, their gradients, and tables that are searched
+case("max_pool", lambda x: F.max_pool2d(x.relu(), 3, 2, 1), (2, 3, 11, 14))
+case("max_pool_places", lambda x: F.max_pool2d(x, 3, 2, 1, return_indices=True), (2, 3, 11, 14))
+case("max_pool_volume", lambda x: F.max_pool3d(x, 2) + 1, (2, 6, 8, 4))
+case("average_pool", lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False), (2, 3, 11, 14))
+case("average_pool_parts", lambda x: F.adaptive_avg_pool2d(x, (3, 7)).exp(), (2, 3, 12, 14))
+case("average_pool_gradient", lambda g: torch.ops.aten.avg_pool2d_backward(
+    g, torch.empty(2, 3, 11, 14), [3, 3], [2, 2], [1, 1], False, True, None), (2, 3, 6, 7))
+case("max_pool_gradient", lambda g, i: torch.ops.aten.max_pool2d_with_indices_backward(
+    g, torch.empty(1, 1, 11, 14), [3, 3], [2, 2], [1, 1], [1, 1], False, i), (1, 1, 6, 7),
+    lambda: F.max_pool2d(torch.randn(1, 1, 11, 14), 3, 2, 1, return_indices=True)[1])
+case("upsampled", lambda x, y: F.interpolate(x, scale_factor=2) + y, (2, 3, 5, 7), (2, 3, 10, 14))
+case("upsampled_unevenly", lambda x: F.interpolate(x, size=(8, 9)) * 2, (2, 3, 5, 7))
+case("upsampled_bilinear", lambda x: F.interpolate(x, size=(10, 9), mode="bilinear") * 2, (2, 3, 5, 7))
+case("bucketize", lambda x, edges: torch.bucketize(x, edges), (5, 33), lambda: torch.randn(13).sort().values)
+case("searchsorted", lambda rows, x: torch.searchsorted(rows, x, right=True), lambda: torch.randn(5, 9).sort().values,
+     (5, 33))
+case("largest_and_place", lambda x: x.max(-1), (5, 33))
+case("numbers_over_nan", lambda x, y: (torch.fmax(x.log(), y.log()), torch.fmin(x, y.log())), (5, 33), (5, 33))
+case("one_value_like", lambda x: (x - torch.full_like(x, 2.5)) * torch.eye(7), (7, 7))
+
 # random bits
 case("philox", lambda seeds: philox(seeds, 1, [5, 33], 0), integers(2**62, 3, low=-(2**62)))
 case("philox_transposed", lambda seeds, x: (

@@ -15,12 +15,14 @@ from .opinfo_sweep import Failure, check_op, full_name, swept_ops
 GENERATED = """
 abs acos acosh add addcdiv addcmul all amax amin aminmax any arange argmax argmin asin asinh atan atan2 atanh
 bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor bool cat ceil chunk clamp
-clamp_max clamp_min clone column_stack constant_pad_nd copysign cos cosh deg2rad diag_embed diagonal div dist double
-einsum eq erf erfc exp exp2 expand expm1 fill flatten flip float floor floor_divide fmax fmin fmod frac full_like
-gather ge gradient gt half heaviside hypot index_copy index_fill index_put index_select int isclose isfinite isinf
-isnan isneginf ldexp le lerp lgamma linspace log log10 log1p log2 log_softmax logaddexp logical_and logical_not logit
-logsumexp lt masked_fill masked.softmax masked.mean max maximum mean meshgrid min minimum movedim mul nan_to_num
-nansum narrow native_layer_norm ne neg new_full norm nn.functional.batch_norm
+clamp_max clamp_min clone column_stack eye searchsorted bucketize mv dot addr constant_pad_nd copysign cos cosh
+deg2rad diag_embed diagonal div dist double einsum eq erf erfc exp exp2 expand expm1 fill flatten flip float floor
+floor_divide fmax fmin fmod frac full_like gather ge gradient gt half heaviside hypot index_copy index_fill index_put
+index_select int isclose isfinite isinf isnan isneginf ldexp le lerp lgamma linspace log log10 log1p log2 log_softmax
+logaddexp logical_and logical_not logit logsumexp lt masked_fill masked.softmax masked.mean max maximum mean meshgrid
+min minimum movedim mul nan_to_num nansum narrow native_layer_norm ne neg new_full norm nn.functional.batch_norm
+nn.functional.max_pool2d nn.functional.avg_pool2d nn.functional.adaptive_avg_pool2d nn.functional.adaptive_max_pool2d
+nn.functional.max_pool1d nn.functional.avg_pool3d nn.functional.interpolate
 nn.functional.binary_cross_entropy_with_logits nn.functional.celu nn.functional.cosine_similarity
 nn.functional.cross_entropy nn.functional.elu nn.functional.embedding nn.functional.gelu nn.functional.glu
 nn.functional.group_norm nn.functional.hardsigmoid nn.functional.hardswish nn.functional.hardtanh
