@@ -45,9 +45,12 @@ def gpu_case(name: str, dtype: str) -> GpuCase:
 
 def trace(case: GpuCase, decompositions: Mapping[Any, Callable[..., Any]]) -> GraphModule:
     """The functional ATen graph; writes to arguments are copies at its end."""
-    functional = torch.func.functionalize(case.fn, remove="mutations")
+    table = dict(decompositions)
     with case.mode, torch.no_grad():
-        return make_fx(functional, decomposition_table=dict(decompositions), tracing_mode="real")(*case.args)
+        # Decompositions write into values of their own: what they are made of is known, and functional, after them.
+        expanded = make_fx(case.fn, decomposition_table=table, tracing_mode="real")(*case.args)
+        functional = torch.func.functionalize(expanded, remove="mutations")
+        return make_fx(functional, decomposition_table=table, tracing_mode="real")(*case.args)
 
 
 def _bytes(tensor: torch.Tensor) -> int:

@@ -9,7 +9,7 @@ import torch
 from sympy import Expr, Integer, Symbol
 
 from .errors import NotLowerable
-from .index import bounds, symbol
+from .index import bounds, floordiv, mod, symbol
 from .ir import Axis, Compute, Const, Index, Load, Nest, Reduce, Scan, Stmt, Store, compute_dtype, needed_statements
 
 Number = int | float | bool
@@ -17,7 +17,13 @@ Number = int | float | bool
 MAX_STATEMENTS = 600
 #: Integers by their bytes.
 _WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_WIDE_INTEGERS = frozenset({torch.int32, torch.int64})
 COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "isnan", "isinf", "not", "signbit"})
+
+
+def _fits(extent: tuple[int, int], dtype: torch.dtype) -> bool:
+    limits = torch.iinfo(dtype)
+    return extent[0] >= limits.min and extent[1] <= limits.max
 
 
 class NestBuilder:
@@ -94,6 +100,10 @@ class NestBuilder:
         if value in self.constants and not (
                 isinstance(self.constants[value], float) and not math.isfinite(self.constants[value])):
             return self.const(self.constants[value], wanted)
+        if value in self._positions and wanted in _WIDE_INTEGERS:
+            extent = bounds(self._positions[value], self.ranges)
+            if extent is not None and _fits(extent, wanted):
+                return self.index(self._positions[value], wanted)
         if wanted == torch.bool:
             return self.compute("ne", value, self.const(0, self.dtypes[value]))
         return self._emit(Compute, wanted, "cast", (value,), None)
@@ -127,7 +137,29 @@ class NestBuilder:
             return args[0]
         if op == "mul" and self.constants.get(args[0]) == 1:
             return args[1]
+        place = self._place(op, args) if len(args) == 2 and dtype in _WIDE_INTEGERS else None
+        extent = bounds(place, self.ranges) if place is not None else None
+        if place is not None and extent is not None and _fits(extent, dtype):
+            return self.index(place, dtype)
         return self._emit(Compute, dtype, op, tuple(args), None)
+
+    def _place(self, op: str, args: Sequence[str]) -> Expr | None:
+        """``op(args)`` as an index expression, if that is what it is of places along the axes and whole numbers: an
+        address that is made of it is known without looking."""
+        a, b = (self._positions.get(v, Integer(int(self.constants[v])) if v in self.constants else None) for v in args)
+        if a is None or b is None or (a.is_Integer and b.is_Integer):
+            return None
+        if op in ("add", "sub"):
+            return a + b if op == "add" else a - b
+        if op == "mul" and (a.is_Integer or b.is_Integer):
+            return a * b
+        if op in ("floordiv", "remainder") and b.is_Integer and b > 0:
+            return floordiv(a, int(b), self.ranges) if op == "floordiv" else mod(a, int(b), self.ranges)
+        if op in ("max", "min") and b.is_Integer:
+            extent = bounds(a, self.ranges)
+            if extent is not None and (extent[0] >= b if op == "max" else extent[1] <= b):
+                return a
+        return None
 
     def where(self, condition: str, a: str, b: str) -> str:
         return self.compute("where", condition, a, b)

@@ -78,8 +78,10 @@ class GroupPricer:
         self._known: dict[Node, _Facts] = {}
 
     def _node_flops(self, node: Node) -> int:
-        # A power by a number is a multiplication or a root nearly always.
+        # A power by a number is a multiplication or a root nearly always; a remainder of whole numbers is a division.
         name = "mul" if op_name(node) == "pow" else op_name(node)
+        if name in ("fmod", "remainder") and not node.meta["val"].is_floating_point():
+            name = "div"
         heavy = operation_cost(name, self.device.kind != "cpu")
         return max(int(node_price(node).cost.flops), node.meta["val"].numel() * heavy if heavy > 1 else 0)
 

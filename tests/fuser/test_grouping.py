@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import torch
+from rooffuse.codegen.ir import Compute
 from rooffuse.compile import kernel_steps
 from rooffuse.cost_model import get_device
 from rooffuse.pricing import GroupPricer
@@ -220,3 +221,39 @@ def test_a_kernel_is_predicted_by_its_operations_where_they_take_longer_than_its
     heavy = predicted(lambda x: x.exp().sin().exp().sin().exp(), x)
     assert heavy.bound == "compute"
     assert heavy.compute_s > 3 * predicted(lambda x: x.exp(), x).compute_s
+
+
+def test_an_index_made_of_places_is_computed_where_it_is_used():
+    def embedded(words, table, weight):
+        rows = words + torch.nn.functional.embedding(torch.arange(4096) % 512, table)
+        return rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + 1e-6) * weight
+
+    plan = planned(embedded, torch.empty(4096, 1024), torch.empty(512, 1024), torch.empty(1024))
+    assert [op for s in kernel_steps(plan.program) for op in _operations(s)].count("remainder") == 0
+    assert len(plan.program.steps) == 1
+
+
+def test_windows_and_what_is_around_them_are_one_kernel():
+    def stem(x, y):
+        return torch.nn.functional.max_pool2d(x.relu(), 3, 2, 1) + torch.nn.functional.interpolate(y, scale_factor=2)
+
+    plan = planned(stem, torch.empty(8, 32, 64, 64), torch.empty(8, 32, 16, 16))
+    assert len(plan.program.steps) == 1
+
+
+def test_rows_are_quantised_without_a_wide_copy():
+    def quantised(x):
+        scale = x.abs().amax(-1, keepdim=True).float() / 448
+        return (x.float() / scale).to(torch.float8_e4m3fn), scale
+
+    plan = planned(quantised, torch.empty(4096, 4096, dtype=torch.bfloat16))
+    (step,) = kernel_steps(plan.program)
+    assert sum(b.size * b.dtype.itemsize for b in _kernel(step).buffers) == 4096 * (4096 * (2 + 1) + 4)
+
+
+def _kernel(step):
+    return step.group.lowered.kernel
+
+
+def _operations(step):
+    return [s.op for s in _kernel(step).statements() if isinstance(s, Compute)]
