@@ -61,10 +61,10 @@ class LoweredGroup:
 def refusal(node: Node) -> str | None:
     """Why ``node`` can't be part of a kernel, or None if it can (by itself, at least)."""
     name = op_name(node)
-    known = (name in lower_pointwise.RULES or name in lower_special.RULES or name in lower_views.INDEX_MAPS
-             or is_reduction(node) or is_scan(node) or lower_stores.is_store(node))
-    if not known:
+    if not _is_known(node):
         return f"{node.target} has no lowering"
+    if name in lower_special.UNWRITTEN and not all(map(_is_known, node.users)):
+        return f"{node.name} is memory for somebody else to write"
     try:
         for tensor in (node, *node.all_input_nodes):
             if not isinstance(value_of(tensor), torch.Tensor):
@@ -94,6 +94,13 @@ def refusal(node: Node) -> str | None:
     except NotLowerable as reason:
         return str(reason)
     return None
+
+
+def _is_known(node: Node) -> bool:
+    """Whether there is a lowering of the operator, whatever its operands."""
+    name = op_name(node)
+    return (name in lower_pointwise.RULES or name in lower_special.RULES or name in lower_views.INDEX_MAPS
+            or is_reduction(node) or is_scan(node) or lower_stores.is_store(node))
 
 
 class NestLowering:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Coords = tuple[Expr, ...]
 Rule = Callable[["NestLowering", Node, Coords], str]
 RULES: dict[str, Rule] = {}
+#: Operators whose result is memory that nobody has written yet.
+UNWRITTEN = frozenset("empty empty_like empty_strided empty_permuted new_empty new_empty_strided".split())
 
 
 def rule(names: str) -> Callable[[Rule], Rule]:
@@ -51,6 +53,12 @@ def _full(context: NestLowering, node: Node, coords: Coords) -> str:
 
 @rule("zeros zeros_like new_zeros")
 def _zeros(context: NestLowering, node: Node, coords: Coords) -> str:
+    return context.builder.const(0, dtype_of(node))
+
+
+@rule(" ".join(sorted(UNWRITTEN)))
+def _empty(context: NestLowering, node: Node, coords: Coords) -> str:
+    """What nobody wrote may be anything; what is read of it is zero."""
     return context.builder.const(0, dtype_of(node))
 
 
@@ -201,6 +209,20 @@ def _select_scatter(context: NestLowering, node: Node, coords: Coords) -> str:
     value = context.masked(inside, source, (*coords[:dim], *coords[dim + 1:]))
     value = context.builder.cast(value, dtype_of(node))
     return value if inside is True else context.builder.where(inside, value, outside)
+
+
+@rule("diagonal_scatter")
+def _diagonal_scatter(context: NestLowering, node: Node, coords: Coords) -> str:
+    base, source, rank = node.args[0], node.args[1], len(coords)
+    offset = argument(node, 2, "offset", 0)
+    row, column = (wrap_dim(argument(node, 3 + k, f"dim{k + 1}", k), rank) for k in range(2))
+    b = context.builder
+    distance = b.index(coords[column] - coords[row], torch.int32)
+    hit = b.compute("eq", distance, b.const(offset, torch.int32))
+    along = coords[row] if offset >= 0 else coords[column]
+    rest = tuple(c for d, c in enumerate(coords) if d not in (row, column))
+    value = b.cast(context.masked(hit, source, (*rest, along)), dtype_of(node))
+    return b.where(hit, value, context.value(base, coords))
 
 
 @rule("embedding")

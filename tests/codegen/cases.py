@@ -198,6 +198,8 @@ case("reshape_prime", lambda x: x.reshape(7, 9).t().contiguous().reshape(3, 21).
 case("permuted", lambda x: x.permute(2, 0, 1).contiguous() * 2, (4, 5, 6))
 case("expanded", lambda x: x[:, None].expand(5, 4, 7).contiguous() + 1, (5, 7))
 case("triangle", lambda x: x.tril(-1) + x.triu(2), (6, 8))
+case("diagonal_scatter", lambda x, y: torch.diagonal_scatter(x * 2, y, 1, 0, 2), (5, 3, 7), (3, 5))
+case("diagonal_scatter_below", lambda x, y: torch.diagonal_scatter(x, y, -2) + 1, (6, 8), (4,))
 case("embedding", lambda w, i: F.embedding(i, w) * 2, (10, 6), integers(10, 3, 4))
 case("index_two", lambda x, i, j: x[i, :, j] + 1, (5, 6, 7), integers(5, 3, 1, low=-5), integers(7, 4, low=-7))
 case("index_middle", lambda x, i: x[:, i] * 2, (5, 6, 7), integers(6, 3, 2, low=-6))
