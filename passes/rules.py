@@ -85,6 +85,7 @@ _OWN: dict[Any, Rule] = {
         (aten.max_pool2d_with_indices_backward.default, aten.max_pool3d_with_indices_backward.default),
         window.max_pool_backward,
     ),
+    aten.convolution.default: window.depthwise_convolution,
     **dict.fromkeys((aten.avg_pool2d.default, aten.avg_pool3d.default), window.avg_pool),
     **dict.fromkeys((aten.avg_pool2d_backward.default, aten.avg_pool3d_backward.default), window.avg_pool_backward),
     **dict.fromkeys((aten._adaptive_avg_pool2d.default, aten._adaptive_avg_pool3d.default), window.adaptive_avg_pool),

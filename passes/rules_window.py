@@ -13,7 +13,7 @@ from math import prod
 from typing import Any
 
 import torch
-from rooffuse.passes.rule_base import Refusal, accumulate
+from rooffuse.passes.rule_base import Refusal, accumulate, memory_order
 from torch import Tensor
 from torch._decomp import get_decompositions
 
@@ -21,6 +21,9 @@ aten = torch.ops.aten
 
 #: Most places of a window that is unrolled: 3 × 3 × 3 and 5 × 5 are, 7 × 7 isn't.
 MAX_PLACES = 27
+
+#: Most weights of a channel whose convolution is unrolled: 3 × 3.
+MAX_WEIGHTS = 9
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,36 @@ def _counts(w: _Windows, device: torch.device) -> Tensor:
         inside = torch.clamp(start + w.kernel[dim], max=w.sizes[dim]) - torch.clamp(start, min=0)
         counts = counts * inside.reshape([-1 if k == dim else 1 for k in range(rank)])
     return counts
+
+
+def depthwise_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """For each channel the sum of its few shifted views, each times one weight: bound by bytes, as nothing is shared
+    between channels. Other convolutions are refused."""
+    rank = x.dim() - 2
+    if transposed or groups != x.shape[1] or weight.shape[0] != groups or groups == 1 or not x.is_floating_point():
+        raise Refusal("a convolution that adds up several channels")
+    if prod(weight.shape[2:]) > MAX_WEIGHTS:
+        raise Refusal(f"{prod(weight.shape[2:])} weights a channel are more than is unrolled")
+    if memory_order(x)[0][-1] == 1:
+        raise Refusal("channels that are neighbours in memory: the weights of a place would be gathered")
+    w = _windows(x, list(weight.shape[2:]), stride, padding, dilation, False, rank)
+    weights = accumulate(weight).reshape(groups, -1)
+    total: Tensor | None = None
+    for k, value in enumerate(_places(x, w, 0)):
+        part = accumulate(value) * weights[:, k].reshape([-1] + [1] * rank)
+        total = part if total is None else total + part
+    assert total is not None
+    return total if bias is None else total + accumulate(bias).reshape([-1] + [1] * rank)
 
 
 def _tiles(x: Tensor, outputs: Sequence[int]) -> tuple[int, ...]:

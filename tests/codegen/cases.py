@@ -224,6 +224,8 @@ case("average_pool_gradient", lambda g: torch.ops.aten.avg_pool2d_backward(
 case("max_pool_gradient", lambda g, i: torch.ops.aten.max_pool2d_with_indices_backward(
     g, torch.empty(1, 1, 11, 14), [3, 3], [2, 2], [1, 1], [1, 1], False, i), (1, 1, 6, 7),
     lambda: F.max_pool2d(torch.randn(1, 1, 11, 14), 3, 2, 1, return_indices=True)[1])
+case("convolved_by_channel", lambda x, w, b: F.silu(F.conv1d(x, w, b, padding=3, groups=6)[..., :-3]), (2, 6, 33),
+     (6, 1, 4), (6,))
 case("upsampled", lambda x, y: F.interpolate(x, scale_factor=2) + y, (2, 3, 5, 7), (2, 3, 10, 14))
 case("upsampled_unevenly", lambda x: F.interpolate(x, size=(8, 9)) * 2, (2, 3, 5, 7))
 case("upsampled_bilinear", lambda x: F.interpolate(x, size=(10, 9), mode="bilinear") * 2, (2, 3, 5, 7))

@@ -205,6 +205,16 @@ def quantising_calls(dt: torch.dtype) -> Iterator[tuple[Any, ...]]:
         yield aten.fake_quantize_per_channel_affine_cachemask.default, x, scale, zero, 0, -128, 127
 
 
+def convolution_calls(dt: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    image, line, bias = draw(2, 6, 9, 8, dtype=dt), draw(2, 6, 20, dtype=dt), draw(6, dtype=dt)
+    for w, b, stride, padding, dilation in (
+        (draw(6, 1, 3, 3, dtype=dt), bias, [1, 1], [1, 1], [1, 1]),
+        (draw(6, 1, 3, 2, dtype=dt), None, [2, 1], [1, 0], [2, 1]),
+    ):
+        yield aten.convolution.default, image, w, b, stride, padding, dilation, False, [0, 0], 6
+    yield aten.convolution.default, line, draw(6, 1, 4, dtype=dt), bias, [1], [3], [1], False, [0], 6
+
+
 def window_calls(dt: torch.dtype) -> Iterator[tuple[Any, ...]]:
     image, volume = draw(2, 3, 12, 10, dtype=dt), draw(2, 3, 6, 8, 4, dtype=dt)
     image[0, 0, 3, 3], image[0, 1] = torch.nan, -torch.inf
@@ -260,6 +270,7 @@ FAMILIES = (
     product_calls,
     quantising_calls,
     window_calls,
+    convolution_calls,
     softmax_calls,
     moment_calls,
     row_norm_calls,
