@@ -13,7 +13,7 @@ import torch
 from sympy import Symbol
 
 from .contraction import contraction_of
-from .index import bounds
+from .index import affine, bounds
 from .ir import Axis, Kernel, Load, Nest, Reduce, Scan, Store
 from .sweeps import Phase, after_strips, finale, plan_phases, strip_sums
 from .triton_dot import DotPrinter, DotTile
@@ -262,8 +262,20 @@ class NestPrinter(ScanTiles):
             masks.append(self.name(stmt.mask))
         return masks
 
+    def _flat_offset(self, stmt: Load | Store) -> str:
+        """The element offset; by the flattened position where the parallel axes are one run of memory, so that Triton
+        sees neighbours as neighbours."""
+        coefficients, strides, stride = affine(stmt.index)[0], {}, 1
+        for axis in reversed(self.nest.parallel):
+            strides[axis.symbol] = stride
+            stride *= axis.size
+        if self.nest.strip or len(strides) < 2 or any(coefficients.get(s) != n for s, n in strides.items()):
+            return self.spell_index(stmt.index)
+        rest = stmt.index - sum(n * s for s, n in strides.items())
+        return self.name("x") if rest == 0 else f"({self.name('x')} + {self.spell_index(rest)})"
+
     def offset(self, stmt: Load | Store) -> str:
-        text = super().offset(stmt)
+        text = self._flat_offset(stmt)
         scope = self._access_scope(stmt)
         if isinstance(stmt, Load) and (stmt.mask is None or scope == self._index_scope(stmt)):
             return text
