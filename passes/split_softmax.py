@@ -63,7 +63,8 @@ def _maximum(total: Node) -> Node | None:
     if away.kwargs or not isinstance(largest, Node) or packet_name(largest.target) != "aten.amax":
         return None
     value = tensor_meta(x)
-    if value is None or largest.args[0] is not x or value.dtype not in (torch.float32, torch.float64):
+    if value is None or value.dim() == 0 or largest.args[0] is not x or value.dtype not in (
+            torch.float32, torch.float64):
         return None
     keeps = largest.args[2] if len(largest.args) > 2 else largest.kwargs.get("keepdim", False)
     return largest if keeps and _dims(largest, value.dim()) == _dims(total, value.dim()) else None

@@ -55,6 +55,6 @@ def test_what_is_not_finite_comes_out_as_it_did(value, where):
         torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
-@pytest.mark.parametrize("shape", [(512, 65536), (2, 1000)], ids=["many", "short"])
+@pytest.mark.parametrize("shape", [(512, 65536), (2, 1000), ()], ids=["many", "short", "scalar"])
 def test_other_rows_are_left_alone(shape):
     assert split(everything, torch.empty(shape))[1] == 0
