@@ -100,7 +100,8 @@ def worst_error(ours: Any, reference: Any, least_scale: float = 0.0) -> float:
 def _largest(tensor: torch.Tensor) -> float:
     if not tensor.is_floating_point() or not tensor.numel():
         return 0.0
-    return torch.nan_to_num(tensor.detach(), 0.0, 0.0, 0.0).abs().max().double().item()
+    return torch.nan_to_num(tensor.detach().float() if tensor.dtype.itemsize == 1 else tensor.detach(), 0.0, 0.0,
+                            0.0).abs().max().double().item()
 
 
 def _sizes(value: Any) -> dict[int, int]:

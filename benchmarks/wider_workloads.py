@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from .cases import case
-from .inputs import normal, rms_norm, scaled
+from .inputs import distinct, normal, rms_norm, scaled
 
 FP8_LARGEST = torch.finfo(torch.float8_e4m3fn).max
 
@@ -158,7 +158,7 @@ def router_groups(device: str, dtype: torch.dtype):
         weights = scores.gather(1, chosen)
         return weights / weights.sum(-1, keepdim=True) * 2.5, chosen
 
-    return fn, (new(rows, 256), new(256, kind=torch.float32))
+    return fn, (distinct(new(rows, 256)), new(256, kind=torch.float32))
 
 
 @case("kernels", "lion")

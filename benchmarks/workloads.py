@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from .cases import case
-from .inputs import normal, rms_norm, scaled
+from .inputs import distinct, normal, rms_norm, scaled
 
 
 @case("kernels", "residual_rmsnorm")
@@ -167,7 +167,7 @@ def router(device: str, dtype: torch.dtype):
         weights, chosen = torch.topk(F.softmax(x.float(), -1), 2, -1)
         return weights / weights.sum(-1, keepdim=True), chosen
 
-    return fn, (new(rows, 64),)
+    return fn, (distinct(new(rows, 64)),)
 
 
 def _rows_of_the_table(fn: object, args: tuple[torch.Tensor, ...]) -> int:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 import torch
 from sympy import Expr, Integer, Symbol
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from .errors import NotLowerable
 from .index import bounds, floordiv, mod, symbol
 from .ir import Axis, Compute, Const, Index, Load, Nest, Reduce, Scan, Stmt, Store, compute_dtype, needed_statements
+from .positions import quotient
 
 Number = int | float | bool
 #: Statements of one nest: past this compilers take seconds, and work is being done again and again.
@@ -104,6 +106,11 @@ class NestBuilder:
             extent = bounds(self._positions[value], self.ranges)
             if extent is not None and _fits(extent, wanted):
                 return self.index(self._positions[value], wanted)
+        if wanted in _WIDE_INTEGERS and self.dtypes[value].is_floating_point:
+            with unset_fake_temporarily():
+                place = quotient(value, self.body, self.ranges)
+            if place is not None:
+                return self.index(place, wanted)
         if wanted == torch.bool:
             return self.compute("ne", value, self.const(0, self.dtypes[value]))
         return self._emit(Compute, wanted, "cast", (value,), None)

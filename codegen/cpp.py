@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import prod
 
+import torch
+
 from .cpp_prefetch import PREFETCH_LANES, PREFETCH_ROW, Prefetching
 from .cpp_reduce import ONLINE_LANES
 from .cpp_schedule import DEFAULT_SCHEDULE, Schedule
@@ -20,14 +22,19 @@ from .sweeps import Phase, inner_values
 #: Bytes of thread-local memory for a row of values that several sweeps need.
 HELD_BYTES = 1 << 18
 
+#: Operations from which on a value of a row is kept for the next sweep rather than computed again.
+HOLDING = 8
+
 _HEAVY = frozenset((
     "exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf "
     "erfc lgamma pow sigmoid atan2"
 ).split())
 #: Rows from which on values that are the same for all of them are computed beforehand.
 SHARING_ROWS = 8
-#: Longest innermost loop of several whose sums are kept apart by lane until the whole row is done.
+#: Longest innermost loop of several whose sums and extremes are kept apart by lane until the whole row is done.
 SHORT_LANES = 256
+#: Longest lane axis whose points are written out, so that the loop around it is vectorised instead.
+LANES_APART = 4
 #: Sums are accumulated in blocks of this many terms, so that float32 keeps its precision over long rows.
 SUM_BLOCK = 4096
 
@@ -76,21 +83,20 @@ class NestPrinter(Prefetching):
         if self.column is not None or len(sweeps) < 2:
             return frozenset()
         row = prod(a.size for a in self.nest.reduction)
-        heavy: set[str] = set()
-        for stmt in self.nest.body:
-            if isinstance(stmt, Compute) and stmt.name in self.inner and (
-                    stmt.op in _HEAVY or any(a in heavy for a in stmt.args)):
-                heavy.add(stmt.name)
-        result: list[str] = []
+        result: dict[str, int] = {}
         for first, later in zip(sweeps, sweeps[1:]):
-            made = [s for s in first.body if not isinstance(s, Store | Reduce) and s.name in heavy]
             used = {n for s in later.body for n in operands(s)}
             inside_later = {s.name for s in later.body if not isinstance(s, Store | Reduce)}
-            frontier = [s for s in made if s.name in used and s.name in inside_later
-                        and (s.op in _HEAVY if isinstance(s, Compute) else False)]
-            for stmt in frontier:
-                if row * stmt.dtype.itemsize <= HELD_BYTES and len(result) < 4 and stmt.name not in result:
-                    result.append(stmt.name)
+            again: dict[str, int] = {}
+            for stmt in first.body:
+                if not isinstance(stmt, Compute) or stmt.name not in self.inner:
+                    continue
+                again[stmt.name] = 0 if stmt.name in result else (
+                    HOLDING if stmt.op in _HEAVY else 1) + sum(again.get(a, 0) for a in stmt.args)
+                if again[stmt.name] >= HOLDING and stmt.name in used and stmt.name in inside_later:
+                    result[stmt.name], again[stmt.name] = row * stmt.dtype.itemsize, 0
+        while sum(result.values()) > HELD_BYTES:
+            result.popitem()
         return frozenset(result)
 
     def _shared_row_values(self) -> frozenset[str]:
@@ -234,11 +240,22 @@ class NestPrinter(Prefetching):
         opened, chunked = self._threads(parallel[:-1], lane)
         body = self.phases[0].body
         levels = self._by_depth(body, [*self._rest, lane])
+        apart = lane.size <= LANES_APART and bool(self._rest) and not self.colliding
         for k, statements in enumerate(levels[:-1]):
             self.add_all(statements)
             if k < len(self._rest):
+                if apart and k == len(self._rest) - 1:
+                    self.add("#pragma omp simd")
                 self.open(self._loop(self._rest[k]))
                 opened += 1
+        if apart:
+            for k in range(lane.size):
+                self.open("")
+                self.add(f"const int64_t {lane.symbol} = {k};")
+                self.add_all(levels[-1])
+                self.close()
+            self.close(opened)
+            return
         pieces = self._pieces(lane)
         for low, high in pieces:
             self._decide(lane, low, pieces)
@@ -265,15 +282,17 @@ class NestPrinter(Prefetching):
         self._start_scans(body)
         blocked = SUM_BLOCK if axes[-1].size > SUM_BLOCK and any(r.op in ("sum", "prod") for r in phase.reduces) else 0
         self._short = (len(axes) > 1 and axes[-1].size <= SHORT_LANES and bool(phase.reduces)
-                       and all(r.op == "sum" for r in phase.reduces))
+                       and all(r.op in ("sum", "max", "min") and r.dtype != torch.bool for r in phase.reduces))
         for reduce in phase.reduces if self._short else ():
             self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name}[{axes[-1].size}];")
-            self.add(f"for (int64_t l = 0; l < {axes[-1].size}; ++l) part_{reduce.name}[l] = 0;")
+            self.add(f"for (int64_t l = 0; l < {axes[-1].size}; ++l) part_{reduce.name}[l] = {self._start(reduce)};")
         self._sweep_loops(phase, axes, self._by_depth(body, axes), 0, blocked, computed)
         for reduce in phase.reduces:
             if self._short:
-                self.add(f"#pragma omp simd reduction(+ : acc_{reduce.name})")
-                self.add(f"for (int64_t l = 0; l < {axes[-1].size}; ++l) acc_{reduce.name} += part_{reduce.name}[l];")
+                self.add("#pragma omp simd" + (self._clauses([reduce], False) or ""))
+                self.open(f"for (int64_t l = 0; l < {axes[-1].size}; ++l)")
+                self._accumulate(reduce, False, value=f"part_{reduce.name}[l]")
+                self.close()
             self._finish(reduce)
         self._short = False
 

@@ -14,7 +14,10 @@ ONLINE_LANES = 64
 
 
 class Accumulators(ScanLoops):
-    """Reductions in scalars (row form) or in arrays over a block of lanes (column form)."""
+    """Reductions in scalars (row form) or in arrays over a block of lanes (column form). ``_short`` says that lanes of
+    several short loops keep parts apart."""
+
+    _short = False
 
     def _row_position(self) -> str:
         """Position in the row, counted over all reduction axes."""
@@ -80,8 +83,10 @@ class Accumulators(ScanLoops):
                 groups.setdefault("|", []).append(f"nan_{reduce.name}")
         return "".join(f" reduction({kind} : {', '.join(names)})" for kind, names in groups.items())
 
-    def _accumulate(self, reduce: Reduce, blocked: bool, lane: str = "") -> None:
-        value, acc = reduce.value, f"acc_{reduce.name}{lane}"
+    def _accumulate(self, reduce: Reduce, blocked: bool, lane: str = "", value: str = "") -> None:
+        """Take ``value``, by default the one that is reduced, into the accumulator; ``blocked`` into a part of it,
+        and at index ``lane`` where each lane has its own."""
+        value, acc = value or reduce.value, f"{'part' if self._short and lane else 'acc'}_{reduce.name}{lane}"
         if reduce.op == "expsum":
             suffix = "" if reduce.dtype == torch.float64 else "f"
             top, d, e = f"top_{reduce.name}[l]", f"d_{reduce.name}", f"e_{reduce.name}"

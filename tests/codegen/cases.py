@@ -177,6 +177,16 @@ case("slices_of_halves", lambda x: (x.sum(-1), torch.cat([x.exp(), x], -1) * 2),
 case("slices_transposed", lambda x: torch.stack([x.amax(-1), x.amin(-1)], -1).t().contiguous() * 3, (5, 33))
 case("slices_gathered", lambda x: x.gather(1, torch.cat([x.argmax(1, True), x.argmin(1, True)], 1)).exp(), (5, 33))
 case("slices_of_types", lambda x: torch.stack([x.amax(-1), x.sum(-1)], -1).bfloat16() > 1, (5, 33))
+for op in ("sum", "amax", "amin"):
+    case(f"short_loops_{op}", lambda x, y, op=op: getattr(torch.where(y[..., None] > 0, x, y[..., None]), op)((1, 2)),
+         (5, 8, 33), (5, 8))
+    case(f"short_loops_{op}_nan", lambda x, y, op=op: getattr(x + y[..., None], op)((1, 2)), (5, 8, 33),
+         lambda: torch.randn(5, 8).masked_fill(torch.arange(40).view(5, 8) == 11, float("nan")))
+case("short_loops_whole", lambda x, y: (x + y[..., None]).amax((1, 2)), integers(99, 5, 8, 33), integers(9, 5, 8))
+case("two_lanes", lambda x, y: x[..., None] * y, (5, 40), (5, 40, 2))
+case("three_lanes", lambda x, y: (x[..., None] + y, y.exp()), (5, 9), (5, 9, 3))
+case("nearest", lambda x, y: F.interpolate(x, scale_factor=2) + y, (2, 3, 5, 4), (2, 3, 10, 8))
+case("nearest_uneven", lambda x: F.interpolate(x, size=(7, 12)) * 2, (2, 3, 5, 4))
 for op in ("sum", "mean", "prod", "amax", "amin", "any", "all"):
     case(f"few_{op}", few(op), (5, 3, 33))
 case("pad", lambda x: F.pad(x, (1, 2, 3, 0), value=2.5) * 2, (5, 3))
