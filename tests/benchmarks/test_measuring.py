@@ -47,6 +47,13 @@ def test_what_is_not_there_is_named(call):
         call()
 
 
+def test_eight_bit_floats_are_compared():
+    x = torch.tensor([1.0, -448.0, 0.5]).to(torch.float8_e4m3fn)
+    other = torch.tensor([1.0, -448.0, 0.75]).to(torch.float8_e4m3fn)
+    assert worst_error([x], [x.clone()]) == 0
+    assert worst_error([other], [x]) == pytest.approx(0.25 / 448)
+
+
 def test_a_name_is_registered_once():
     cases.cases_of("kernels")
     with pytest.raises(ValueError, match="already"):
