@@ -20,19 +20,20 @@ _OPS = {"add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, 
 
 
 def quotient(value: str, body: Sequence[Stmt], ranges: Ranges) -> Expr | None:
-    """``axis // n`` if that is what the float ``value`` is at every place along a single axis, rounded towards zero;
-    None where it isn't, or is made of anything else."""
+    """``axis // n`` or ``n * axis + k`` if that is what the float ``value`` is at every place along a single axis,
+    rounded towards zero; None where it is neither, or is made of anything else."""
     made = {s.name: s for s in body if not isinstance(s, Store)}
     axis = _axis(value, made)
     if axis is None or axis not in ranges or not 1 < ranges[axis] <= MOST_PLACES:
         return None
     places = torch.arange(ranges[axis])
     whole = _at(value, made, places).trunc().long()
+    first, step = int(whole[0]), int(whole[1] - whole[0])
+    if step and torch.equal(whole, places * step + first):
+        return axis * step + first
     steps = (whole > 0).nonzero()
-    if not len(steps):
-        return None
-    n = int(steps[0])
-    return floordiv(axis, n, ranges) if torch.equal(whole, places // n) else None
+    n = int(steps[0]) if len(steps) else 0
+    return floordiv(axis, n, ranges) if n and torch.equal(whole, places // n) else None
 
 
 def _axis(value: str, made: Mapping[str, Stmt]) -> Symbol | None:

@@ -25,7 +25,13 @@ def test_a_division_is_recognised(size, scale, n):
     assert place_of(size, scale) == FloorDiv(symbol("x"), n)
 
 
-@pytest.mark.parametrize("size, scale, offset", [(7, 5 / 7, 0.0), (112, 0.5, 1.0), (8, 0.0, 0.0), (1 << 17, 0.5, 0.0)])
+@pytest.mark.parametrize("size, scale, offset, n, k", [(5, 3.0, 0.5, 3, 1), (8, 2.0, 0.0, 2, 0), (4, 1.0, 7.0, 1, 7)])
+def test_steps_are_recognised(size, scale, offset, n, k):
+    assert place_of(size, scale, offset) == n * symbol("x") + k
+
+
+@pytest.mark.parametrize("size, scale, offset", [
+    (7, 5 / 7, 0.0), (6, 0.5, 3.0), (112, 0.5, 1.0), (8, 0.0, 0.0), (1 << 17, 0.5, 0.0)])
 def test_what_differs_anywhere_is_computed(size, scale, offset):
     assert place_of(size, scale, offset) is None
 
