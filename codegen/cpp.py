@@ -11,26 +11,15 @@ from math import prod
 
 import torch
 
+from .cpp_held import held_values, shared_row_values
 from .cpp_prefetch import PREFETCH_LANES, PREFETCH_ROW, Prefetching
 from .cpp_reduce import ONLINE_LANES
 from .cpp_schedule import DEFAULT_SCHEDULE, Schedule
 from .cpp_spelling import COMPUTE, PRELUDE, STORAGE
 from .index import affine
-from .ir import Axis, Compute, Kernel, Load, Nest, Reduce, Scan, Stmt, Store, operands
+from .ir import Axis, Kernel, Load, Nest, Reduce, Scan, Stmt, Store, operands
 from .sweeps import Phase, inner_values
 
-#: Bytes of thread-local memory for a row of values that several sweeps need.
-HELD_BYTES = 1 << 18
-
-#: Operations from which on a value of a row is kept for the next sweep rather than computed again.
-HOLDING = 8
-
-_HEAVY = frozenset((
-    "exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf "
-    "erfc lgamma pow sigmoid atan2"
-).split())
-#: Rows from which on values that are the same for all of them are computed beforehand.
-SHARING_ROWS = 8
 #: Longest innermost loop of several whose sums and extremes are kept apart by lane until the whole row is done.
 SHORT_LANES = 256
 #: Longest lane axis whose points are written out, so that the loop around it is vectorised instead.
@@ -47,8 +36,9 @@ class NestPrinter(Prefetching):
         self.schedule = schedule
         self.inner = inner_values(nest)
         self.column = self._column_axis()
-        self.held = self._held_values()
-        self.shared_rows = self._shared_row_values()
+        self.held = frozenset[str]() if self.column else held_values(nest, self.phases)
+        self.shared_rows = (
+            frozenset[str]() if self.column or self.held else shared_row_values(kernel, nest))
         self._wanted: frozenset[str] = frozenset()
         self._read_back: frozenset[str] = frozenset()
         self._short = False
@@ -76,53 +66,6 @@ class NestPrinter(Prefetching):
                             votes[axis] = votes.get(axis, 0) + elements
         best = max(votes, key=lambda a: votes[a], default=None)
         return best if best is not None and votes[best] > along_row else None
-
-    def _held_values(self) -> frozenset[str]:
-        """Inner values kept from one sweep to the next because computing them again costs more than a load."""
-        sweeps = [p for p in self.phases if p.sweep]
-        if self.column is not None or len(sweeps) < 2:
-            return frozenset()
-        row = prod(a.size for a in self.nest.reduction)
-        result: dict[str, int] = {}
-        for first, later in zip(sweeps, sweeps[1:]):
-            used = {n for s in later.body for n in operands(s)}
-            inside_later = {s.name for s in later.body if not isinstance(s, Store | Reduce)}
-            again: dict[str, int] = {}
-            for stmt in first.body:
-                if not isinstance(stmt, Compute) or stmt.name not in self.inner:
-                    continue
-                again[stmt.name] = 0 if stmt.name in result else (
-                    HOLDING if stmt.op in _HEAVY else 1) + sum(again.get(a, 0) for a in stmt.args)
-                if again[stmt.name] >= HOLDING and stmt.name in used and stmt.name in inside_later:
-                    result[stmt.name], again[stmt.name] = row * stmt.dtype.itemsize, 0
-        while sum(result.values()) > HELD_BYTES:
-            result.popitem()
-        return frozenset(result)
-
-    def _shared_row_values(self) -> frozenset[str]:
-        """Inner values that are the same for every row, computed once for all rows instead of once in each.
-
-        Such as the vector that a matrix is multiplied by: converted to float, normalised. What is loaded as it is and
-        in order gains nothing.
-        """
-        row = prod(a.size for a in self.nest.reduction)
-        rows = prod(a.size for a in self.nest.parallel)
-        if self.column is not None or self.held or not self.nest.reduction or rows < SHARING_ROWS:
-            return frozenset()
-        parallel = {a.symbol for a in self.nest.parallel}
-        scopes = self.nest.scopes
-        varying = [s for s in self.nest.body if not isinstance(s, Store | Reduce) and scopes[s.name] & parallel]
-        used = {n for s in varying for n in operands(s)}
-        found = [s.name for s in self.nest.body if not isinstance(s, Store | Reduce) and s.name in used
-                 and s.name in self.inner and not scopes[s.name] & parallel and self._worth_sharing(s)]
-        fits = [n for n in found if row * self.dtypes[n].itemsize <= HELD_BYTES]
-        return frozenset(fits[:4])
-
-    def _worth_sharing(self, stmt: Stmt) -> bool:
-        if not isinstance(stmt, Load):
-            return isinstance(stmt, Compute) and stmt.dtype.is_floating_point
-        in_order = affine(stmt.index)[0].get(self.nest.reduction[-1].symbol) == 1
-        return stmt.mask is None and (not in_order or self.kernel.buffer(stmt.buffer).dtype != stmt.dtype)
 
     def print(self) -> list[str]:
         """Lines of the whole nest, in a block of their own."""

@@ -16,7 +16,7 @@ from rooffuse.codegen.cpp_candidates import cpp_candidates
 from rooffuse.codegen.cpp_schedule import DEFAULT_SCHEDULE, Schedule
 from rooffuse.codegen.ir import Kernel
 from rooffuse.codegen.jam import JAMMED
-from rooffuse.codegen.lower import lower_group
+from rooffuse.codegen.lower_group import lower_group
 from rooffuse.codegen.triton_dot import DotTile
 from rooffuse.codegen.triton_kernel import TritonSource, print_kernel
 from rooffuse.codegen.triton_tiles import Tile

@@ -17,7 +17,7 @@ import networkx as nx
 from rooffuse.codegen.errors import NotLowerable
 from rooffuse.codegen.fxinfo import op_name
 from rooffuse.codegen.ir import Kernel
-from rooffuse.codegen.lower import LoweredGroup, lower_group
+from rooffuse.codegen.lower_group import LoweredGroup, lower_group
 from rooffuse.codegen.lower_reductions import is_reduction
 from rooffuse.codegen.lower_scans import is_scan
 from rooffuse.codegen.lower_stores import is_store

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 
 aten = torch.ops.aten
@@ -297,3 +298,17 @@ class Forwarding:
         node.graph.erase_node(node)
         del self.roots[node]
         return True
+
+
+def call_like(origin: Node, mode: FakeTensorMode, target: Any, *args: Any, **kwargs: Any) -> Node:
+    """A new call of ``target`` at the insertion point of ``origin``'s graph, with its fake value.
+
+    Everything else that is known of ``origin`` (stack trace, module path) is taken over: the call stands for a part of
+    it. ``args`` and ``kwargs`` hold nodes of the same graph, each with ``meta["val"]``.
+    """
+    made = origin.graph.call_function(target, args, kwargs)
+    values, keywords = torch.fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
+    inherited = {k: v for k, v in origin.meta.items() if k not in ("val", "tensor_meta")}
+    with mode, torch.no_grad():
+        made.meta = {**inherited, "val": target(*values, **keywords)}
+    return made

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from rooffuse.passes.graph import argument, is_concrete
+from rooffuse.passes.graph import argument, call_like, is_concrete
 from rooffuse.passes.philox import philox
 from rooffuse.passes.pipeline import Pass
 from torch._guards import detect_fake_mode
@@ -99,12 +99,7 @@ class _Draw:
         self.graph, self.node, self.mode, self.seeds, self.stream = graph, node, mode, seeds, stream
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
-        result = self.graph.call_function(target, args, kwargs)
-        values, keywords = torch.fx.map_arg((args, kwargs), lambda n: n.meta["val"])
-        inherited = {k: v for k, v in self.node.meta.items() if k not in ("val", "tensor_meta")}
-        with self.mode, torch.no_grad():
-            result.meta = {**inherited, "val": target(*values, **keywords)}
-        return result
+        return call_like(self.node, self.mode, target, *args, **kwargs)
 
     def replace(self) -> None:
         node = self.node

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rooffuse.passes.graph import argument, is_concrete, same_layout, schema_of, tensor_meta, viewed_arg
+from rooffuse.passes.graph import argument, call_like, is_concrete, same_layout, schema_of, tensor_meta, viewed_arg
 from rooffuse.passes.pipeline import Pass
 from rooffuse.passes.rules_select import MOST_PICKED, PICKING_WORK
 from torch._guards import detect_fake_mode
@@ -67,10 +67,7 @@ class _Rewrite:
         self.made: list[Node] = []
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
-        result = self.graph.call_function(target, args, kwargs)
-        values, keywords = torch.fx.map_arg((args, kwargs), lambda n: n.meta["val"])
-        with self.mode, torch.no_grad():
-            result.meta = {**self.node.meta, "val": target(*values, **keywords)}
+        result = call_like(self.node, self.mode, target, *args, **kwargs)
         self.made.append(result)
         return result
 

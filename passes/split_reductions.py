@@ -19,7 +19,7 @@ from math import prod
 from typing import Any
 
 import torch
-from rooffuse.passes.graph import is_concrete, packet_name, tensor_meta
+from rooffuse.passes.graph import call_like, is_concrete, packet_name, tensor_meta
 from rooffuse.passes.pipeline import Pass
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -180,13 +180,7 @@ def _rewrite(gm: GraphModule, node: Node, name: str, plan: Split | _RowsFirst, m
     source = node.args[0]
     value = source.meta["val"]  # type: ignore[union-attr]
 
-    def call(target: Any, *args: Any, **kwargs: Any) -> Node:
-        made = graph.call_function(target, args, kwargs)
-        values, keywords = torch.fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
-        with mode:
-            made.meta = {k: v for k, v in node.meta.items() if k not in ("val", "tensor_meta")}
-            made.meta["val"] = target(*values, **keywords)
-        return made
+    call = functools.partial(call_like, node, mode)
 
     with graph.inserting_before(node):
         current: Any = source

@@ -15,7 +15,7 @@ import logging
 from typing import Any
 
 import torch
-from rooffuse.passes.graph import packet_name, tensor_meta
+from rooffuse.passes.graph import call_like, packet_name, tensor_meta
 from rooffuse.passes.pipeline import Pass
 from rooffuse.passes.split_reductions import Split, split_of
 from torch._guards import detect_fake_mode
@@ -79,13 +79,7 @@ def _rewrite(gm: GraphModule, total: Node, largest: Node, cut: Split, mode: Fake
     graph, x = gm.graph, largest.args[0]
     value = x.meta["val"]  # type: ignore[union-attr]
 
-    def call(target: Any, *args: Any, **kwargs: Any) -> Node:
-        made = graph.call_function(target, args, kwargs)
-        values = torch.fx.node.map_arg(args, lambda n: n.meta["val"])
-        with mode:
-            made.meta = {k: v for k, v in total.meta.items() if k not in ("val", "tensor_meta")}
-            made.meta["val"] = target(*values, **kwargs)
-        return made
+    call = functools.partial(call_like, total, mode)
 
     inner = [d if d < cut.dim else d + 1 for d in cut.dims]
     with graph.inserting_before(largest):

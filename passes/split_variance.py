@@ -17,7 +17,7 @@ from math import prod
 from typing import Any
 
 import torch
-from rooffuse.passes.graph import is_concrete, packet_name, tensor_meta
+from rooffuse.passes.graph import call_like, is_concrete, packet_name, tensor_meta
 from rooffuse.passes.pipeline import Pass
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -126,13 +126,7 @@ def _rewrite(gm: GraphModule, variance: _Variance, dim: int, parts: int, mode: F
     value = x.meta["val"]
     row = prod(value.shape[d] for d in variance.dims)
 
-    def call(target: Any, *args: Any) -> Node:
-        made = graph.call_function(target, args)
-        values = torch.fx.node.map_arg(args, lambda n: n.meta["val"])
-        with mode:
-            made.meta = {k: v for k, v in total.meta.items() if k not in ("val", "tensor_meta")}
-            made.meta["val"] = target(*values)
-        return made
+    call = functools.partial(call_like, total, mode)
 
     shape = [*value.shape[:dim], parts, value.shape[dim] // parts, *value.shape[dim + 1:]]
     inner = [d if d < dim else d + 1 for d in variance.dims]

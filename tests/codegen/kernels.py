@@ -14,7 +14,7 @@ from rooffuse.codegen.cache import DiskCache
 from rooffuse.codegen.cpp import print_unit
 from rooffuse.codegen.interpret import interpret
 from rooffuse.codegen.ir import Buffer
-from rooffuse.codegen.lower import LoweredGroup, lower_group
+from rooffuse.codegen.lower_group import LoweredGroup, lower_group
 from rooffuse.codegen.triton_kernel import print_kernel
 from rooffuse.codegen.verify import verify
 from rooffuse.passes import PIPELINE, aot_decompositions, run_passes

@@ -121,7 +121,7 @@ import sys, torch, triton.backends.nvidia.compiler as nvidia
 from pathlib import Path
 from rooffuse.codegen.build_triton import compile_for
 from rooffuse.codegen.cache import DiskCache
-from rooffuse.codegen.lower import lower_group
+from rooffuse.codegen.lower_group import lower_group
 from rooffuse.codegen.triton_kernel import print_kernel
 from torch.fx.experimental.proxy_tensor import make_fx
 calls, original = [], nvidia.CUDABackend.make_cubin

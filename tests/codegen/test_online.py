@@ -11,7 +11,7 @@ from rooffuse.codegen.build_triton import load_launcher
 from rooffuse.codegen.cache import DiskCache
 from rooffuse.codegen.cpp import print_unit
 from rooffuse.codegen.interpret import interpret
-from rooffuse.codegen.lower import lower_group
+from rooffuse.codegen.lower_group import lower_group
 from rooffuse.codegen.online import merge_online
 from rooffuse.codegen.sweeps import plan_phases
 from rooffuse.codegen.verify import verify

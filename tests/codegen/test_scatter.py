@@ -12,7 +12,7 @@ from rooffuse.codegen.cache import DiskCache
 from rooffuse.codegen.errors import InvalidKernel, NotLowerable
 from rooffuse.codegen.index import symbol
 from rooffuse.codegen.ir import Axis, Buffer, Compute, Const, Kernel, Load, Nest, Store
-from rooffuse.codegen.lower import lower_group
+from rooffuse.codegen.lower_group import lower_group
 from rooffuse.codegen.scatter import check_sums, colliding_axes
 from rooffuse.codegen.traffic import kernel_traffic
 from rooffuse.codegen.triton_kernel import print_kernel

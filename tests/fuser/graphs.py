@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rooffuse.codegen.lower import lower_group
+from rooffuse.codegen.lower_group import lower_group
 from rooffuse.compile import Plan, plan_graph
 from rooffuse.cost_model import get_device
 from rooffuse.grouping import Grouping, group_graph, memoised_lowering

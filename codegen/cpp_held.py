@@ -1,0 +1,73 @@
+"""Which values of a C++ nest are kept in memory: from one sweep of a row to the next, or once for all rows."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from .index import affine
+from .ir import Compute, Kernel, Load, Nest, Reduce, Stmt, Store, operands
+from .sweeps import Phase, inner_values
+
+#: Bytes of thread-local memory for a row of values that several sweeps need.
+HELD_BYTES = 1 << 18
+
+#: Operations from which on a value of a row is kept for the next sweep rather than computed again.
+HOLDING = 8
+
+_HEAVY = frozenset((
+    "exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf "
+    "erfc lgamma pow sigmoid atan2"
+).split())
+#: Rows from which on values that are the same for all of them are computed beforehand.
+SHARING_ROWS = 8
+
+
+def held_values(nest: Nest, phases: Sequence[Phase]) -> frozenset[str]:
+    """Inner values kept from one sweep to the next because computing them again costs more than a load."""
+    sweeps = [p for p in phases if p.sweep]
+    if len(sweeps) < 2:
+        return frozenset()
+    inner = inner_values(nest)
+    row = prod(a.size for a in nest.reduction)
+    result: dict[str, int] = {}
+    for first, later in zip(sweeps, sweeps[1:]):
+        used = {n for s in later.body for n in operands(s)}
+        inside_later = {s.name for s in later.body if not isinstance(s, Store | Reduce)}
+        again: dict[str, int] = {}
+        for stmt in first.body:
+            if not isinstance(stmt, Compute) or stmt.name not in inner:
+                continue
+            again[stmt.name] = 0 if stmt.name in result else (
+                HOLDING if stmt.op in _HEAVY else 1) + sum(again.get(a, 0) for a in stmt.args)
+            if again[stmt.name] >= HOLDING and stmt.name in used and stmt.name in inside_later:
+                result[stmt.name], again[stmt.name] = row * stmt.dtype.itemsize, 0
+    while sum(result.values()) > HELD_BYTES:
+        result.popitem()
+    return frozenset(result)
+
+
+def shared_row_values(kernel: Kernel, nest: Nest) -> frozenset[str]:
+    """Inner values that are the same for every row, computed once for all rows instead of once in each.
+
+    Such as the vector that a matrix is multiplied by: converted to float, normalised. What is loaded as it is and
+    in order gains nothing.
+    """
+    row = prod(a.size for a in nest.reduction)
+    rows = prod(a.size for a in nest.parallel)
+    if not nest.reduction or rows < SHARING_ROWS:
+        return frozenset()
+    parallel = {a.symbol for a in nest.parallel}
+    inner, scopes = inner_values(nest), nest.scopes
+    varying = [s for s in nest.body if not isinstance(s, Store | Reduce) and scopes[s.name] & parallel]
+    used = {n for s in varying for n in operands(s)}
+    found = [s for s in nest.body if not isinstance(s, Store | Reduce) and s.name in used
+             and s.name in inner and not scopes[s.name] & parallel and _worth_sharing(kernel, nest, s)]
+    fits = [s.name for s in found if row * s.dtype.itemsize <= HELD_BYTES]
+    return frozenset(fits[:4])
+
+
+def _worth_sharing(kernel: Kernel, nest: Nest, stmt: Stmt) -> bool:
+    if not isinstance(stmt, Load):
+        return isinstance(stmt, Compute) and stmt.dtype.is_floating_point
+    in_order = affine(stmt.index)[0].get(nest.reduction[-1].symbol) == 1
+    return stmt.mask is None and (not in_order or kernel.buffer(stmt.buffer).dtype != stmt.dtype)

@@ -1,0 +1,158 @@
+"""From a fusion group (an FX module) to one kernel of the loop IR: which nest stores what, on which buffers.
+
+Reductions fix the axes: the nest runs over the elements of the reduced tensor, and an output joins the nest if its
+coordinates follow from those of the reduced tensor by maps that hit each element once. Outputs that follow from
+nothing get a nest of their own.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.fx import Graph, Node
+
+from . import lower_pieces, lower_stores, lower_views
+from .errors import NotLowerable
+from .fxinfo import dtype_of, numel_of, op_name, span_of, strides_of
+from .index import dot
+from .ir import Buffer, Kernel, Load, Nest, Store
+from .lower import Coords, NestLowering
+from .lower_domain import Domain, open_domain, reduced_elements, widest_across
+from .lower_pieces import Part
+from .lower_strips import refuse_early_sums
+from .scatter import is_scatter
+from .simplify import simplify_nest
+
+
+@dataclass(frozen=True)
+class LoweredGroup:
+    """A kernel and what its buffers are: ``inputs[k]`` is the placeholder position of the buffer, or
+    ``outputs[k]`` the position among the group's outputs. A mutated placeholder is in ``inputs`` and is stored to."""
+
+    kernel: Kernel
+    inputs: dict[str, int]
+    outputs: dict[str, int]
+
+
+@dataclass
+class _OpenNest:
+    domain: Domain
+    lowering: NestLowering
+
+
+def lower_group(graph: Graph, name: str = "fused", eager_rounding: bool = False) -> LoweredGroup:
+    """Lower a whole group to one kernel, or raise NotLowerable with the node and the reason.
+
+    ``graph``'s placeholders are the input buffers, its outputs (and the destinations of its in-place writes) what the
+    kernel stores. Every node carries ``meta["val"]`` with static sizes.
+    """
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    buffers = {n: f"i{k}" for k, n in enumerate(placeholders)}
+    inside = set(graph.nodes)
+    outputs = list(graph.output_node().all_input_nodes)
+    targets: list[Part] = []
+    for k, node in enumerate(outputs):
+        if node not in buffers and not lower_stores.is_store(node):
+            targets += lower_pieces.parts_of(node, f"o{k}", buffers.__contains__)
+    targets += [Part(n, "") for n in graph.nodes if lower_stores.is_store(n)]
+    targets.sort(key=lambda t: (-reduced_elements(t.node, buffers), widest_across(t.node, buffers), -numel_of(t.node)))
+    nests: list[_OpenNest] = []
+    for target in targets:
+        _place(target, nests, inside, buffers, eager_rounding)
+    finished = tuple(simplify_nest(n.domain.builder.finish()) for n in nests)
+    return _assemble(name, finished, placeholders, buffers, outputs)
+
+
+def _place(target: Part, nests: list[_OpenNest], inside: set[Node], buffers: dict[Node, str],
+           eager_rounding: bool) -> None:
+    """Add the store of ``target`` to the first nest that visits its elements once, else to a nest of its own."""
+    node = target.node
+    visited = lower_stores.iterated(node) if target.in_place else node
+    source = lower_stores.written_value(node) if target.in_place else node
+    for nest in (*nests, None):
+        if nest is None:
+            start = source if numel_of(source) == numel_of(visited) else visited
+            domain = open_domain(start, inside, buffers, eager_rounding)
+            opened = _OpenNest(domain, NestLowering(domain.builder, buffers))
+        else:
+            opened = nest
+        places = _places(opened.domain, target, visited, nest is None)
+        if not places:
+            continue
+        try:
+            _store(opened, target, places, buffers)
+        except NotLowerable:
+            if nest is None:
+                raise
+            continue
+        if nest is None:
+            nests.append(opened)
+        return
+    raise NotLowerable(f"{node.name}: no axes visit each of its elements once")
+
+
+def _places(domain: Domain, target: Part, visited: Node, own: bool) -> tuple[Coords, ...]:
+    """Coordinates at which the points of a nest visit each element of ``visited`` once; ``own`` is whether the nest was
+    opened for it."""
+    coords = domain.placed(visited)
+    if coords is None and not target.in_place and (slices := domain.sliced(visited)):
+        return slices
+    if coords is None and own:
+        coords = domain.counted(visited)
+    elif coords is None and target.way and len(domain.builder.body) < lower_pieces.JOINED_STATEMENTS:
+        coords = domain.alike(visited)
+    return () if coords is None else (coords,)
+
+
+def _store(nest: _OpenNest, target: Part, places: tuple[Coords, ...], buffers: dict[Node, str]) -> None:
+    b, node = nest.domain.builder, target.node
+    if not target.in_place:
+        values = [target.converted(nest.lowering.value(node, coords), b) for coords in places]
+        for value in values:
+            refuse_early_sums(b.body, b.axes, value)
+        for coords, value in zip(places, values):
+            place = dot(target.coords(coords, b.ranges), strides_of(target.output))
+            b.store(target.buffer, dtype_of(target.output), place, value)
+        return
+    coords, = places
+    destination, visited = node.args[0], coords
+    value, coords, inside = lower_stores.place(nest.lowering, node, coords)
+    refuse_early_sums(b.body, b.axes, value)
+    while destination not in buffers:
+        if not lower_views.is_alias(destination) or lower_views.is_reinterpretation(destination):
+            raise NotLowerable(f"{node.name} writes into {destination.name}, which isn't a view of an input")
+        destination, coords = lower_views.INDEX_MAPS[op_name(destination)](destination, coords, b.ranges)
+    value = b.cast(value, dtype_of(node))
+    adds = lower_stores.accumulates(node)
+    b.store(buffers[destination], dtype_of(node), dot(coords, strides_of(destination)), value, inside, adds)
+    if adds:
+        b.require_scope({s for c in visited for s in c.free_symbols}, node.name)
+
+
+def _assemble(name: str, nests: tuple[Nest, ...], placeholders: list[Node], buffers: dict[Node, str],
+              outputs: list[Node]) -> LoweredGroup:
+    used = {s.buffer for n in nests for s in n.body if isinstance(s, Load | Store)}
+    arguments, inputs, stored = [], {}, {}
+    for k, node in enumerate(placeholders):
+        if buffers[node] in used:
+            arguments.append(Buffer(buffers[node], dtype_of(node), span_of(node)))
+            inputs[buffers[node]] = k
+    for k, node in enumerate(outputs):
+        if f"o{k}" in used:
+            arguments.append(Buffer(f"o{k}", dtype_of(node), span_of(node)))
+            stored[f"o{k}"] = k
+    kernel = Kernel(name, tuple(arguments), nests)
+    _check_mutations(kernel)
+    return LoweredGroup(kernel, inputs, stored)
+
+
+def _check_mutations(kernel: Kernel) -> None:
+    """A kernel may overwrite an input only where the same point of the same nest has read it."""
+    for buffer in kernel.written & kernel.read:
+        writers = [(n, s) for n in kernel.nests for s in n.body if isinstance(s, Store) and s.buffer == buffer]
+        if any(is_scatter(s) for _, s in writers):
+            raise NotLowerable(f"{buffer} would be read while a scatter writes it")
+        for nest in kernel.nests:
+            for stmt in nest.body:
+                if isinstance(stmt, Load) and stmt.buffer == buffer and any(
+                        n is not nest or s.index != stmt.index for n, s in writers):
+                    raise NotLowerable(f"{buffer} would be read at other places than it is written")
