@@ -119,6 +119,30 @@ def fp8_rows(device: str, dtype: torch.dtype):
     return fn, (new(rows, 4096),)
 
 
+@case("kernels", "norm_fp8_groups", dtypes=("bf16",))
+def norm_fp8_groups(device: str, dtype: torch.dtype):
+    new, rows = normal(device, dtype), scaled(device, 8192, 512)
+
+    def fn(x, residual, weight):
+        total = x + residual
+        groups = rms_norm(total, weight).view(total.shape[0], -1, 128)
+        scale = groups.abs().amax(-1, keepdim=True).float().clamp(min=1e-4) / FP8_LARGEST
+        return total, (groups.float() / scale).to(torch.float8_e4m3fn).view(total.shape), scale.squeeze(-1)
+
+    return fn, (new(rows, 7168), new(rows, 7168), new(7168))
+
+
+@case("kernels", "group_norm_pool")
+def group_norm_pool(device: str, dtype: torch.dtype):
+    new, images = normal(device, dtype), scaled(device, 64, 8)
+
+    def fn(x, weight, bias):
+        y = F.silu(F.group_norm(x, 32, weight, bias))
+        return y, y.mean((2, 3))
+
+    return fn, (new(images, 512, 32, 32), new(512), new(512))
+
+
 @case("kernels", "silu_mul_fp8_blocks", dtypes=("bf16",))
 def silu_mul_fp8_blocks(device: str, dtype: torch.dtype):
     new, rows = normal(device, dtype), scaled(device, 8192, 512)

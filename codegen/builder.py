@@ -175,9 +175,11 @@ class NestBuilder:
         """The conjunction of two masks, either of which may be absent."""
         return b if a is None else self.compute("and", a, b)
 
-    def reduce(self, op: str, value: str, dtype: torch.dtype, strip: bool = False) -> str:
-        """Reduce ``value`` over all reduction axes, or over the strip axes, into compute type ``dtype``."""
-        return self._emit(Reduce, compute_dtype(dtype), op, value, strip)
+    def reduce(self, op: str, value: str, dtype: torch.dtype, strip: bool = False,
+               along: tuple[Symbol, ...] = ()) -> str:
+        """Reduce ``value`` over all reduction axes, those in ``along``, or the strip axes, into compute type
+        ``dtype``."""
+        return self._emit(Reduce, compute_dtype(dtype), op, value, strip, along)
 
     def scan(self, op: str, value: str, dtype: torch.dtype) -> str:
         """What ``value`` has come to at each point of a row, in compute type ``dtype``."""

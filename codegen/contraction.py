@@ -36,7 +36,7 @@ def contraction_of(nest: Nest) -> Contraction | None:
     reduces = tuple(s for s in nest.body if isinstance(s, Reduce))
     parallel = {a.symbol for a in nest.parallel}
     summed = {a.symbol for a in nest.reduction}
-    if not reduces or not parallel or nest.strip or any(isinstance(s, Scan) for s in nest.body):
+    if not reduces or not parallel or nest.strip or nest.segmented or any(isinstance(s, Scan) for s in nest.body):
         return None
     made = {s.name: s for s in nest.body if not isinstance(s, Store)}
     last = nest.parallel[-1].symbol

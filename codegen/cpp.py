@@ -47,7 +47,8 @@ class NestPrinter(Prefetching):
 
     def _column_axis(self) -> Axis | None:
         """The parallel axis to vectorise over instead of the last reduction axis, if memory runs along it."""
-        if not self.nest.reduction or not self.nest.parallel or self.nest.strip or self.colliding:
+        nest = self.nest
+        if not nest.reduction or not nest.parallel or nest.strip or nest.segmented or self.colliding:
             return None
         row, along_row = self.nest.reduction[-1], 0
         votes: dict[Axis, int] = {}
@@ -221,11 +222,15 @@ class NestPrinter(Prefetching):
         axes = list(self.nest.reduction)
         body = self._without_held(phase.body, computed)
         for reduce in phase.reduces:
-            self._declare_accumulator(reduce)
+            if reduce.along:
+                self._declare_segments(reduce)
+            else:
+                self._declare_accumulator(reduce)
         self._start_scans(body)
         blocked = SUM_BLOCK if axes[-1].size > SUM_BLOCK and any(r.op in ("sum", "prod") for r in phase.reduces) else 0
         self._short = (len(axes) > 1 and axes[-1].size <= SHORT_LANES and bool(phase.reduces)
-                       and all(r.op in ("sum", "max", "min") and r.dtype != torch.bool for r in phase.reduces))
+                       and all(r.op in ("sum", "max", "min") and r.dtype != torch.bool and not r.along
+                               for r in phase.reduces))
         for reduce in phase.reduces if self._short else ():
             self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name}[{axes[-1].size}];")
             self.add(f"for (int64_t l = 0; l < {axes[-1].size}; ++l) part_{reduce.name}[l] = {self._start(reduce)};")
@@ -236,14 +241,20 @@ class NestPrinter(Prefetching):
                 self.open(f"for (int64_t l = 0; l < {axes[-1].size}; ++l)")
                 self._accumulate(reduce, False, value=f"part_{reduce.name}[l]")
                 self.close()
-            self._finish(reduce)
+            if reduce.along:
+                self._finish_segments(reduce)
+            else:
+                self._finish(reduce)
         self._short = False
 
     def _sweep_loops(self, phase: Phase, axes: list[Axis], levels: list[list[Stmt]], k: int, blocked: int,
                      computed: set[str]) -> None:
         """The loops over ``axes[k:]``, each cut where conditions on its axis change."""
         for stmt in levels[k]:
-            self.add(self.line(stmt))
+            if isinstance(stmt, Reduce) and self._is_added(stmt):
+                self._add_to_segment(stmt, stmt.value)
+            else:
+                self.add(self.line(stmt))
         axis, outside = axes[k], dict(self._decided)
         if k == len(axes) - 1:
             self._lane_loops(phase, axis, levels[-1], blocked, computed)
@@ -260,7 +271,9 @@ class NestPrinter(Prefetching):
         """The innermost loop over a row, in pieces, or in blocks whose partial sums keep float32's precision."""
         streams = [] if self._short or len(self._pieces(lane)) > 1 else self._row_streams(phase, body, lane)
         blocked = PREFETCH_ROW if streams and lane.size > PREFETCH_ROW else blocked
-        blocks = [r for r in phase.reduces if blocked and r.op in ("sum", "prod")]
+        here = [s for s in body if isinstance(s, Reduce) and not s.strip and s.name not in self._summed]
+        segments = [r for r in here if self._in_lanes(r)]
+        blocks = [r for r in here if blocked and r.op in ("sum", "prod") and not r.along]
         outside = dict(self._decided)
         if blocked:
             self.open(f"for (int64_t block = 0; block < {lane.size}; block += {blocked})")
@@ -268,11 +281,13 @@ class NestPrinter(Prefetching):
             self._prefetch(streams, lane, "block" if blocked else "0", min(blocked or lane.size, lane.size))
         for reduce in blocks:
             self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name} = {self._start(reduce)};")
-        clauses = "" if self._short else self._clauses(phase.reduces, bool(blocked))
+        self._open_lanes(segments)
+        clauses = "" if self._short else self._clauses(
+            [r for r in here if r in segments or not r.along or r.op.startswith("arg")], bool(blocked))
         if (lane.symbol in self.colliding and any(isinstance(s, Store) for s in body)) or any(
                 isinstance(s, Scan) for s in body):
             clauses = None
-        online = any(r.op == "expsum" for r in phase.reduces)
+        online = any(r.op == "expsum" for r in here)
         pieces = [(0, lane.size)] if blocked else self._pieces(lane)
         for first, last in pieces:
             low, high = str(first), str(last)
@@ -290,9 +305,13 @@ class NestPrinter(Prefetching):
             else:
                 self.open(f"for (int64_t {lane.symbol} = {low}; {lane.symbol} < {high}; ++{lane.symbol})")
             for stmt in body:
-                if isinstance(stmt, Reduce):
+                if isinstance(stmt, Reduce) and stmt.name not in self._summed:
                     if stmt.strip:
                         self._add_to_strip(stmt)
+                    elif stmt in segments:
+                        self._accumulate(stmt, False, acc=f"part_{stmt.name}")
+                    elif stmt.along:
+                        self._add_to_segment(stmt, stmt.value)
                     else:
                         self._accumulate(stmt, bool(blocked) or self._short, f"[{lane.symbol}]" if self._short else "")
                     continue
@@ -303,6 +322,7 @@ class NestPrinter(Prefetching):
                     computed.add(stmt.name)
             self.close(2 if online else 1)
             self._decided = dict(outside)
+        self._close_lanes(segments)
         for reduce in blocks:
             self.add(f"acc_{reduce.name} {'+' if reduce.op == 'sum' else '*'}= part_{reduce.name};")
         if blocked:
@@ -321,7 +341,7 @@ class NestPrinter(Prefetching):
                 needed.update(operands(stmt))
             kept.append(stmt)
         self._read_back = ready
-        return list(reversed(kept))
+        return [*self._segments_read(needed), *reversed(kept)]
 
     def line(self, stmt: Stmt) -> str:
         if not isinstance(stmt, Store) and stmt.name in self._read_back:

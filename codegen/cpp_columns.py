@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .cpp_reduce import Accumulators
+from .cpp_segments import SegmentArrays
 from .cpp_spelling import COMPUTE
 from .ir import Axis, Kernel, Nest, Reduce, Stmt, Store, operands
 from .sweeps import Phase, plan_phases
@@ -12,7 +12,7 @@ from .sweeps import Phase, plan_phases
 COLUMN_BLOCK = 256
 
 
-class ColumnForm(Accumulators):
+class ColumnForm(SegmentArrays):
     """Prints a nest whose accumulators are arrays over a block of a parallel axis."""
 
     def __init__(self, kernel: Kernel, nest: Nest) -> None:

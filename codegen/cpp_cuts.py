@@ -1,15 +1,20 @@
 """Loops cut where a condition on their axis changes, so that no piece tests it: a concatenation becomes two loops."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from .cpp_columns import ColumnForm
 from .index import affine
 from .ir import Axis, Compute, Const, Index, Kernel, Load, Nest, Stmt, Store
 
+#: Most conditions of which both sides are printed, one within the other.
+MAX_BRANCHES = 3
 #: Most places at which the lane axis is cut, and the fewest lanes of a piece.
 MAX_CUTS, MIN_PIECE = 4, 8
+
+
+_OPPOSITE = {"lt": "ge", "ge": "lt", "le": "gt", "gt": "le"}
 
 
 class CutLoops(ColumnForm):
@@ -51,17 +56,17 @@ class CutLoops(ColumnForm):
             return [(0, lane.size)]
         return pieces
 
-    def _conditions_before(self, body: Sequence[Stmt], lane: Axis) -> list[str]:
+    def _conditions_before(self, body: Sequence[Stmt], lane: Axis, settled: Mapping[str, bool]) -> list[str]:
         """Conditions of loads in ``body``, and what those are the conjunctions of, that are known before the loop over
-        ``lane``: where all hold, as they do away from the border of what is padded, the loop needs none of them. A load
-        under a condition that is the same for all lanes isn't vectorised."""
+        ``lane`` and not ``settled`` yet: where all hold, as they do away from the border of what is padded, the loop
+        needs none of them. A load under a condition that is the same for all lanes isn't vectorised."""
         made = {s.name: s for s in self.nest.body if not isinstance(s, Store)}
         work = [s.mask for s in body if isinstance(s, Load) and s.mask is not None]
         found: dict[str, None] = {}
         while work:
             name = work.pop(0)
             stmt = made[name]
-            if name in found or name in self._decided:
+            if name in found or name in settled or name in self._decided:
                 continue
             if lane.symbol not in self.nest.scopes[name]:
                 found[name] = None
@@ -69,9 +74,45 @@ class CutLoops(ColumnForm):
                 work.extend(stmt.args)
         return list(found)
 
-    def _print_points(self, lane: Axis, first: str, last: str, body: Sequence[Stmt]) -> None:
-        """The loop over ``[first, last)`` of the lane axis, twice if conditions on other axes may all hold."""
-        conditions = self._conditions_before(body, lane)
+    def _opposites(self, conditions: Sequence[str]) -> tuple[str, str] | None:
+        """Two of ``conditions`` of which always exactly one holds: the sides of a concatenation."""
+        made = {s.name: s for s in self.nest.body if not isinstance(s, Store)}
+        sides: dict[tuple[str, ...], str] = {}
+        for name in conditions:
+            stmt = made[name]
+            if isinstance(stmt, Compute) and stmt.op in _OPPOSITE:
+                other = sides.get((_OPPOSITE[stmt.op], *stmt.args))
+                if other is not None:
+                    return other, name
+                sides[(stmt.op, *stmt.args)] = name
+        return None
+
+    def _following(self, settled: Mapping[str, bool], conditions: Sequence[str]) -> dict[str, bool]:
+        """``settled`` with the conjunctions among ``conditions`` that it settles."""
+        result = dict(settled)
+        for stmt in self.nest.body:
+            if isinstance(stmt, Compute) and stmt.op == "and" and stmt.name in conditions:
+                known = [result.get(a) for a in stmt.args]
+                if False in known or None not in known:
+                    result[stmt.name] = False not in known
+        return result
+
+    def _print_points(self, lane: Axis, first: str, last: str, body: Sequence[Stmt],
+                      settled: Mapping[str, bool] | None = None, branches: int = MAX_BRANCHES) -> None:
+        """The loop over ``[first, last)`` of the lane axis, twice if conditions on other axes may all hold, and apart
+        for each side of what is concatenated along those."""
+        settled = settled or {}
+        conditions = self._conditions_before(body, lane, settled)
+        sides = self._opposites(conditions) if branches else None
+        for holds in (True, False) if sides else ():
+            now = self._following({**settled, sides[0]: holds, sides[1]: not holds}, conditions)
+            self.open(f"if ({sides[0]})" if holds else "else")
+            self.add("const bool " + ", ".join(
+                f"{n} = {str(t).lower()}" for n, t in now.items() if n not in settled) + ";")
+            self._print_points(lane, first, last, body, now, branches - 1)
+            self.close()
+        if sides:
+            return
         if conditions:
             self.open(f"if ({' & '.join(conditions)})")
             self.add("const bool " + ", ".join(f"{name} = true" for name in conditions) + ";")

@@ -98,7 +98,7 @@ class LoopWriter(CppStatements):
     def _scope(self, stmt: Stmt) -> frozenset[Symbol]:
         if isinstance(stmt, Store):
             return self.nest.store_scope(stmt)
-        if isinstance(stmt, Reduce):
+        if isinstance(stmt, Reduce) and not stmt.along:
             return frozenset(a.symbol for a in self.nest.axes)
         return self.nest.scopes[stmt.name]
 

@@ -26,6 +26,10 @@ class Accumulators(ScanLoops):
             text = axis.symbol.name if text == "0" else f"({text}) * {axis.size} + {axis.symbol}"
         return text
 
+    def _position(self, reduce: Reduce) -> str:
+        """Position of an element among those that are reduced to one result."""
+        return self._row_position()
+
     def _start(self, reduce: Reduce) -> str:
         dtype = self.dtypes[reduce.value]
         if reduce.op in ("sum", "prod", "expsum"):
@@ -77,16 +81,17 @@ class Accumulators(ScanLoops):
             if reduce.op == "expsum":  # accumulated in arrays
                 continue
             kind = {"sum": "+", "prod": "*", "max": "max", "min": "min", "any": "|", "all": "&"}[reduce.op]
-            part = blocked and reduce.op in ("sum", "prod")
+            part = bool(reduce.along) or (blocked and reduce.op in ("sum", "prod"))
             groups.setdefault(kind, []).append(f"part_{reduce.name}" if part else f"acc_{reduce.name}")
             if self._watches_nan(reduce):
                 groups.setdefault("|", []).append(f"nan_{reduce.name}")
         return "".join(f" reduction({kind} : {', '.join(names)})" for kind, names in groups.items())
 
-    def _accumulate(self, reduce: Reduce, blocked: bool, lane: str = "", value: str = "") -> None:
-        """Take ``value``, by default the one that is reduced, into the accumulator; ``blocked`` into a part of it,
-        and at index ``lane`` where each lane has its own."""
-        value, acc = value or reduce.value, f"{'part' if self._short and lane else 'acc'}_{reduce.name}{lane}"
+    def _accumulate(self, reduce: Reduce, blocked: bool, lane: str = "", value: str = "", acc: str = "") -> None:
+        """Take ``value``, by default the one that is reduced, into the accumulator, or ``acc``; ``blocked`` into a part
+        of it, and at index ``lane`` where each lane has its own."""
+        value = value or reduce.value
+        acc = acc or f"{'part' if self._short and lane else 'acc'}_{reduce.name}{lane}"
         if reduce.op == "expsum":
             suffix = "" if reduce.dtype == torch.float64 else "f"
             top, d, e = f"top_{reduce.name}[l]", f"d_{reduce.name}", f"e_{reduce.name}"
@@ -107,7 +112,7 @@ class Accumulators(ScanLoops):
             if self.dtypes[value].is_floating_point:
                 better += f" || ({value} != {value} && {acc} == {acc})"
                 better = f"({acc} == {acc} || {at} < 0) && ({better})"
-            self.add(f"if ({better}) {{ {acc} = {value}; {at} = {self._row_position()}; }}")
+            self.add(f"if ({better}) {{ {acc} = {value}; {at} = {self._position(reduce)}; }}")
         elif self._watches_nan(reduce) and not lane:
             self.add(f"nan_{reduce.name} |= ({value} != {value});")
             self.add(f"{acc} = {value} {'>' if reduce.op == 'max' else '<'} {acc} ? {value} : {acc};")

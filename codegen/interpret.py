@@ -97,18 +97,18 @@ class _NestRun:
         return torch.where(mask, flat[safe].to(stmt.dtype), torch.tensor(stmt.other, dtype=stmt.dtype))
 
     def _reduce(self, stmt: Reduce) -> Tensor:
-        parallel = len(self.nest.parallel)
         full = self.values[stmt.value].expand(self.shape)
         if stmt.strip:
             over = [k for k, a in enumerate(self.nest.axes) if a.strip]
             return full.sum(over, keepdim=True, dtype=stmt.dtype)
-        rows = full.reshape(*full.shape[:parallel], -1)
+        over = [k for k, a in enumerate(self.nest.axes) if a.reduction and (not stmt.along or a.symbol in stmt.along)]
+        rows = full.movedim(over, list(range(-len(over), 0))).flatten(-len(over))
         ops: dict[str, Callable[[Tensor], Tensor]] = {
             "sum": lambda x: x.sum(-1, dtype=stmt.dtype), "prod": lambda x: x.prod(-1, dtype=stmt.dtype),
             "max": lambda x: x.amax(-1), "min": lambda x: x.amin(-1), "any": lambda x: x.any(-1),
             "expsum": lambda x: (x - x.amax(-1, keepdim=True)).exp().sum(-1),
             "all": lambda x: x.all(-1), "argmax": lambda x: x.argmax(-1), "argmin": lambda x: x.argmin(-1)}
-        return ops[stmt.op](rows).to(stmt.dtype).reshape(*full.shape[:parallel], *[1] * (len(self.shape) - parallel))
+        return ops[stmt.op](rows).to(stmt.dtype).reshape([1 if k in over else n for k, n in enumerate(full.shape)])
 
     def _scan(self, stmt: Scan) -> Tensor:
         full = self.values[stmt.value].expand(self.shape)

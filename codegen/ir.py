@@ -7,7 +7,7 @@
             | Index  name = expr                           an integer expression of axis symbols
             | Load   name = buffer[index] if mask else other
             | Compute name = op(args)
-            | Reduce name = op over all reduction axes of value, or its sum over the strip axes
+            | Reduce name = op over all or some reduction axes of value, or its sum over the strip axes
             | Scan   name = op over the row's elements of value up to this point
             | Store  buffer[index] = value                 (if mask; or +=, when several points meet at one element)
 
@@ -20,6 +20,9 @@ Strip axes are for sums along rows and down columns of one input, as a norm's ba
 neighbouring rows that one program goes through in order. Reductions along a row are as ever; a ``Reduce`` with
 ``strip`` adds up each column over the rows of the strip, and is known, at the parallel and reduction axes, after the
 last of them.
+
+A ``Reduce`` ``along`` some of the reduction axes only is a *segment* reduction: each row has as many results as the
+other axes have places, and they are known at every point of the row.
 """
 from __future__ import annotations
 
@@ -125,6 +128,7 @@ class Reduce:
     op: str
     value: str
     strip: bool = False
+    along: tuple[Symbol, ...] = ()  # the reduction axes that a segment reduction goes along
 
 
 @dataclass(frozen=True)
@@ -200,6 +204,11 @@ class Nest:
         return tuple(a for a in self.axes if a.reduction)
 
     @cached_property
+    def segmented(self) -> tuple[Reduce, ...]:
+        """The segment reductions."""
+        return tuple(s for s in self.body if isinstance(s, Reduce) and s.along)
+
+    @cached_property
     def ranges(self) -> dict[Symbol, int]:
         return {a.symbol: a.size for a in self.axes}
 
@@ -218,7 +227,7 @@ class Nest:
             if index is not None:
                 scope |= {s for s in index.free_symbols if s in self.ranges}
             if isinstance(stmt, Reduce):
-                scope -= strip if stmt.strip else reduced
+                scope -= strip if stmt.strip else set(stmt.along) or reduced
             elif isinstance(stmt, Scan):
                 scope |= reduced
             known[stmt.name] = frozenset(scope)
@@ -276,7 +285,8 @@ def format_statement(stmt: Stmt) -> str:
     if isinstance(stmt, Load):
         return head + f"{stmt.buffer}[{stmt.index}]" + (f"{mask} else {stmt.other}" if mask else "")
     if isinstance(stmt, Reduce):
-        return head + f"{'strip' if stmt.strip else 'reduce'}_{stmt.op}({stmt.value})"
+        along = f" along {', '.join(map(str, stmt.along))}" if stmt.along else ""
+        return head + f"{'strip' if stmt.strip else 'reduce'}_{stmt.op}({stmt.value}{along})"
     if isinstance(stmt, Scan):
         return head + f"scan_{stmt.op}({stmt.value})"
     rounding = f", {_dtype_name(stmt.rounding)}" if stmt.rounding else ""

@@ -45,7 +45,7 @@ def jam_rows(kernel: Kernel, worthwhile: Callable[[Kernel, Nest], bool], rows: i
 
 def _allows(nest: Nest) -> bool:
     """One sweep of sums over rows of which nothing is stored but results, in a short body."""
-    if not nest.reduction or not nest.parallel or nest.strip or len(nest.body) > LONGEST_BODY:
+    if not nest.reduction or not nest.parallel or nest.strip or nest.segmented or len(nest.body) > LONGEST_BODY:
         return False
     if any(isinstance(s, Scan) or (isinstance(s, Store) and is_scatter(s)) for s in nest.body):
         return False  # which keep to the order of the points

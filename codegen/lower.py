@@ -5,7 +5,7 @@ into another, and what is asked for twice at the same coordinates is one SSA val
 """
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import prod
 from typing import Any
 
@@ -26,11 +26,12 @@ from .builder import NestBuilder
 from .errors import NotLowerable
 from .exact_rounding import holds_exactly
 from .float8 import FLOAT8
-from .fxinfo import dtype_of, numel_of, op_name, shape_of, strides_of, value_of
+from .fxinfo import dtype_of, numel_of, op_name, shape_of, span_of, strides_of, value_of
 from .index import bounds, dot, ravel, unravel
-from .ir import compute_dtype
+from .ir import Axis, Load, Store, compute_dtype, operands
 from .lower_reductions import COMBINED, Reduction, is_reduction, reduction_of, source_coords
 from .lower_scans import is_scan
+from .lower_segments import axes_along, axes_placed
 from .lower_slices import MOST_SLICES, written_out
 
 Coords = tuple[Expr, ...]
@@ -87,9 +88,10 @@ def _is_known(node: Node) -> bool:
 class NestLowering:
     """Pulls values of graph nodes into the nest that ``builder`` builds."""
 
-    def __init__(self, builder: NestBuilder, buffers: dict[Node, str]) -> None:
+    def __init__(self, builder: NestBuilder, buffers: dict[Node, str], places: Mapping[Node, Coords]) -> None:
         self.builder = builder
         self.buffers = buffers
+        self.places = places  # where the nest has the elements of a node, of those that follow from what it visits
         self._values: dict[tuple[Node, Coords, str | None], str] = {}
 
     def value(self, node: Node, coords: Coords) -> str:
@@ -118,6 +120,28 @@ class NestLowering:
         if name in lower_pointwise.RULES:
             return self._pointwise(node, coords)
         raise NotLowerable(f"{node.name}: {node.target} has no lowering")
+
+    def value_where(self, condition: str | None, node: Node, coords: Coords) -> str:
+        """``value`` at points where ``condition`` holds; elsewhere nothing is loaded from outside of a buffer."""
+        value = self.value(node, coords)
+        if condition is None or not self._loads_outside(value):
+            return value
+        return self.masked(condition, node, coords)
+
+    def _loads_outside(self, value: str) -> bool:
+        """Whether a value needs a load that may be outside of its buffer."""
+        sizes = {name: span_of(node) for node, name in self.buffers.items()}
+        made = {s.name: s for s in self.builder.body if not isinstance(s, Store)}
+        work, seen = [value], {value}
+        while work:
+            stmt = made[work.pop()]
+            if isinstance(stmt, Load) and stmt.mask is None:
+                extent = bounds(stmt.index, self.builder.ranges)
+                if extent is not None and (extent[0] < 0 or extent[1] >= sizes[stmt.buffer]):
+                    return True
+            work += [n for n in operands(stmt) if n not in seen]
+            seen.update(operands(stmt))
+        return False
 
     def masked(self, condition: str | bool, node: Node, coords: Coords) -> str:
         """``value`` with loads made only where ``condition`` holds."""
@@ -197,13 +221,7 @@ class NestLowering:
         if reduction.count > 1:
             if b.mask is not None:
                 return self._unmasked(node, coords)
-            if b.scope_has_reduction_axis(coords) and not down_strip:
-                raise NotLowerable(f"{node.name} would be reduced inside of another reduction")
-            axes = [a for a in b.axes if (a.strip if down_strip else a.reduction)]
-            if prod(a.size for a in axes) != reduction.count:
-                raise NotLowerable(
-                    f"{node.name} reduces {reduction.count} elements where the kernel's rows have "
-                    f"{prod(a.size for a in axes)}")
+            axes = self._reduced_axes(reduction, coords, down_strip)
             sizes = tuple(a.size for a in axes)
             wide = tuple(s for s in reduction.sizes if s != 1)
             if wide == sizes:
@@ -212,14 +230,32 @@ class NestLowering:
             else:
                 position = ravel([a.symbol for a in axes], sizes)
                 inner = unravel(position, reduction.sizes, b.ranges)
+            whole = down_strip or len(axes) == sum(a.reduction for a in b.axes)
+            along = () if whole else tuple(a.symbol for a in axes)
         else:
-            inner = tuple(Integer(0) for _ in reduction.dims)
+            inner, along = tuple(Integer(0) for _ in reduction.dims), ()
         value = self._reduced_value(reduction, source_coords(reduction, coords, inner))
-        result = lower_reductions.emit(b, reduction, value, down_strip)
+        result = lower_reductions.emit(b, reduction, value, down_strip, along)
         bias = lower_contractions.addend(node)
         if bias is not None:
             result = self._with_addend(result, coords, *bias)
         return b.rounded(result, dtype_of(node))
+
+    def _reduced_axes(self, reduction: Reduction, coords: Coords, down_strip: bool) -> tuple[Axis, ...]:
+        """The axes of the nest that run over what is reduced."""
+        b, name = self.builder, reduction.node.name
+        if down_strip:
+            axes = tuple(a for a in b.axes if a.strip)
+        else:
+            axes = axes_along(reduction, coords, b.axes, self.places)
+            segment = len(axes) < sum(a.reduction for a in b.axes)
+            gathered = any(s.name.startswith("v") for c in coords for s in c.free_symbols)
+            if gathered or (segment and (reduction.source is None or any(a.strip for a in b.axes))):
+                raise NotLowerable(f"{name} would be reduced inside of another reduction")
+        if prod(a.size for a in axes) != reduction.count:
+            raise NotLowerable(f"{name} reduces {reduction.count} elements where the kernel's rows have "
+                               f"{prod(a.size for a in axes)}")
+        return axes
 
     def _unmasked(self, node: Node, coords: Coords) -> str:
         """A reduction that a concatenated or padded region needs: made for every row, inside of the region or not."""
@@ -238,6 +274,8 @@ class NestLowering:
             return False
         along = tuple(a.size for a in self.builder.axes if a.reduction)
         wide = tuple(n for n in reduction.sizes if n != 1)
+        if self.builder.mask is None and axes_placed(reduction, coords, self.builder.axes, self.places):
+            return False
         return along != wide or self.builder.mask is not None or self.builder.scope_has_reduction_axis(coords)
 
     def _goes_down_strip(self, reduction: Reduction, coords: Coords) -> bool:

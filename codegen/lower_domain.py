@@ -5,34 +5,40 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-import torch
 from sympy import Expr, Integer
 from torch.fx import Node
 
-from . import lower_pointwise, lower_views
 from .builder import NestBuilder
-from .fxinfo import numel_of, op_name, shape_of, value_of
+from .fxinfo import numel_of, shape_of
 from .index import ravel, symbol, unravel
 from .ir import Axis
-from .lower_reductions import Reduction, is_reduction, reduction_of, source_coords
-from .lower_scans import is_scan, rows_of
+from .lower_cutouts import follow_cutouts, visits_cutout
+from .lower_places import places
+from .lower_reductions import Reduction
+from .lower_scans import rows_of
+from .lower_segments import SEGMENTED_ROW, cut_segments
 from .lower_slices import MOST_SLICES, follow_slices, visits_once
 from .lower_strips import along_rows, cut_strips, strip_sizes
 
 Coords = tuple[Expr, ...]
 
+#: How often axes are cut in two for the shorter reductions of a group.
+MOST_CUTS = 3
+
 
 @dataclass
 class Domain:
-    """The axes of a nest being built, and the coordinates of the nodes that follow one to one from what it visits, or
-    slice by slice."""
+    """The axes of a nest being built, and the coordinates of the nodes that follow one to one from what it visits,
+    slice by slice, or as a part of it."""
 
     builder: NestBuilder
     coords: dict[Node, Coords]
     slices: Mapping[Node, tuple[Coords, ...]]
+    cutouts: Mapping[Node, Coords]
 
-    def placed(self, node: Node) -> Coords | None:
-        """Coordinates at which this nest visits each element of ``node`` exactly once, or None."""
+    def placed(self, node: Node, in_place: bool = False) -> Coords | None:
+        """Coordinates at which this nest visits each element of ``node`` exactly once, or None. What is written
+        ``in_place`` isn't visited at the results of segments: another point of the row might read it afterwards."""
         coords = self.coords.get(node)
         if coords is None:
             return None
@@ -44,7 +50,10 @@ class Domain:
         for visited in (axes, [a for a in axes if not a.strip]):
             if symbols == {a.symbol for a in visited} and numel_of(node) == prod(a.size for a in visited):
                 return coords
-        return None
+        if in_place or any(a.strip for a in axes) or not parallel < symbols:
+            return None
+        segments = prod(a.size for a in axes if a.symbol in symbols)
+        return coords if symbols <= {a.symbol for a in axes} and numel_of(node) == segments else None
 
     def sliced(self, node: Node) -> tuple[Coords, ...] | None:
         """Coordinates at which, one after the other, this nest visits each element of ``node`` once, or None."""
@@ -53,6 +62,11 @@ class Domain:
             if slices and visits_once(slices, node, self.builder.ranges, {a.symbol for a in visited}):
                 return slices
         return None
+
+    def cut_out(self, node: Node) -> Coords | None:
+        """Coordinates at which this nest visits each element of ``node`` once, and others that it hasn't, or None."""
+        coords = self.cutouts.get(node)
+        return coords if coords is not None and visits_cutout(node, coords, self.builder.ranges) else None
 
     def counted(self, node: Node) -> Coords | None:
         """The elements of ``node`` in the order of the parallel axes, if there are as many."""
@@ -84,54 +98,6 @@ def _axes(shape: tuple[int, ...], reduced: tuple[int, ...]) -> tuple[tuple[Axis,
     return tuple(sorted(axes, key=lambda a: a.reduction)), tuple(coords)
 
 
-def _spread(start: Node, coords: Coords, inside: set[Node], ranges: dict, axes: tuple[Axis, ...]) -> dict[Node, Coords]:
-    """Coordinates of every node of the group that follow one to one from those of ``start``."""
-    known = {start: coords}
-    work = [start]
-    reduction_symbols = tuple(a.symbol for a in axes if a.reduction)
-    reduced_sizes = tuple(a.size for a in axes if a.reduction)
-
-    def learn(node: Node, found: Coords | None) -> None:
-        if found is not None and node not in known and (node in inside):
-            known[node] = found
-            work.append(node)
-
-    while work:
-        node = work.pop()
-        here = known[node]
-        for user in node.users:
-            if user not in inside or not isinstance(value_of(user), torch.Tensor):
-                continue
-            if is_reduction(user) and reduction_of(user).source is node:
-                reduction = reduction_of(user)
-                kept = tuple((Integer(0) if reduction.keepdim else None) if d in reduction.dims else c
-                             for d, c in enumerate(here))
-                learn(user, tuple(c for c in kept if c is not None))
-            elif op_name(user) in lower_pointwise.RULES or op_name(user) == "copy_" or is_scan(user):
-                if shape_of(user) == shape_of(node):
-                    learn(user, here)
-            elif op_name(user) in lower_views.INDEX_MAPS and user.args[0] is node:
-                learn(user, lower_views.forward_coords(user, here, ranges))
-        if node.op == "placeholder":
-            continue
-        if op_name(node) in lower_pointwise.RULES or is_scan(node):
-            for source in node.all_input_nodes:
-                learn(source, lower_views.broadcast_coords(here, shape_of(source)))
-        elif is_reduction(node):
-            reduction = reduction_of(node)
-            inside_row = any(s in reduction_symbols for c in here for s in c.free_symbols)
-            same = tuple(s for s in reduction.sizes if s != 1) == reduced_sizes
-            if reduction.source is not None and same and not inside_row:
-                symbols = iter(reduction_symbols)
-                inner = tuple(next(symbols) if s != 1 else Integer(0) for s in reduction.sizes)
-                learn(reduction.source, source_coords(reduction, here, inner))
-        elif op_name(node) != "unfold" and lower_views.is_alias(node):  # windows may overlap, however many there are
-            source, inner = lower_views.INDEX_MAPS[op_name(node)](node, here, ranges)
-            if isinstance(source, Node) and numel_of(source) == numel_of(node):
-                learn(source, inner)
-    return known
-
-
 def _ancestors(node: Node, buffers: dict[Node, str]) -> list[Node]:
     """Nodes that ``node`` needs, itself first, buffers left out, nearest first."""
     seen, work = {node: None}, [node]
@@ -158,6 +124,19 @@ def reduced_elements(node: Node, buffers: dict[Node, str]) -> int:
     return max(map(_width, _needed_rows(node, buffers)), default=(False, 0))[1]
 
 
+def row_length(reduction: Reduction) -> int:
+    """How long the rows are that a nest would have from a reduction; 0 where they are too long to reduce segments of
+    them beside."""
+    return reduction.count if reduction.count <= SEGMENTED_ROW else 0
+
+
+def longest_row(node: Node, buffers: dict[Node, str]) -> int:
+    """`row_length` of the widest reductions that ``node`` needs."""
+    found = _needed_rows(node, buffers)
+    widest = max(map(_width, found), default=None)
+    return max((row_length(r) for r in found if _width(r) == widest), default=0)
+
+
 def widest_across(node: Node, buffers: dict[Node, str]) -> bool:
     """Whether the widest reductions that ``node`` needs all go down columns."""
     found = _needed_rows(node, buffers)
@@ -169,7 +148,7 @@ def open_domain(target: Node, inside: set[Node], buffers: dict[Node, str], eager
     """A domain for ``target``: the space of the widest reduction or scan that it needs, else its own elements."""
     reductions = _needed_rows(target, buffers)
     if reductions:
-        reduction = max(reductions, key=lambda r: (_width(r), along_rows(r)))
+        reduction = max(reductions, key=lambda r: (_width(r), along_rows(r), row_length(r)))
         axes, coords = _axes(reduction.shape, reduction.dims)
         start = reduction.source or reduction.node
         if reduction.source is None:
@@ -178,10 +157,15 @@ def open_domain(target: Node, inside: set[Node], buffers: dict[Node, str], eager
         start = target
         axes, coords = _axes(shape_of(start), ())
     builder = NestBuilder(axes, eager_rounding)
-    known = _spread(start, coords, inside, builder.ranges, axes)
-    cuts = strip_sizes(known, inside, axes) if reductions and along_rows(reduction) else {}
-    if cuts:
-        axes, replaced = cut_strips(axes, cuts)
+    known = places(start, coords, inside, builder.ranges, axes)
+    strips = strip_sizes(known, inside, axes) if reductions and along_rows(reduction) else {}
+    for _ in range(1 if strips else MOST_CUTS):
+        cut, replaced = cut_strips(axes, strips) if strips else cut_segments(known, inside, axes)
+        if cut == axes:
+            break
+        axes, coords = cut, tuple(c.xreplace(replaced) for c in coords)
         builder = NestBuilder(axes, eager_rounding)
-        known = _spread(start, tuple(c.xreplace(replaced) for c in coords), inside, builder.ranges, axes)
-    return Domain(builder, known, follow_slices(known, (n for n in target.graph.nodes if n in inside), builder.ranges))
+        known = places(start, coords, inside, builder.ranges, axes)
+    order = [n for n in target.graph.nodes if n in inside]
+    return Domain(builder, known, follow_slices(known, order, builder.ranges),
+                  follow_cutouts(known, order, builder.ranges) if reductions else {})

@@ -16,7 +16,8 @@ from .fxinfo import dtype_of, numel_of, op_name, span_of, strides_of
 from .index import dot
 from .ir import Buffer, Kernel, Load, Nest, Store
 from .lower import Coords, NestLowering
-from .lower_domain import Domain, open_domain, reduced_elements, widest_across
+from .lower_cutouts import inside
+from .lower_domain import Domain, longest_row, open_domain, reduced_elements, widest_across
 from .lower_pieces import Part
 from .lower_strips import refuse_early_sums
 from .scatter import is_scatter
@@ -47,22 +48,23 @@ def lower_group(graph: Graph, name: str = "fused", eager_rounding: bool = False)
     """
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     buffers = {n: f"i{k}" for k, n in enumerate(placeholders)}
-    inside = set(graph.nodes)
+    members = set(graph.nodes)
     outputs = list(graph.output_node().all_input_nodes)
     targets: list[Part] = []
     for k, node in enumerate(outputs):
         if node not in buffers and not lower_stores.is_store(node):
             targets += lower_pieces.parts_of(node, f"o{k}", buffers.__contains__)
     targets += [Part(n, "") for n in graph.nodes if lower_stores.is_store(n)]
-    targets.sort(key=lambda t: (-reduced_elements(t.node, buffers), widest_across(t.node, buffers), -numel_of(t.node)))
+    targets.sort(key=lambda t: (-reduced_elements(t.node, buffers), widest_across(t.node, buffers),
+                                -longest_row(t.node, buffers), -numel_of(t.node)))
     nests: list[_OpenNest] = []
     for target in targets:
-        _place(target, nests, inside, buffers, eager_rounding)
+        _place(target, nests, members, buffers, eager_rounding)
     finished = tuple(simplify_nest(n.domain.builder.finish()) for n in nests)
     return _assemble(name, finished, placeholders, buffers, outputs)
 
 
-def _place(target: Part, nests: list[_OpenNest], inside: set[Node], buffers: dict[Node, str],
+def _place(target: Part, nests: list[_OpenNest], members: set[Node], buffers: dict[Node, str],
            eager_rounding: bool) -> None:
     """Add the store of ``target`` to the first nest that visits its elements once, else to a nest of its own."""
     node = target.node
@@ -71,8 +73,8 @@ def _place(target: Part, nests: list[_OpenNest], inside: set[Node], buffers: dic
     for nest in (*nests, None):
         if nest is None:
             start = source if numel_of(source) == numel_of(visited) else visited
-            domain = open_domain(start, inside, buffers, eager_rounding)
-            opened = _OpenNest(domain, NestLowering(domain.builder, buffers))
+            domain = open_domain(start, members, buffers, eager_rounding)
+            opened = _OpenNest(domain, NestLowering(domain.builder, buffers, domain.coords))
         else:
             opened = nest
         places = _places(opened.domain, target, visited, nest is None)
@@ -93,9 +95,11 @@ def _place(target: Part, nests: list[_OpenNest], inside: set[Node], buffers: dic
 def _places(domain: Domain, target: Part, visited: Node, own: bool) -> tuple[Coords, ...]:
     """Coordinates at which the points of a nest visit each element of ``visited`` once; ``own`` is whether the nest was
     opened for it."""
-    coords = domain.placed(visited)
+    coords = domain.placed(visited, target.in_place)
     if coords is None and not target.in_place and (slices := domain.sliced(visited)):
         return slices
+    if coords is None and not target.in_place and not target.way:
+        coords = domain.cut_out(visited)
     if coords is None and own:
         coords = domain.counted(visited)
     elif coords is None and target.way and len(domain.builder.body) < lower_pieces.JOINED_STATEMENTS:
@@ -106,16 +110,18 @@ def _places(domain: Domain, target: Part, visited: Node, own: bool) -> tuple[Coo
 def _store(nest: _OpenNest, target: Part, places: tuple[Coords, ...], buffers: dict[Node, str]) -> None:
     b, node = nest.domain.builder, target.node
     if not target.in_place:
-        values = [target.converted(nest.lowering.value(node, coords), b) for coords in places]
+        conditions = [inside(b, node, coords) for coords in places]
+        values = [target.converted(nest.lowering.value_where(condition, node, coords), b)
+                  for condition, coords in zip(conditions, places)]
         for value in values:
             refuse_early_sums(b.body, b.axes, value)
-        for coords, value in zip(places, values):
+        for coords, value, condition in zip(places, values, conditions):
             place = dot(target.coords(coords, b.ranges), strides_of(target.output))
-            b.store(target.buffer, dtype_of(target.output), place, value)
+            b.store(target.buffer, dtype_of(target.output), place, value, condition)
         return
     coords, = places
     destination, visited = node.args[0], coords
-    value, coords, inside = lower_stores.place(nest.lowering, node, coords)
+    value, coords, condition = lower_stores.place(nest.lowering, node, coords)
     refuse_early_sums(b.body, b.axes, value)
     while destination not in buffers:
         if not lower_views.is_alias(destination) or lower_views.is_reinterpretation(destination):
@@ -123,7 +129,7 @@ def _store(nest: _OpenNest, target: Part, places: tuple[Coords, ...], buffers: d
         destination, coords = lower_views.INDEX_MAPS[op_name(destination)](destination, coords, b.ranges)
     value = b.cast(value, dtype_of(node))
     adds = lower_stores.accumulates(node)
-    b.store(buffers[destination], dtype_of(node), dot(coords, strides_of(destination)), value, inside, adds)
+    b.store(buffers[destination], dtype_of(node), dot(coords, strides_of(destination)), value, condition, adds)
     if adds:
         b.require_scope({s for c in visited for s in c.free_symbols}, node.name)
 

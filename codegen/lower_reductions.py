@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
-from sympy import Expr
+from sympy import Expr, Symbol
 from torch.fx import Node
 
 from .builder import NestBuilder
@@ -72,16 +72,18 @@ def reduction_of(node: Node) -> Reduction:
     return result
 
 
-def emit(builder: NestBuilder, reduction: Reduction, value: str, strip: bool = False) -> str:
-    """Reduce ``value`` over the reduction axes of the nest, or its strip axes, and finish it as the operator says."""
+def emit(builder: NestBuilder, reduction: Reduction, value: str, strip: bool = False,
+         along: tuple[Symbol, ...] = ()) -> str:
+    """Reduce ``value`` over the reduction axes of the nest, or those in ``along`` if there are any, or the strip axes,
+    and finish it as the operator says."""
     node, name = reduction.node, op_name(reduction.node)
     dtype = compute_dtype(dtype_of(node))
     if name in ("any", "all"):
-        reduced = _reduce(builder, reduction, builder.cast(value, torch.bool), torch.bool)
+        reduced = _reduce(builder, reduction, builder.cast(value, torch.bool), torch.bool, along=along)
         return builder.cast(reduced, dtype)
     if name in ("argmax", "argmin"):
-        return _reduce(builder, reduction, value, torch.int64)
-    reduced = _reduce(builder, reduction, builder.cast(value, dtype), dtype, strip)
+        return _reduce(builder, reduction, value, torch.int64, along=along)
+    reduced = _reduce(builder, reduction, builder.cast(value, dtype), dtype, strip, along)
     if name == "mean":
         return builder.compute("div", reduced, builder.const(reduction.count, dtype))
     return reduced
@@ -101,10 +103,10 @@ def combine(builder: NestBuilder, reduction: Reduction, values: Sequence[str]) -
 
 
 def _reduce(builder: NestBuilder, reduction: Reduction, value: str, dtype: torch.dtype,
-            strip: bool = False) -> str:
+            strip: bool = False, along: tuple[Symbol, ...] = ()) -> str:
     if reduction.count == 1:
         return builder.const(0, dtype) if reduction.op in ("argmax", "argmin") else value
-    return builder.reduce(reduction.op, value, dtype, strip)
+    return builder.reduce(reduction.op, value, dtype, strip, along)
 
 
 def source_coords(reduction: Reduction, coords: tuple[Expr, ...], inner: tuple[Expr, ...]) -> tuple[Expr, ...]:

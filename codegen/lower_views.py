@@ -232,9 +232,11 @@ def forward_coords(node: Node, coords: Coords, ranges: Ranges) -> Coords | None:
         return _flip(node, coords, ranges)[1]
     if name == "roll":
         return _rolled(node, coords, ranges, 1)
+    old, new = shape_of(node.args[0]), shape_of(node)
+    if name == "select" and old[dim := wrap_dim(node.args[1], len(old))] == 1:
+        return (*coords[:dim], *coords[dim + 1:])
     if name not in BIJECTIVE:
         return None
-    old, new = shape_of(node.args[0]), shape_of(node)
     if name in ("alias", "detach"):
         return coords
     if name == "permute":

@@ -14,7 +14,7 @@ from .ir import Compute, Kernel, Nest, Reduce, Stmt, Store, needed_statements
 
 def merge_online(kernel: Kernel, worthwhile: Callable[[Kernel, Nest], bool]) -> Kernel:
     """``kernel`` with ``sum(exp(x - max(x)))`` as one "expsum" reduction of ``x`` in nests where that is worthwhile."""
-    nests = tuple(_merged(n) if n.reduction and worthwhile(kernel, n) else n for n in kernel.nests)
+    nests = tuple(_merged(n) if n.reduction and not n.segmented and worthwhile(kernel, n) else n for n in kernel.nests)
     return replace(kernel, nests=nests) if nests != kernel.nests else kernel
 
 

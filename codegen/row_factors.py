@@ -37,7 +37,7 @@ class _Body:
     def is_sum_of_exponentials(self, name: str) -> bool:
         """Whether a value is ``sum(exp(x - max(x)))`` over a row."""
         total = self.made[name]
-        if not isinstance(total, Reduce) or total.strip:
+        if not isinstance(total, Reduce) or total.strip or total.along:
             return False
         if total.op == "expsum":
             return True

@@ -18,6 +18,14 @@ def _with_index(stmt: Stmt, change: Callable[[Expr], Expr]) -> Stmt:
     return replace(stmt, expr=change(stmt.expr)) if isinstance(stmt, Index) else stmt
 
 
+def _on_axes(stmt: Stmt, replaced: dict[Symbol, Expr], axes: tuple[Axis, ...]) -> Stmt:
+    """``stmt`` with the axes that a segment reduction goes along replaced, in the order of ``axes``."""
+    if not isinstance(stmt, Reduce) or not stmt.along:
+        return stmt
+    now = {s for old in stmt.along for s in replaced.get(old, old).free_symbols}
+    return replace(stmt, along=tuple(a.symbol for a in axes if a.symbol in now))
+
+
 def _substitute(nest: Nest, axes: tuple[Axis, ...], replaced: dict[Symbol, Expr]) -> Nest:
     ranges = {a.symbol: a.size for a in axes}
     cache: dict[Expr, Expr] = {}
@@ -27,7 +35,7 @@ def _substitute(nest: Nest, axes: tuple[Axis, ...], replaced: dict[Symbol, Expr]
             cache[expr] = rewrite(expr, replaced, ranges)
         return cache[expr]
 
-    return Nest(axes, tuple(_with_index(s, change) for s in nest.body))
+    return Nest(axes, tuple(_on_axes(_with_index(s, change), replaced, axes) for s in nest.body))
 
 
 def _expressions(nest: Nest) -> list[Expr]:
@@ -121,7 +129,8 @@ def merge_axes(nest: Nest) -> Nest:
     k = 0
     while k + 1 < len(nest.axes):
         outer, inner = nest.axes[k], nest.axes[k + 1]
-        if outer.kind == inner.kind and _mergeable(_expressions(nest), outer, inner):
+        together = all((outer.symbol in r.along) == (inner.symbol in r.along) for r in nest.segmented)
+        if outer.kind == inner.kind and together and _mergeable(_expressions(nest), outer, inner):
             merged = replace(inner, size=outer.size * inner.size)
             axes = (*nest.axes[:k], merged, *nest.axes[k + 2:])
             nest = _substitute(nest, axes, {outer.symbol: Integer(0)})

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-import torch
 from sympy import Symbol
 
 from .contraction import contraction_of
@@ -17,13 +16,13 @@ from .index import affine, bounds
 from .ir import Axis, Kernel, Load, Nest, Reduce, Scan, Store
 from .sweeps import Phase, after_strips, finale, plan_phases, strip_sums
 from .triton_dot import DotPrinter, DotTile
-from .triton_scans import ScanTiles
+from .triton_reductions import ReductionTiles
 from .triton_spelling import POINTERS, PRELUDE, TYPES
-from .triton_tiles import Tile
+from .triton_tiles import Tile, power_of_two
 from .triton_tilings import default_tiles
 
 
-class NestPrinter(ScanTiles):
+class NestPrinter(ReductionTiles):
     """Prints one nest for one program; ``number`` keeps the names of several nests in a kernel apart."""
 
     def __init__(self, kernel: Kernel, nest: Nest, tile: Tile, number: int, indent: str) -> None:
@@ -35,7 +34,10 @@ class NestPrinter(ScanTiles):
         self.rows = prod(a.size for a in nest.parallel)
         self.row = prod(a.size for a in nest.reduction)
         self.mask_x = not tile.strip and self.rows % tile.xblock != 0
-        self.mask_r = bool(nest.reduction) and self.row % tile.rblock != 0
+        # A tile's row has a power of two of places along each axis where segments are reduced, else in all.
+        self.padded = [power_of_two(a.size) for a in nest.reduction] if nest.segmented else []
+        self.mask_r = bool(nest.reduction) and (
+            prod(self.padded) != self.row if self.padded else self.row % tile.rblock != 0)
         self.wide = any(b.size >= 2**31 for b in kernel.buffers) or self._index_overflows()
         self.reduction = frozenset(a.symbol for a in nest.reduction)
 
@@ -84,9 +86,26 @@ class NestPrinter(ScanTiles):
     def _open_row(self, start: str, deeper: int) -> None:
         r = self.name("r")
         self.add(f"{r} = {start}tl.arange(0, {self.tile.rblock})[None, :]", deeper)
+        if self.padded:
+            self._open_segments(r)
+            return
         if self.mask_r:
             self.add(f"{self.name('rmask')} = {r} < {self.row}", deeper)
         self._decode(r, self.nest.reduction, deeper)
+
+    def _open_segments(self, r: str) -> None:
+        """The same for a row with room along each axis; ``r`` becomes the position in the row."""
+        axes, stride = self.nest.reduction, self.tile.rblock
+        conditions, position = [], []
+        for k, axis in enumerate(axes):
+            stride //= self.padded[k]
+            text = r if stride == 1 else f"({r} // {stride})"
+            self.add(f"{self.spell_symbol(axis.symbol)} = {text if k == 0 else f'{text} % {self.padded[k]}'}")
+            conditions += [f"({self.spell_symbol(axis.symbol)} < {axis.size})"] * (self.padded[k] != axis.size)
+            position.append(f"{self.spell_symbol(axis.symbol)} * {prod(a.size for a in axes[k + 1:])}")
+        if conditions:
+            self.add(f"{self.name('rmask')} = {' & '.join(conditions)}")
+            self.add(f"{r} = {' + '.join(position)}")
 
     def _print_persistent(self) -> None:
         self._open_row("", 0)
@@ -155,90 +174,6 @@ class NestPrinter(ScanTiles):
             for reduce in phase.reduces:
                 self._reduce_tile(reduce, self.name("acc_" + reduce.name), 0, accumulated=True)
 
-    # -- reductions ---------------------------------------------------------------------------------------------
-
-    def _accumulator(self, reduce: Reduce) -> str:
-        if reduce.op in ("any", "all"):
-            return "tl.int32"
-        return TYPES[self.dtypes[reduce.value] if reduce.op.startswith("arg") else reduce.dtype]
-
-    def _start(self, reduce: Reduce) -> str:
-        if reduce.op in ("sum", "any", "expsum"):
-            return "0"
-        if reduce.op in ("prod", "all"):
-            return "1"
-        largest, dtype = reduce.op in ("max", "argmax"), self.dtypes[reduce.value]
-        if dtype.is_floating_point:
-            return 'float("-inf")' if largest else 'float("inf")'
-        if dtype == torch.bool:
-            return "0" if largest else "1"
-        return str(torch.iinfo(dtype).min if largest else torch.iinfo(dtype).max)
-
-    def _combine(self, reduce: Reduce) -> str:
-        floating = self.dtypes[reduce.value].is_floating_point
-        return {"prod": "rf_mul", "any": "rf_imax", "all": "rf_imin", "max": "rf_max" if floating else "rf_imax",
-                "min": "rf_min" if floating else "rf_imin", "argmax": "rf_argmax", "argmin": "rf_argmin"}[reduce.op]
-
-    def _row_mask(self) -> list[str]:
-        return ([self.name("rmask")] if self.mask_r else []) + ([self.name("xmask")] if self.mask_x else [])
-
-    def _tile_value(self, reduce: Reduce, text: str, looped: bool = False) -> str:
-        """A value spread over the whole tile, with the neutral element where the tile reaches over the edge."""
-        if reduce.op in ("any", "all"):
-            text = f"{text}.to(tl.int32)"
-        same = not self.nest.scopes[reduce.value] - self.reduction  # the same for all rows: reduced once
-        full = f"tl.broadcast_to({text}, [{1 if same and not looped else self.tile.xblock}, {self.tile.rblock}])"
-        masks = self._row_mask()[:1 if same and not looped and self.mask_r else None]
-        if same and not looped and not self.mask_r:
-            masks = []
-        return f"tl.where({' & '.join(masks)}, {full}, {self._start(reduce)})" if masks else full
-
-    def _reduce_tile(self, reduce: Reduce, value: str, deeper: int, accumulated: bool = False) -> None:
-        name = self.name(reduce.name)
-        tile = value if accumulated else self._tile_value(reduce, value)
-        if reduce.op == "expsum":
-            top = self.name("top_" + reduce.name)
-            if accumulated:
-                self.add(f"{name} = rf_expsum({tile}, {top})[:, None]", deeper)
-            else:
-                self.add(f"{top} = tl.broadcast_to({value}, [{self.tile.xblock}, {self.tile.rblock}])", deeper)
-                masks = self._row_mask()
-                if masks:
-                    self.add(f'{top} = tl.where({" & ".join(masks)}, {top}, float("-inf"))', deeper)
-                self.add(f"{name} = rf_expsum(tl.where({top} == {top}, 1.0, {top}), {top})[:, None]", deeper)
-        elif reduce.op == "sum":
-            kind = TYPES[reduce.dtype]
-            self.add(f"{name} = tl.sum({tile}, 1)[:, None].to({kind})", deeper)
-        elif reduce.op.startswith("arg"):
-            at = self.name("at_" + reduce.name) if accumulated else (
-                f"tl.broadcast_to({self.name('r')}, [{self.tile.xblock}, {self.tile.rblock}]).to(tl.int32)")
-            if not accumulated and self.mask_r:
-                at = f"tl.where({self.name('rmask')}, {at}, 2147483647)"
-            self.add(f"_, {name} = tl.reduce(({tile}, {at}), 1, {self._combine(reduce)})", deeper)
-            self.add(f"{name} = {name}[:, None].to(tl.int64)", deeper)
-        else:
-            self.add(f"{name} = tl.reduce({tile}, 1, {self._combine(reduce)})[:, None]", deeper)
-            if reduce.op in ("any", "all"):
-                self.add(f"{name} = {name} != 0", deeper)
-
-    def _accumulate(self, reduce: Reduce) -> None:
-        acc, value = self.name("acc_" + reduce.name), self._tile_value(reduce, self.name(reduce.value), looped=True)
-        if reduce.op == "expsum":
-            top = self.name("top_" + reduce.name)
-            if self._row_mask():
-                value = value[:value.rindex(",")] + ', float("-inf"))'
-            self.add(f"{acc}, {top} = rf_online({acc}, {top}, {value})", 1)
-        elif reduce.op == "sum":
-            self.add(f"{acc} += {value}", 1)
-        elif reduce.op.startswith("arg"):
-            at = self.name("at_" + reduce.name)
-            here = f"tl.broadcast_to({self.name('r')}, [{self.tile.xblock}, {self.tile.rblock}]).to(tl.int32)"
-            if self.mask_r:
-                here = f"tl.where({self.name('rmask')}, {here}, 2147483647)"
-            self.add(f"{acc}, {at} = {self._combine(reduce)}({acc}, {at}, {value}, {here})", 1)
-        else:
-            self.add(f"{acc} = {self._combine(reduce)}({acc}, {value})", 1)
-
     # -- accesses -----------------------------------------------------------------------------------------------
 
     def _access_scope(self, stmt: Load | Store) -> frozenset[Symbol]:
@@ -258,6 +193,8 @@ class NestPrinter(ScanTiles):
             masks.append(self.name("xmask"))
         if self.mask_r and scope & self.reduction:
             masks.append(self.name("rmask"))
+        if isinstance(stmt, Store) and scope & self.reduction:
+            masks += self._at_zero(self.reduction - scope)  # once a segment
         if stmt.mask:
             masks.append(self.name(stmt.mask))
         return masks

@@ -35,6 +35,13 @@ def power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
+def row_tile(nest: Nest) -> int:
+    """Elements of a tile that holds a whole row: a power of two, of each axis where segments are reduced."""
+    if nest.segmented:
+        return prod(power_of_two(a.size) for a in nest.reduction)
+    return power_of_two(prod(a.size for a in nest.reduction))
+
+
 def memory_along_rows(nest: Nest) -> bool:
     """Whether neighbouring row elements are neighbours in memory for at least half of the elements accessed."""
     row = nest.reduction[-1].symbol
@@ -70,6 +77,7 @@ def _shares_rows(nest: Nest) -> bool:
 
 def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
     """Tile sizes from the work: enough programs to fill the device, 16 bytes a thread and access, rows in registers.
+    Rows of which segments are reduced are persistent, whether registers hold them or not.
 
     ``programs_wanted`` is the number of programs that fill the device (its streaming multiprocessors, times a few).
     """
@@ -83,11 +91,11 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
         block = min(block, power_of_two(rows))
         return Tile(block, 0, False, max(1, min(4, block // 32)), -(-rows // block))
     row = prod(a.size for a in nest.reduction)
-    full = power_of_two(row)
+    full = row_tile(nest)
     if nest.strip:
         return _strip_tile(nest, rows, full)
     if memory_along_rows(nest):
-        if full * kept_tiles(nest) <= PERSISTENT_ELEMENTS:
+        if nest.segmented or full * kept_tiles(nest) <= PERSISTENT_ELEMENTS:
             xblock = 1
             wanted = 8192 if _shares_rows(nest) else 1024
             while xblock * full < wanted and rows // (2 * xblock) >= programs_wanted:
@@ -99,11 +107,11 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
     while xblock > 16 and rows // xblock < programs_wanted:
         xblock //= 2
     rblock = min(full, max(4096 // xblock, 16))
-    if rblock < full and sweeps(nest) > 1:
+    if rblock < full and (sweeps(nest) > 1 or nest.segmented):
         held = xblock
-        while held > NARROWEST and held * full * kept_tiles(nest) > PERSISTENT_ELEMENTS:
+        while held > (1 if nest.segmented else NARROWEST) and held * full * kept_tiles(nest) > PERSISTENT_ELEMENTS:
             held //= 2
-        if held * full * kept_tiles(nest) <= PERSISTENT_ELEMENTS:
+        if nest.segmented or held * full * kept_tiles(nest) <= PERSISTENT_ELEMENTS:
             xblock, rblock = held, full
     return Tile(xblock, rblock, rblock >= row, max(1, min(MAX_WARPS, xblock * rblock // 512)), -(-rows // xblock))
 

@@ -102,7 +102,7 @@ def _other_tiles(kernel: Kernel, nest: Nest, default: Tile) -> Iterator[tuple[st
     row = prod(a.size for a in nest.reduction)
     if not nest.reduction:
         changes = _POINTWISE
-    elif nest.strip or (default.persistent and memory_along_rows(nest)):
+    elif nest.strip or nest.segmented or (default.persistent and memory_along_rows(nest)):
         changes = _ROWS
     else:
         changes = _LOOPED if memory_along_rows(nest) else _COLUMNS
@@ -111,7 +111,7 @@ def _other_tiles(kernel: Kernel, nest: Nest, default: Tile) -> Iterator[tuple[st
                        warps=int(default.warps * w))
         if _fits(nest, tile, default):
             yield name, _counted(nest, replace(tile, persistent=tile.rblock >= row > 0 and default.rblock > 0))
-    if changes is _ROWS and not nest.strip:
+    if changes is _ROWS and not nest.strip and not nest.segmented:
         step = min(default.rblock // 2, 4096)
         looped = Tile(1, step, False, max(1, step // (WARP * BUSY_ELEMENTS // 2)), 0)
         if step >= LEAST_LOOPED and _fits(nest, looped, default):

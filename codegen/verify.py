@@ -67,6 +67,8 @@ def _reduction_problem(nest: Nest, stmt: Stmt) -> str | None:
             return f"the nest has no {'strip' if stmt.strip else 'reduction'} axis"
         if stmt.strip and (stmt.op != "sum" or not nest.scopes[stmt.value] >= {a.symbol for a in nest.reduction}):
             return "over a strip there are sums only, of whole rows"
+        if stmt.along:
+            return _segment_problem(nest, stmt)
     if isinstance(stmt, Scan) and (nest.strip or not nest.reduction):
         return "a scan goes along reduction axes, in a nest without strips"
     if not nest.strip or stmt not in after_strips(nest):
@@ -76,6 +78,15 @@ def _reduction_problem(nest: Nest, stmt: Stmt) -> str | None:
         return "it needs what the strip ends with" if late else None
     scope = nest.store_scope(stmt) if isinstance(stmt, Store) else nest.scopes[stmt.name]
     return "a column's sum is known only after the strip" if scope & {a.symbol for a in nest.strip} else None
+
+
+def _segment_problem(nest: Nest, reduce: Reduce) -> str | None:
+    axes = [a.symbol for a in nest.reduction]
+    if reduce.strip or nest.strip or any(isinstance(s, Scan) for s in nest.body):
+        return "rows with strips or scans have no segments"
+    if not set(reduce.along) < set(axes):
+        return "it goes along some of the reduction axes, not all"
+    return "it has no segmented form" if reduce.op == "expsum" else None
 
 
 def _problem(kernel: Kernel, nest: Nest, known: dict[str, torch.dtype], stmt: Stmt) -> str | None:

@@ -36,7 +36,7 @@ from .units import Units, is_constant
 log = logging.getLogger(__name__)
 
 #: Members of one group; past this a kernel compiles slowly and runs out of registers.
-MAX_MEMBERS = 160
+MAX_MEMBERS = 240
 #: Pointer arguments of one kernel.
 MAX_BUFFERS = 48
 #: Groups that are merged at once because they run between two that gain from it.

@@ -19,7 +19,7 @@ from rooffuse.codegen.row_factors import take_out_row_factors
 from rooffuse.codegen.scatter import check_sums
 from rooffuse.codegen.sweeps import strip_sums
 from rooffuse.codegen.traffic import row_bytes
-from rooffuse.codegen.triton_tiles import PERSISTENT_ELEMENTS, choose_tile, memory_along_rows
+from rooffuse.codegen.triton_tiles import PERSISTENT_ELEMENTS, choose_tile, kept_tiles, memory_along_rows, row_tile
 from rooffuse.cost_model import Device, local_device
 from torch.fx import Node
 
@@ -67,6 +67,8 @@ class Target:
                 self._check_strips(kernel, nest)
             if self.language == "triton" and has_stray_product(nest):
                 raise NotLowerable("a matrix product would be summed one result at a time")
+            if nest.segmented and self.language == "triton" and row_tile(nest) * kept_tiles(nest) > PERSISTENT_ELEMENTS:
+                raise NotLowerable("rows of which segments are reduced don't fit in registers")
             if any(isinstance(s, Scan) for s in nest.body):
                 self._check_scans(kernel, nest)
         kernel = merge_online(kernel, lambda k, nest: memory_along_rows(nest) and not self.holds(k, nest))

@@ -22,6 +22,8 @@ aten = torch.ops.aten
 #: Most places of a window that is unrolled: 3 × 3 × 3 and 5 × 5 are, 7 × 7 isn't.
 MAX_PLACES = 27
 
+#: Most weights of a channel, where channels are neighbours in memory: four neighbours' are as many vectors.
+MAX_GATHERED = 4
 #: Most weights of a channel whose convolution is unrolled: 3 × 3.
 MAX_WEIGHTS = 9
 
@@ -176,7 +178,7 @@ def depthwise_convolution(
         raise Refusal("a convolution that adds up several channels")
     if prod(weight.shape[2:]) > MAX_WEIGHTS:
         raise Refusal(f"{prod(weight.shape[2:])} weights a channel are more than is unrolled")
-    if memory_order(x)[0][-1] == 1:
+    if memory_order(x)[0][-1] == 1 and prod(weight.shape[2:]) > MAX_GATHERED:
         raise Refusal("channels that are neighbours in memory: the weights of a place would be gathered")
     w = _windows(x, list(weight.shape[2:]), stride, padding, dilation, False, rank)
     weights = accumulate(weight).reshape(groups, -1)

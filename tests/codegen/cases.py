@@ -366,5 +366,73 @@ case("product_of_int8", lambda x, w, s: (x @ (w.to(x.dtype) * s[:, None] / 64).t
      integers(100, 33, 100, low=-100, dtype=torch.int8), half(33))
 case("product_in_blocks", lambda x, w, r: (x @ w.t()).view(4, 9, 30) + r, half(36, 64), half(30, 64), half(9, 1))
 
+
+# segments: reductions of parts of a row beside those of the whole row
+def quantised(size: int) -> Callable[..., Any]:
+    """An RMSNorm, then each ``size`` of its elements scaled by their largest."""
+    def fn(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        y = (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * weight).view(x.shape[0], -1, size)
+        scale = y.abs().amax(-1, keepdim=True) / 127
+        return (y / scale).view(x.shape), scale[..., 0]
+
+    return fn
+
+
+def normed_heads(x: Tensor, weight: Tensor) -> Tensor:
+    """Heads that are normalised, with a weight for their places, inside of a normalised row."""
+    heads = layer_norm(x).view(x.shape[0], -1, weight.shape[0])
+    return F.softmax(layer_norm(heads) * weight, -1)
+
+
+def best_groups(size: int) -> Callable[[Tensor], Any]:
+    """Rows of groups: the best of each group with its place, the best groups' share, and a softmax of whole rows."""
+    def fn(x: Tensor) -> tuple[Tensor, ...]:
+        groups = x.view(x.shape[0], -1, size)
+        best, share = groups.amax(-1), F.softmax(x, -1)
+        mean = best.sum(-1, keepdim=True) / best.amin(-1, keepdim=True)
+        return groups.argmax(-1), best, mean, share * mean, groups.argmin(1)
+
+    return fn
+
+
+def nested_groups(x: Tensor) -> tuple[Tensor, ...]:
+    """Sums of groups of groups, and of every other axis of them."""
+    cut = (x - x.mean(-1, keepdim=True)).view(x.shape[0], 9, 10, 11)
+    largest = cut.amax((1, 3), keepdim=True)
+    return cut / (cut.abs().sum(-1, keepdim=True) + largest), cut.prod(2), cut.sum((2, 3)).exp(), (cut > 1).any(-1)
+
+
+for size, groups in ((9, 3), (16, 7), (33, 9), (128, 20), (250, 2)):
+    case(f"quantised_{size}_{groups}", quantised(size), (5, size * groups), (size * groups,), heavy=size == 128)
+    case(f"normed_heads_{size}_{groups}", normed_heads, (3, size * groups), (size,), heavy=size == 128)
+    case(f"best_groups_{size}_{groups}", best_groups(size), (3, size * groups), heavy=size == 128)
+case("quantised_one_row", quantised(12), (1, 36), (36,))
+case("nested_groups", nested_groups, (2, 990))
+case("quantised_bfloat16", lambda x: quantised(32)(x, x[0].exp())[0], lambda: torch.randn(4, 160).bfloat16())
+case("segments_of_channels", lambda x: (F.softmax(x, 1), x.view(2, 3, 11, 20).amax(2)), (2, 33, 20))
+case("segments_of_a_vector", lambda x: layer_norm(x).view(-1, 12) * x.view(-1, 12).sum(-1, keepdim=True), (36,))
+
+# cutouts: results that are a part of the rows they come from
+def with_sink(scores: Tensor, sink: Tensor) -> Tensor:
+    """A softmax over each row and one more number, which is left out of the result."""
+    rows = torch.cat([scores, sink[:, None].expand(-1, scores.shape[1])[..., None]], -1)
+    return F.softmax(rows, -1)[..., :-1] * 2
+
+
+def halves_of_norm(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The halves of a norm's rows multiplied with each other, and the middle of them, weighted."""
+    y, half = layer_norm(x), x.shape[-1] // 2
+    return F.silu(y[:, :half]) * y[:, half:2 * half], y[:, 3:3 + weight.shape[0]] * weight
+
+
+for n in (9, 64, 301):
+    case(f"with_sink_{n}", with_sink, (3, 5, n), (3,))
+    case(f"halves_of_norm_{n}", halves_of_norm, (4, n), (n - 5,))
+case("plane_sums_of_columns", lambda x, y: (x * y[:, None] - x.mean((1, 2), keepdim=True), y + x.sum((1, 2))[:, None]),
+     (3, 6, 20), (3, 20))
+case("rows_cut_out", lambda x: (F.softmax(x, -1), F.softmax(x, -1)[2:, 1:7].t() + 1), (6, 33))
+case("columns_cut_out", lambda x: F.softmax(x, 0)[1:-1].exp(), (70, 19))
+case("rows_of_two", lambda x, y: (x - x.mean(-1, keepdim=True)) * y.std(-1, keepdim=True), (7, 65), (7, 65))
+
 BY_NAME = {c.name: c for c in CASES}
 assert len(BY_NAME) == len(CASES)

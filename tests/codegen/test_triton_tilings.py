@@ -36,6 +36,9 @@ RAGGED = [
     "argmin_column_129",
     "label_log_probability_300",
     "two_sizes",
+    "quantised_16_7",
+    "best_groups_33_9",
+    "segments_of_channels",
     "rope",
     "embedding",
 ]

@@ -135,6 +135,30 @@ def test_broken_strip_is_refused(broken: Kernel, rule: str) -> None:
         verify(broken)
 
 
+WIDE = (Axis(P, 3), Axis(Q, 2, reduction=True), Axis(R, 2, reduction=True))
+SEGMENTS = (
+    Load("v0", F32, "i0", 4 * P + 2 * Q + R),
+    Reduce("v1", F32, "max", "v0", along=(R,)),
+    Store("o0", 2 * P + Q, "v1"),
+)
+
+
+def test_segment_reduction_passes() -> None:
+    assert verify(strip_kernel(*SEGMENTS, axes=WIDE))
+    assert Nest(WIDE, SEGMENTS).scopes["v1"] == {P, Q}
+    assert "reduce_max(v0 along r0)" in str(strip_kernel(*SEGMENTS, axes=WIDE))
+
+
+@pytest.mark.parametrize("along, op, axes", [
+    ((Q, R), "max", WIDE), ((P,), "max", WIDE), ((R,), "expsum", WIDE),
+    ((R,), "sum", (WIDE[0], replace(STRIP[1]), WIDE[2])),
+])
+def test_broken_segments_are_refused(along, op: str, axes) -> None:
+    body = (SEGMENTS[0], replace(SEGMENTS[1], along=along, op=op), SEGMENTS[2])
+    with pytest.raises(InvalidKernel, match="some of the reduction axes|no segment"):
+        verify(strip_kernel(*body, axes=axes))
+
+
 def test_reduction_without_axis_is_refused() -> None:
     body = (Load("v0", F32, "i0", 4 * P), Reduce("v2", F32, "sum", "v0"), BODY[3])
     with pytest.raises(InvalidKernel, match="no reduction axis"):

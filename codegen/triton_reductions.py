@@ -1,0 +1,152 @@
+"""Reductions of the Triton printer: of the rows of a tile, of segments of them, and by accumulators over steps."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from sympy import Symbol
+
+from .ir import Reduce
+from .triton_scans import ScanTiles
+from .triton_spelling import TYPES
+from .triton_tiles import Tile
+
+
+class ReductionTiles(ScanTiles):
+    """Each result is a tile with one column, of segments a tile in which each result is repeated along its segment."""
+
+    tile: Tile
+    mask_x: bool
+    mask_r: bool
+    reduction: frozenset[Symbol]
+    padded: Sequence[int]
+
+    def _accumulator(self, reduce: Reduce) -> str:
+        if reduce.op in ("any", "all"):
+            return "tl.int32"
+        return TYPES[self.dtypes[reduce.value] if reduce.op.startswith("arg") else reduce.dtype]
+
+    def _start(self, reduce: Reduce) -> str:
+        if reduce.op in ("sum", "any", "expsum"):
+            return "0"
+        if reduce.op in ("prod", "all"):
+            return "1"
+        largest, dtype = reduce.op in ("max", "argmax"), self.dtypes[reduce.value]
+        if dtype.is_floating_point:
+            return 'float("-inf")' if largest else 'float("inf")'
+        if dtype == torch.bool:
+            return "0" if largest else "1"
+        return str(torch.iinfo(dtype).min if largest else torch.iinfo(dtype).max)
+
+    def _combine(self, reduce: Reduce) -> str:
+        floating = self.dtypes[reduce.value].is_floating_point
+        return {"prod": "rf_mul", "any": "rf_imax", "all": "rf_imin", "max": "rf_max" if floating else "rf_imax",
+                "min": "rf_min" if floating else "rf_imin", "argmax": "rf_argmax", "argmin": "rf_argmin"}[reduce.op]
+
+    def _row_mask(self) -> list[str]:
+        return ([self.name("rmask")] if self.mask_r else []) + ([self.name("xmask")] if self.mask_x else [])
+
+    def _is_same(self, reduce: Reduce) -> bool:
+        """Whether a value is the same for all rows, and so is reduced once."""
+        return not self.nest.scopes[reduce.value] - self.reduction
+
+    def _tile_value(self, reduce: Reduce, text: str, looped: bool = False) -> str:
+        """A value spread over the whole tile, with the neutral element where it doesn't count: where the tile reaches
+        over the edge, and, of results a segment that are reduced further, but once a segment."""
+        if reduce.op in ("any", "all"):
+            text = f"{text}.to(tl.int32)"
+        same = self._is_same(reduce)
+        full = f"tl.broadcast_to({text}, [{1 if same and not looped else self.tile.xblock}, {self.tile.rblock}])"
+        masks = self._row_mask()[:1 if same and not looped and self.mask_r else None]
+        if same and not looped and not self.mask_r:
+            masks = []
+        masks += self._repeated(reduce)
+        return f"tl.where({' & '.join(masks)}, {full}, {self._start(reduce)})" if masks else full
+
+    def _at_zero(self, axes: frozenset[Symbol]) -> list[str]:
+        return [f"({self.spell_symbol(a.symbol)} == 0)" for a in self.nest.reduction if a.symbol in axes]
+
+    def _repeated(self, reduce: Reduce) -> list[str]:
+        """Conditions under which a value that is reduced along some axes to one result a row is met for the first
+        time."""
+        if not reduce.along or self.nest.scopes[reduce.name] & self.reduction:
+            return []
+        return self._at_zero(self.reduction - frozenset(reduce.along))
+
+    def _position(self, reduce: Reduce, rows: int) -> str:
+        """Where in what it reduces an element of ``rows`` rows is; past all others where it doesn't count."""
+        text, stride = "", 1
+        for axis in reversed(self.nest.reduction if reduce.along else ()):
+            if axis.symbol in reduce.along:
+                text = f"{self.spell_symbol(axis.symbol)} * {stride}" + (f" + {text}" if text else "")
+                stride *= axis.size
+        at = f"tl.broadcast_to({text or self.name('r')}, [{rows}, {self.tile.rblock}]).to(tl.int32)"
+        masks = ([self.name("rmask")] if self.mask_r else []) + self._repeated(reduce)
+        return f"tl.where({' & '.join(masks)}, {at}, 2147483647)" if masks else at
+
+    def _reduce_segments(self, reduce: Reduce, value: str) -> None:
+        """A result a segment, spread over the segment again."""
+        name, rows = self.name(reduce.name), 1 if self._is_same(reduce) else self.tile.xblock
+        shape = f"[{', '.join(map(str, (rows, *self.padded)))}]"
+        along = [k + 1 for k, a in enumerate(self.nest.reduction) if a.symbol in reduce.along]
+        result = self.name("part_" + reduce.name)
+        self.add(f"{result} = tl.reshape({self._tile_value(reduce, value)}, {shape})")
+        if reduce.op.startswith("arg"):
+            at = self.name("at_" + reduce.name)
+            self.add(f"{at} = tl.reshape({self._position(reduce, rows)}, {shape})")
+            for k in reversed(along):
+                self.add(f"{result}, {at} = tl.reduce(({result}, {at}), {k}, {self._combine(reduce)}, keep_dims=True)")
+            result = f"{at}.to(tl.int64)"
+        else:
+            for k in reversed(along):
+                self.add(f"{result} = tl.sum({result}, {k}, keep_dims=True)" if reduce.op == "sum" else
+                         f"{result} = tl.reduce({result}, {k}, {self._combine(reduce)}, keep_dims=True)")
+            if reduce.op == "sum":
+                result = f"{result}.to({TYPES[reduce.dtype]})"
+        spread = f"tl.reshape(tl.broadcast_to({result}, {shape}), [{rows}, {self.tile.rblock}])"
+        self.add(f"{name} = {spread}" + (" != 0" if reduce.op in ("any", "all") else ""))
+
+    def _reduce_tile(self, reduce: Reduce, value: str, deeper: int, accumulated: bool = False) -> None:
+        if reduce.along and self.nest.scopes[reduce.name] & self.reduction:
+            self._reduce_segments(reduce, value)
+            return
+        name = self.name(reduce.name)
+        tile = value if accumulated else self._tile_value(reduce, value)
+        if reduce.op == "expsum":
+            top = self.name("top_" + reduce.name)
+            if accumulated:
+                self.add(f"{name} = rf_expsum({tile}, {top})[:, None]", deeper)
+            else:
+                self.add(f"{top} = tl.broadcast_to({value}, [{self.tile.xblock}, {self.tile.rblock}])", deeper)
+                masks = self._row_mask()
+                if masks:
+                    self.add(f'{top} = tl.where({" & ".join(masks)}, {top}, float("-inf"))', deeper)
+                self.add(f"{name} = rf_expsum(tl.where({top} == {top}, 1.0, {top}), {top})[:, None]", deeper)
+        elif reduce.op == "sum":
+            kind = TYPES[reduce.dtype]
+            self.add(f"{name} = tl.sum({tile}, 1)[:, None].to({kind})", deeper)
+        elif reduce.op.startswith("arg"):
+            at = self.name("at_" + reduce.name) if accumulated else self._position(
+                reduce, 1 if self._is_same(reduce) else self.tile.xblock)
+            self.add(f"_, {name} = tl.reduce(({tile}, {at}), 1, {self._combine(reduce)})", deeper)
+            self.add(f"{name} = {name}[:, None].to(tl.int64)", deeper)
+        else:
+            self.add(f"{name} = tl.reduce({tile}, 1, {self._combine(reduce)})[:, None]", deeper)
+            if reduce.op in ("any", "all"):
+                self.add(f"{name} = {name} != 0", deeper)
+
+    def _accumulate(self, reduce: Reduce) -> None:
+        acc, value = self.name("acc_" + reduce.name), self._tile_value(reduce, self.name(reduce.value), looped=True)
+        if reduce.op == "expsum":
+            top = self.name("top_" + reduce.name)
+            if self._row_mask():
+                value = value[:value.rindex(",")] + ', float("-inf"))'
+            self.add(f"{acc}, {top} = rf_online({acc}, {top}, {value})", 1)
+        elif reduce.op == "sum":
+            self.add(f"{acc} += {value}", 1)
+        elif reduce.op.startswith("arg"):
+            at = self.name("at_" + reduce.name)
+            here = self._position(reduce, self.tile.xblock)
+            self.add(f"{acc}, {at} = {self._combine(reduce)}({acc}, {at}, {value}, {here})", 1)
+        else:
+            self.add(f"{acc} = {self._combine(reduce)}({acc}, {value})", 1)
