@@ -12,7 +12,8 @@ from math import prod
 import torch
 
 from .cpp_held import held_values, shared_row_values
-from .cpp_prefetch import PREFETCH_LANES, PREFETCH_ROW, Prefetching
+from .cpp_lanes import LANES, LaneForm
+from .cpp_prefetch import PREFETCH_LANES, PREFETCH_ROW
 from .cpp_reduce import ONLINE_LANES
 from .cpp_schedule import DEFAULT_SCHEDULE, Schedule
 from .cpp_spelling import COMPUTE, PRELUDE, STORAGE
@@ -28,7 +29,7 @@ LANES_APART = 4
 SUM_BLOCK = 4096
 
 
-class NestPrinter(Prefetching):
+class NestPrinter(LaneForm):
     """Prints one nest; ``lines`` holds the result."""
 
     def __init__(self, kernel: Kernel, nest: Nest, schedule: Schedule) -> None:
@@ -199,7 +200,7 @@ class NestPrinter(Prefetching):
                 self.close()
             self.close(opened)
             return
-        pieces = self._pieces(lane)
+        pieces = self._pieces(lane, body)
         for low, high in pieces:
             self._decide(lane, low, pieces)
             first, last = str(low), str(high)
@@ -220,12 +221,13 @@ class NestPrinter(Prefetching):
         """One pass over a row: accumulators, loops over the reduction axes, results."""
         axes = list(self.nest.reduction)
         body = self._without_held(phase.body, computed)
-        for reduce in phase.reduces:
-            self._declare_accumulator(reduce)
-        self._start_scans(body)
-        blocked = SUM_BLOCK if axes[-1].size > SUM_BLOCK and any(r.op in ("sum", "prod") for r in phase.reduces) else 0
         self._short = (len(axes) > 1 and axes[-1].size <= SHORT_LANES and bool(phase.reduces)
                        and all(r.op in ("sum", "max", "min") and r.dtype != torch.bool for r in phase.reduces))
+        self._apart = not self._short and self._lanes_apart(phase, axes[-1], self._pieces(axes[-1], body))
+        for reduce in phase.reduces:
+            self._declare_accumulator(reduce, LANES if self._apart else None)
+        self._start_scans(body)
+        blocked = SUM_BLOCK if axes[-1].size > SUM_BLOCK and any(r.op in ("sum", "prod") for r in phase.reduces) else 0
         for reduce in phase.reduces if self._short else ():
             self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name}[{axes[-1].size}];")
             self.add(f"for (int64_t l = 0; l < {axes[-1].size}; ++l) part_{reduce.name}[l] = {self._start(reduce)};")
@@ -236,8 +238,8 @@ class NestPrinter(Prefetching):
                 self.open(f"for (int64_t l = 0; l < {axes[-1].size}; ++l)")
                 self._accumulate(reduce, False, value=f"part_{reduce.name}[l]")
                 self.close()
-            self._finish(reduce)
-        self._short = False
+            self._finish(reduce, LANES if self._apart else None)
+        self._short = self._apart = False
 
     def _sweep_loops(self, phase: Phase, axes: list[Axis], levels: list[list[Stmt]], k: int, blocked: int,
                      computed: set[str]) -> None:
@@ -248,7 +250,7 @@ class NestPrinter(Prefetching):
         if k == len(axes) - 1:
             self._lane_loops(phase, axis, levels[-1], blocked, computed)
             return
-        pieces = self._pieces(axis, smallest=1)
+        pieces = self._pieces(axis, [s for level in levels[k + 1:] for s in level], smallest=1)
         for low, high in pieces:
             self._decide(axis, low, pieces)
             self.open(f"for (int64_t {axis.symbol} = {low}; {axis.symbol} < {high}; ++{axis.symbol})")
@@ -258,12 +260,20 @@ class NestPrinter(Prefetching):
 
     def _lane_loops(self, phase: Phase, lane: Axis, body: list[Stmt], blocked: int, computed: set[str]) -> None:
         """The innermost loop over a row, in pieces, or in blocks whose partial sums keep float32's precision."""
-        streams = [] if self._short or len(self._pieces(lane)) > 1 else self._row_streams(phase, body, lane)
+        pieces, outside = self._pieces(lane, body), dict(self._decided)
+        streams = [] if self._short or len(pieces) > 1 else self._row_streams(phase, body, lane)
+        if self._apart:
+            for piece in pieces:
+                self._decide(lane, piece[0], pieces)
+                self._print_apart(
+                    phase, lane, piece, streams, lambda parts: self._add_row(body, parts, "[l]", computed))
+                self._decided = dict(outside)
+            return
         blocked = PREFETCH_ROW if streams and lane.size > PREFETCH_ROW else blocked
         blocks = [r for r in phase.reduces if blocked and r.op in ("sum", "prod")]
-        outside = dict(self._decided)
         if blocked:
             self.open(f"for (int64_t block = 0; block < {lane.size}; block += {blocked})")
+            pieces = [(0, lane.size)]
         if streams:
             self._prefetch(streams, lane, "block" if blocked else "0", min(blocked or lane.size, lane.size))
         for reduce in blocks:
@@ -273,7 +283,6 @@ class NestPrinter(Prefetching):
                 isinstance(s, Scan) for s in body):
             clauses = None
         online = any(r.op == "expsum" for r in phase.reduces)
-        pieces = [(0, lane.size)] if blocked else self._pieces(lane)
         for first, last in pieces:
             low, high = str(first), str(last)
             if blocked:
@@ -289,24 +298,28 @@ class NestPrinter(Prefetching):
                 self.add(f"const int64_t {lane.symbol} = base + l;")
             else:
                 self.open(f"for (int64_t {lane.symbol} = {low}; {lane.symbol} < {high}; ++{lane.symbol})")
-            for stmt in body:
-                if isinstance(stmt, Reduce):
-                    if stmt.strip:
-                        self._add_to_strip(stmt)
-                    else:
-                        self._accumulate(stmt, bool(blocked) or self._short, f"[{lane.symbol}]" if self._short else "")
-                    continue
-                self.add(self.line(stmt))
-                kept = self.held | self._wanted
-                if not isinstance(stmt, Store) and stmt.name in kept and stmt.name not in self._read_back:
-                    self.add(f"held_{stmt.name}[{self._row_position()}] = {stmt.name};")
-                    computed.add(stmt.name)
+            self._add_row(body, bool(blocked) or self._short, f"[{lane.symbol}]" if self._short else "", computed)
             self.close(2 if online else 1)
             self._decided = dict(outside)
         for reduce in blocks:
             self.add(f"acc_{reduce.name} {'+' if reduce.op == 'sum' else '*'}= part_{reduce.name};")
         if blocked:
             self.close()
+
+    def _add_row(self, body: Sequence[Stmt], parts: bool, place: str, computed: set[str]) -> None:
+        """The statements at one point of a row: sums to ``parts`` or accumulators, at ``place`` in an array of them."""
+        kept = self.held | self._wanted
+        for stmt in body:
+            if isinstance(stmt, Reduce):
+                if stmt.strip:
+                    self._add_to_strip(stmt)
+                else:
+                    self._accumulate(stmt, parts, place)
+                continue
+            self.add(self.line(stmt))
+            if not isinstance(stmt, Store) and stmt.name in kept and stmt.name not in self._read_back:
+                self.add(f"held_{stmt.name}[{self._row_position()}] = {stmt.name};")
+                computed.add(stmt.name)
 
     def _without_held(self, body: tuple[Stmt, ...], computed: set[str]) -> list[Stmt]:
         """The sweep's statements with held values read back, and without what only those needed."""

@@ -70,6 +70,15 @@ template <typename To, typename From> static inline To rf_same_bits(From x) {
 // Two choices, one after the other: with a disjunction a chain of these is control flow, and not vectorised.
 template <typename T> static inline T rf_max(T a, T b) { const T m = a >= b ? a : b; return a != a ? a : m; }
 template <typename T> static inline T rf_min(T a, T b) { const T m = a <= b ? a : b; return a != a ? a : m; }
+// Lanes of a row's accumulators into one, halved until one is left.
+#define RF_TREE(name, joined) template <int N, typename T> static inline T name(T* a) { \
+    if constexpr (N == 1) return a[0]; \
+    else { \
+      _Pragma("omp simd") for (int l = 0; l < N / 2; ++l) { const T x = a[l], y = a[l + N / 2]; a[l] = joined; } \
+      return name<N / 2>(a); \
+    } \
+  }
+RF_TREE(rf_sum_of, x + y) RF_TREE(rf_prod_of, x * y) RF_TREE(rf_max_of, rf_max(x, y)) RF_TREE(rf_min_of, rf_min(x, y))
 template <typename T> static inline bool rf_minus_one(T b) { return (T)-1 < 0 && b == (T)-1; }
 template <typename T> static inline T rf_truncdiv(T a, T b) {
   return b == 0 ? 0 : rf_minus_one(b) ? (T)(0 - a) : (T)(a / b);

@@ -1,0 +1,80 @@
+"""Sums and extremes along a row with an accumulator for each lane, taken together as a tree when the row ends.
+
+What g++ makes of a ``reduction`` clause ends by adding the lanes of its vectors one after the other: 16 to 32 dependent
+additions, as long as a row of some hundred elements takes for itself. Arrays of accumulators are halved in five steps
+instead. Their blocks are short enough to be unrolled, so that the arrays are registers in them, more than a clause's
+one vector: additions needn't wait for each other. And each lane's terms are few, which keeps float32's precision.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from .cpp_prefetch import Prefetching, Stream
+from .cpp_spelling import COMPUTE
+from .ir import Axis, Scan, Store
+from .sweeps import Phase
+
+#: Accumulators of each reduction, and the most steps over all of them that g++ unrolls.
+LANES, STEPS = 32, 16
+#: Most reductions of one sweep that have lanes of their own: more of them don't fit into registers.
+MOST_REDUCES = 4
+
+
+def lane_block(size: int) -> int:
+    """Elements, in whole steps of `LANES`, that a row of ``size`` is gone through at a time; 0 where too few fit."""
+    steps = size // LANES
+    most = max((n for n in range(1, STEPS + 1) if steps and steps % n == 0), default=0)
+    return most * LANES if most == steps or most >= 4 else 0
+
+
+class LaneForm(Prefetching):
+    """Prints the innermost loop of a sweep whose accumulators are arrays over `LANES` lanes."""
+
+    _apart = False
+
+    def _lanes_apart(self, phase: Phase, lane: Axis, pieces: Sequence[tuple[int, int]]) -> bool:
+        """Whether a sweep's reductions can have accumulators by lane, and rows are long enough for them."""
+        reduces = phase.reduces
+        if not 0 < len(reduces) <= MOST_REDUCES or any(isinstance(s, Scan) for s in phase.body):
+            return False
+        if lane.symbol in self.colliding and any(isinstance(s, Store) for s in phase.body):
+            return False
+        return all(r.op in ("sum", "prod", "max", "min") and r.dtype.is_floating_point for r in reduces) and all(
+            lane_block(high - low) for low, high in pieces)
+
+    def _print_apart(self, phase: Phase, lane: Axis, piece: tuple[int, int], streams: Sequence[Stream],
+                     print_body: Callable[[bool], None]) -> None:
+        """The loops over one piece of a row: blocks of steps over the lanes, then what is left over of a step.
+        ``print_body`` prints the statements, told whether sums go to parts."""
+        low, high = piece
+        block = lane_block(high - low)
+        whole = low + (high - low) // LANES * LANES
+        blocks = [r for r in phase.reduces if whole - low > block and r.op in ("sum", "prod")]
+        first, last = str(low), str(whole)
+        if whole - low > block:
+            self.open(f"for (int64_t block = {low}; block < {whole}; block += {block})")
+            first, last = "block", f"block + {block}"
+        if streams:
+            self._prefetch(streams, lane, first, block)
+        for reduce in blocks:
+            self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name}[{LANES}];")
+            self.add(f"for (int64_t l = 0; l < {LANES}; ++l) part_{reduce.name}[l] = {self._start(reduce)};")
+        self.open(f"for (int64_t base = {first}; base < {last}; base += {LANES})")
+        self._open_step(lane, LANES, "base")
+        print_body(bool(blocks))
+        self.close()
+        self.close()
+        for reduce in blocks:
+            sign = "+" if reduce.op == "sum" else "*"
+            self.add("#pragma omp simd")
+            self.add(f"for (int64_t l = 0; l < {LANES}; ++l) acc_{reduce.name}[l] {sign}= part_{reduce.name}[l];")
+        self.close(whole - low > block)
+        if whole < high:
+            self._open_step(lane, high - whole, str(whole))
+            print_body(False)
+            self.close()
+
+    def _open_step(self, lane: Axis, lanes: int, start: str) -> None:
+        self.add("#pragma omp simd")
+        self.open(f"for (int64_t l = 0; l < {lanes}; ++l)")
+        self.add(f"const int64_t {lane.symbol} = {start} + l;")
