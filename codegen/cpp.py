@@ -12,7 +12,7 @@ from math import prod
 import torch
 
 from .cpp_held import held_values, shared_row_values
-from .cpp_lanes import LANES, LaneForm
+from .cpp_lanes import LaneForm
 from .cpp_prefetch import PREFETCH_LANES, PREFETCH_ROW
 from .cpp_reduce import ONLINE_LANES
 from .cpp_schedule import DEFAULT_SCHEDULE, Schedule
@@ -223,9 +223,9 @@ class NestPrinter(LaneForm):
         body = self._without_held(phase.body, computed)
         self._short = (len(axes) > 1 and axes[-1].size <= SHORT_LANES and bool(phase.reduces)
                        and all(r.op in ("sum", "max", "min") and r.dtype != torch.bool for r in phase.reduces))
-        self._apart = not self._short and self._lanes_apart(phase, axes[-1], self._pieces(axes[-1], body))
+        self._apart = None if self._short else self._lanes_apart(phase, axes[-1], self._pieces(axes[-1], body))
         for reduce in phase.reduces:
-            self._declare_accumulator(reduce, LANES if self._apart else None)
+            self._declare_accumulator(reduce, self._apart)
         self._start_scans(body)
         blocked = SUM_BLOCK if axes[-1].size > SUM_BLOCK and any(r.op in ("sum", "prod") for r in phase.reduces) else 0
         for reduce in phase.reduces if self._short else ():
@@ -238,8 +238,8 @@ class NestPrinter(LaneForm):
                 self.open(f"for (int64_t l = 0; l < {axes[-1].size}; ++l)")
                 self._accumulate(reduce, False, value=f"part_{reduce.name}[l]")
                 self.close()
-            self._finish(reduce, LANES if self._apart else None)
-        self._short = self._apart = False
+            self._finish(reduce, self._apart)
+        self._short, self._apart = False, None
 
     def _sweep_loops(self, phase: Phase, axes: list[Axis], levels: list[list[Stmt]], k: int, blocked: int,
                      computed: set[str]) -> None:
@@ -262,11 +262,11 @@ class NestPrinter(LaneForm):
         """The innermost loop over a row, in pieces, or in blocks whose partial sums keep float32's precision."""
         pieces, outside = self._pieces(lane, body), dict(self._decided)
         streams = [] if self._short or len(pieces) > 1 else self._row_streams(phase, body, lane)
-        if self._apart:
+        if self._apart is not None:
             for piece in pieces:
                 self._decide(lane, piece[0], pieces)
                 self._print_apart(
-                    phase, lane, piece, streams, lambda parts: self._add_row(body, parts, "[l]", computed))
+                    phase, lane, self._apart, piece, streams, lambda parts: self._add_row(body, parts, "[l]", computed))
                 self._decided = dict(outside)
             return
         blocked = PREFETCH_ROW if streams and lane.size > PREFETCH_ROW else blocked

@@ -11,44 +11,51 @@ from collections.abc import Callable, Sequence
 
 from .cpp_prefetch import Prefetching, Stream
 from .cpp_spelling import COMPUTE
-from .ir import Axis, Scan, Store
+from .ir import Axis, Load, Scan, Store
 from .sweeps import Phase
 
-#: Accumulators of each reduction, and the most steps over all of them that g++ unrolls.
-LANES, STEPS = 32, 16
+#: Accumulators of each reduction: two vectors of floats, or, where single bytes are read or written, one of those.
+#: With fewer lanes than the narrowest type has in a vector, g++ takes shorter vectors for all of them.
+LANES, BYTE_LANES = 32, 64
+#: Most elements between two looks at a loop's counter: as many steps as g++ unrolls.
+BLOCK = 512
 #: Most reductions of one sweep that have lanes of their own: more of them don't fit into registers.
 MOST_REDUCES = 4
 
 
-def lane_block(size: int) -> int:
-    """Elements, in whole steps of `LANES`, that a row of ``size`` is gone through at a time; 0 where too few fit."""
-    steps = size // LANES
-    most = max((n for n in range(1, STEPS + 1) if steps and steps % n == 0), default=0)
-    return most * LANES if most == steps or most >= 4 else 0
+def lane_block(size: int, lanes: int) -> int:
+    """Elements, in whole steps of ``lanes``, that a row of ``size`` is gone through at a time; 0 where too few fit."""
+    steps = size // lanes
+    most = max((n for n in range(1, BLOCK // lanes + 1) if steps and steps % n == 0), default=0)
+    return most * lanes if most == steps or most * lanes >= BLOCK // 4 else 0
 
 
 class LaneForm(Prefetching):
-    """Prints the innermost loop of a sweep whose accumulators are arrays over `LANES` lanes."""
+    """Prints the innermost loop of a sweep whose accumulators are arrays over ``_apart`` lanes, unless that is None."""
 
-    _apart = False
+    _apart: int | None = None
 
-    def _lanes_apart(self, phase: Phase, lane: Axis, pieces: Sequence[tuple[int, int]]) -> bool:
-        """Whether a sweep's reductions can have accumulators by lane, and rows are long enough for them."""
+    def _lanes_apart(self, phase: Phase, lane: Axis, pieces: Sequence[tuple[int, int]]) -> int | None:
+        """Accumulators of each of a sweep's reductions; None where they can't be by lane, or rows are too short."""
         reduces = phase.reduces
         if not 0 < len(reduces) <= MOST_REDUCES or any(isinstance(s, Scan) for s in phase.body):
-            return False
-        if lane.symbol in self.colliding and any(isinstance(s, Store) for s in phase.body):
-            return False
-        return all(r.op in ("sum", "prod", "max", "min") and r.dtype.is_floating_point for r in reduces) and all(
-            lane_block(high - low) for low, high in pieces)
+            return None
+        # A row that is also written goes at memory's pace, and blocks of it were 2 to 10% slower.
+        if any(isinstance(s, Store) for s in phase.body) and (lane.symbol in self.colliding or lane.size > BLOCK):
+            return None
+        if not all(r.op in ("sum", "prod", "max", "min") and r.dtype.is_floating_point for r in reduces):
+            return None
+        touched = {self.kernel.buffer(s.buffer).dtype.itemsize for s in phase.body if isinstance(s, Load | Store)}
+        lanes = BYTE_LANES if 1 in touched else LANES
+        return lanes if all(lane_block(high - low, lanes) for low, high in pieces) else None
 
-    def _print_apart(self, phase: Phase, lane: Axis, piece: tuple[int, int], streams: Sequence[Stream],
+    def _print_apart(self, phase: Phase, lane: Axis, lanes: int, piece: tuple[int, int], streams: Sequence[Stream],
                      print_body: Callable[[bool], None]) -> None:
         """The loops over one piece of a row: blocks of steps over the lanes, then what is left over of a step.
         ``print_body`` prints the statements, told whether sums go to parts."""
         low, high = piece
-        block = lane_block(high - low)
-        whole = low + (high - low) // LANES * LANES
+        block = lane_block(high - low, lanes)
+        whole = low + (high - low) // lanes * lanes
         blocks = [r for r in phase.reduces if whole - low > block and r.op in ("sum", "prod")]
         first, last = str(low), str(whole)
         if whole - low > block:
@@ -57,17 +64,17 @@ class LaneForm(Prefetching):
         if streams:
             self._prefetch(streams, lane, first, block)
         for reduce in blocks:
-            self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name}[{LANES}];")
-            self.add(f"for (int64_t l = 0; l < {LANES}; ++l) part_{reduce.name}[l] = {self._start(reduce)};")
-        self.open(f"for (int64_t base = {first}; base < {last}; base += {LANES})")
-        self._open_step(lane, LANES, "base")
+            self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name}[{lanes}];")
+            self.add(f"for (int64_t l = 0; l < {lanes}; ++l) part_{reduce.name}[l] = {self._start(reduce)};")
+        self.open(f"for (int64_t base = {first}; base < {last}; base += {lanes})")
+        self._open_step(lane, lanes, "base")
         print_body(bool(blocks))
         self.close()
         self.close()
         for reduce in blocks:
             sign = "+" if reduce.op == "sum" else "*"
             self.add("#pragma omp simd")
-            self.add(f"for (int64_t l = 0; l < {LANES}; ++l) acc_{reduce.name}[l] {sign}= part_{reduce.name}[l];")
+            self.add(f"for (int64_t l = 0; l < {lanes}; ++l) acc_{reduce.name}[l] {sign}= part_{reduce.name}[l];")
         self.close(whole - low > block)
         if whole < high:
             self._open_step(lane, high - whole, str(whole))
