@@ -1,8 +1,11 @@
 """How C++ spells types, operations, loads and stores, and the prelude that every translation unit starts with."""
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 
+from .cpp_nans import short_nans
 from .float8 import FLOAT8, cpp_conversions
 from .ir import Compute, Const, Index, Load, Store
 from .printer import Printer, Spelling, float_literal
@@ -53,6 +56,15 @@ static inline rf_bf16 rf_to_bf16(float x) {
   const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   return (rf_bf16)(x != x ? 0x7fc0u : rounded);
 }
+// For values whose NaNs have zeros in the lower half (cpp_nans); processors whose own NaNs haven't get the above.
+#if defined(__x86_64__) || defined(__aarch64__) || defined(__riscv)
+static inline rf_bf16 rf_to_bf16_unchecked(float x) {
+  uint32_t u; __builtin_memcpy(&u, &x, 4);
+  return (rf_bf16)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+#else
+#define rf_to_bf16_unchecked rf_to_bf16
+#endif
 static inline rf_fp16 rf_to_fp16(float x) { return (rf_fp16)x; }
 int64_t rf_zero = 0;  // not static: the compiler can't know its value
 // Rounds for good: without the detour through bits, a multiplication before and an addition after are contracted.
@@ -208,8 +220,8 @@ def _cast(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
 def _round_to(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
     if stmt.rounding == torch.float16:
         return f"rf_round_fp16({args[0]})"
-    assert stmt.rounding is not None
-    return WIDEN[stmt.rounding].format(NARROW[stmt.rounding].format(args[0]))
+    assert stmt.rounding is not None and isinstance(p, CppStatements)
+    return WIDEN[stmt.rounding].format(p.narrow(args[0], args[0], stmt.rounding))
 
 
 def _bits(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
@@ -279,6 +291,16 @@ class CppStatements(Printer):
     types = COMPUTE
     ops = CPP_OPS
 
+    @cached_property
+    def _short_nans(self) -> frozenset[str]:
+        return short_nans(self.kernel, self.nest)
+
+    def narrow(self, text: str, name: str, dtype: torch.dtype) -> str:
+        """``text``, whose NaNs are those of the value ``name``, as an element of ``dtype``."""
+        if dtype == torch.bfloat16 and name in self._short_nans:
+            return f"rf_to_bf16_unchecked({text})"
+        return NARROW.get(dtype, "{}").format(text)
+
     def spell_floordiv(self, a: str, n: str, positive: bool) -> str:
         return f"({a} / {n})" if positive else f"rf_floordiv<int64_t>({a}, {n})"
 
@@ -301,7 +323,7 @@ class CppStatements(Printer):
         element, value = f"{stmt.buffer}[{self.spell_index(stmt.index)}]", stmt.value
         if stmt.accumulate:
             value = f"({WIDEN.get(dtype, '{}').format(element)} + {value})"
-        value = NARROW.get(dtype, "{}").format(value)
+        value = self.narrow(value, stmt.value, dtype)
         guard = f"if ({stmt.mask}) " if stmt.mask else ""
         return f"{guard}{element} = {value};"
 
