@@ -10,7 +10,7 @@ from sympy import Expr, Integer, Symbol
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from .errors import NotLowerable
-from .index import bounds, floordiv, mod, symbol
+from .index import bounds, floordiv, joined, mod, symbol
 from .ir import Axis, Compute, Const, Index, Load, Nest, Reduce, Scan, Stmt, Store, compute_dtype, needed_statements
 from .positions import quotient
 
@@ -92,7 +92,7 @@ class NestBuilder:
 
     def load(self, buffer: str, dtype: torch.dtype, index: Expr) -> str:
         """``buffer[index]`` widened to its compute type, 0 where the current mask is false."""
-        return self._emit(Load, compute_dtype(dtype), buffer, index, self.mask, 0)
+        return self._emit(Load, compute_dtype(dtype), buffer, joined(index, self.ranges), self.mask, 0)
 
     def cast(self, value: str, dtype: torch.dtype) -> str:
         """``value`` converted to the compute type of ``dtype``."""
@@ -190,7 +190,7 @@ class NestBuilder:
         """Store ``value`` to a buffer of ``dtype``, which rounds: what was rounded to that type before needn't be."""
         unrounded, rounding = self._unrounded.get(value, (value, dtype))
         value = unrounded if rounding == dtype and not accumulate else value
-        self.body.append(Store(buffer, index, value, mask, accumulate))
+        self.body.append(Store(buffer, joined(index, self.ranges), value, mask, accumulate))
 
     def require_scope(self, axes: set[Symbol], what: str) -> None:
         """Raise NotLowerable unless the latest store varies over all of ``axes``: it would be taken out of a loop, and

@@ -12,10 +12,11 @@ from math import prod
 import torch
 
 from .cpp_held import held_values, shared_row_values
-from .cpp_prefetch import PREFETCH_LANES, PREFETCH_ROW, Prefetching
+from .cpp_lanes import LaneForm
+from .cpp_prefetch import PREFETCH_LANES, PREFETCH_ROW
 from .cpp_reduce import ONLINE_LANES
-from .cpp_schedule import DEFAULT_SCHEDULE, Schedule
-from .cpp_spelling import COMPUTE, PRELUDE, STORAGE
+from .cpp_schedule import Schedule
+from .cpp_spelling import COMPUTE
 from .index import affine
 from .ir import Axis, Kernel, Load, Nest, Reduce, Scan, Stmt, Store, operands
 from .sweeps import Phase, inner_values
@@ -28,7 +29,7 @@ LANES_APART = 4
 SUM_BLOCK = 4096
 
 
-class NestPrinter(Prefetching):
+class NestPrinter(LaneForm):
     """Prints one nest; ``lines`` holds the result."""
 
     def __init__(self, kernel: Kernel, nest: Nest, schedule: Schedule) -> None:
@@ -200,7 +201,7 @@ class NestPrinter(Prefetching):
                 self.close()
             self.close(opened)
             return
-        pieces = self._pieces(lane)
+        pieces = self._pieces(lane, body)
         for low, high in pieces:
             self._decide(lane, low, pieces)
             first, last = str(low), str(high)
@@ -221,16 +222,18 @@ class NestPrinter(Prefetching):
         """One pass over a row: accumulators, loops over the reduction axes, results."""
         axes = list(self.nest.reduction)
         body = self._without_held(phase.body, computed)
+        self._short = (len(axes) > 1 and axes[-1].size <= SHORT_LANES and bool(phase.reduces)
+                       and all(r.op in ("sum", "max", "min") and r.dtype != torch.bool and not r.along
+                               for r in phase.reduces))
+        self._apart = None if self._short or any(r.along for r in phase.reduces) else self._lanes_apart(
+            phase.reduces, phase.body, axes[-1], self._pieces(axes[-1], body))
         for reduce in phase.reduces:
             if reduce.along:
                 self._declare_segments(reduce)
             else:
-                self._declare_accumulator(reduce)
+                self._declare_accumulator(reduce, self._apart)
         self._start_scans(body)
         blocked = SUM_BLOCK if axes[-1].size > SUM_BLOCK and any(r.op in ("sum", "prod") for r in phase.reduces) else 0
-        self._short = (len(axes) > 1 and axes[-1].size <= SHORT_LANES and bool(phase.reduces)
-                       and all(r.op in ("sum", "max", "min") and r.dtype != torch.bool and not r.along
-                               for r in phase.reduces))
         for reduce in phase.reduces if self._short else ():
             self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name}[{axes[-1].size}];")
             self.add(f"for (int64_t l = 0; l < {axes[-1].size}; ++l) part_{reduce.name}[l] = {self._start(reduce)};")
@@ -244,8 +247,8 @@ class NestPrinter(Prefetching):
             if reduce.along:
                 self._finish_segments(reduce)
             else:
-                self._finish(reduce)
-        self._short = False
+                self._finish(reduce, self._apart)
+        self._short, self._apart = False, None
 
     def _sweep_loops(self, phase: Phase, axes: list[Axis], levels: list[list[Stmt]], k: int, blocked: int,
                      computed: set[str]) -> None:
@@ -259,7 +262,7 @@ class NestPrinter(Prefetching):
         if k == len(axes) - 1:
             self._lane_loops(phase, axis, levels[-1], blocked, computed)
             return
-        pieces = self._pieces(axis, smallest=1)
+        pieces = self._pieces(axis, [s for level in levels[k + 1:] for s in level], smallest=1)
         for low, high in pieces:
             self._decide(axis, low, pieces)
             self.open(f"for (int64_t {axis.symbol} = {low}; {axis.symbol} < {high}; ++{axis.symbol})")
@@ -269,14 +272,29 @@ class NestPrinter(Prefetching):
 
     def _lane_loops(self, phase: Phase, lane: Axis, body: list[Stmt], blocked: int, computed: set[str]) -> None:
         """The innermost loop over a row, in pieces, or in blocks whose partial sums keep float32's precision."""
-        streams = [] if self._short or len(self._pieces(lane)) > 1 else self._row_streams(phase, body, lane)
-        blocked = PREFETCH_ROW if streams and lane.size > PREFETCH_ROW else blocked
+        pieces, outside = self._pieces(lane, body), dict(self._decided)
+        streams = [] if self._short or len(pieces) > 1 else self._row_streams(phase, body, lane)
+        if self._apart is not None:
+            for piece in pieces:
+                self._decide(lane, piece[0], pieces)
+                self._print_apart(phase.reduces, lane, self._apart, piece, streams,
+                                  lambda parts: self._add_row(body, parts, "[l]", computed))
+                self._decided = dict(outside)
+            return
         here = [s for s in body if isinstance(s, Reduce) and not s.strip and s.name not in self._summed]
         segments = [r for r in here if self._in_lanes(r)]
+        lanes = self._lanes_apart(segments, body, lane, pieces) if segments == here and len(pieces) == 1 else None
+        if lanes is not None:
+            self._open_lanes(segments, lanes)
+            self._print_apart((), lane, lanes, pieces[0], streams,
+                              lambda _: self._add_row(body, False, "[l]", computed))
+            self._close_lanes(segments, lanes)
+            return
+        blocked = PREFETCH_ROW if streams and lane.size > PREFETCH_ROW else blocked
         blocks = [r for r in here if blocked and r.op in ("sum", "prod") and not r.along]
-        outside = dict(self._decided)
         if blocked:
             self.open(f"for (int64_t block = 0; block < {lane.size}; block += {blocked})")
+            pieces = [(0, lane.size)]
         if streams:
             self._prefetch(streams, lane, "block" if blocked else "0", min(blocked or lane.size, lane.size))
         for reduce in blocks:
@@ -288,7 +306,6 @@ class NestPrinter(Prefetching):
                 isinstance(s, Scan) for s in body):
             clauses = None
         online = any(r.op == "expsum" for r in here)
-        pieces = [(0, lane.size)] if blocked else self._pieces(lane)
         for first, last in pieces:
             low, high = str(first), str(last)
             if blocked:
@@ -304,22 +321,7 @@ class NestPrinter(Prefetching):
                 self.add(f"const int64_t {lane.symbol} = base + l;")
             else:
                 self.open(f"for (int64_t {lane.symbol} = {low}; {lane.symbol} < {high}; ++{lane.symbol})")
-            for stmt in body:
-                if isinstance(stmt, Reduce) and stmt.name not in self._summed:
-                    if stmt.strip:
-                        self._add_to_strip(stmt)
-                    elif stmt in segments:
-                        self._accumulate(stmt, False, acc=f"part_{stmt.name}")
-                    elif stmt.along:
-                        self._add_to_segment(stmt, stmt.value)
-                    else:
-                        self._accumulate(stmt, bool(blocked) or self._short, f"[{lane.symbol}]" if self._short else "")
-                    continue
-                self.add(self.line(stmt))
-                kept = self.held | self._wanted
-                if not isinstance(stmt, Store) and stmt.name in kept and stmt.name not in self._read_back:
-                    self.add(f"held_{stmt.name}[{self._row_position()}] = {stmt.name};")
-                    computed.add(stmt.name)
+            self._add_row(body, bool(blocked) or self._short, f"[{lane.symbol}]" if self._short else "", computed)
             self.close(2 if online else 1)
             self._decided = dict(outside)
         self._close_lanes(segments)
@@ -327,6 +329,25 @@ class NestPrinter(Prefetching):
             self.add(f"acc_{reduce.name} {'+' if reduce.op == 'sum' else '*'}= part_{reduce.name};")
         if blocked:
             self.close()
+
+    def _add_row(self, body: Sequence[Stmt], parts: bool, place: str, computed: set[str]) -> None:
+        """The statements at one point of a row: sums to ``parts`` or accumulators, at ``place`` in an array of them."""
+        kept = self.held | self._wanted
+        for stmt in body:
+            if isinstance(stmt, Reduce) and stmt.name not in self._summed:
+                if stmt.strip:
+                    self._add_to_strip(stmt)
+                elif self._in_lanes(stmt):
+                    self._accumulate(stmt, False, place, acc=f"part_{stmt.name}{place}")
+                elif stmt.along:
+                    self._add_to_segment(stmt, stmt.value)
+                else:
+                    self._accumulate(stmt, parts, place)
+                continue
+            self.add(self.line(stmt))
+            if not isinstance(stmt, Store) and stmt.name in kept and stmt.name not in self._read_back:
+                self.add(f"held_{stmt.name}[{self._row_position()}] = {stmt.name};")
+                computed.add(stmt.name)
 
     def _without_held(self, body: tuple[Stmt, ...], computed: set[str]) -> list[Stmt]:
         """The sweep's statements with held values read back, and without what only those needed."""
@@ -347,36 +368,3 @@ class NestPrinter(Prefetching):
         if not isinstance(stmt, Store) and stmt.name in self._read_back:
             return self.declare(stmt.name, stmt.dtype, f"held_{stmt.name}[{self._row_position()}]")
         return super().line(stmt)
-
-
-def print_function(kernel: Kernel, symbol: str, schedule: Schedule = DEFAULT_SCHEDULE) -> str:
-    """A C++ function ``static void symbol(pointers...)`` that computes ``kernel``."""
-    written = kernel.written
-    parameters = ", ".join(
-        f"{'' if b.name in written else 'const '}{STORAGE[b.dtype]}* {b.name}" for b in kernel.buffers)
-    lines = [f"static void {symbol}({parameters}) {{"]
-    for nest in kernel.nests:
-        lines += NestPrinter(kernel, nest, schedule).print()
-    return "\n".join([*lines, "}"])
-
-
-def print_unit(kernels: Sequence[Kernel], calls: Sequence[tuple[int, tuple[int, ...]]],
-               schedules: Mapping[int, Schedule] | None = None) -> str:
-    """A translation unit with each kernel once and ``rooffuse_run(first, last, table)``.
-
-    ``calls[k]`` is ``(kernel number, slots)``: step ``k`` runs that kernel on the pointers in those slots of ``table``.
-    ``rooffuse_run`` runs the steps ``first`` to ``last - 1`` and returns 1 if a gather's index was out of range.
-    ``schedules`` has those of kernels, by number, that don't have the default.
-    """
-    parts = [PRELUDE]
-    parts += [print_function(kernel, f"kernel_{k}", (schedules or {}).get(k, DEFAULT_SCHEDULE))
-              for k, kernel in enumerate(kernels)]
-    run = ['extern "C" int rooffuse_run(int64_t first, int64_t last, void* const* table) {',
-           "  rf_status = 0;", "  for (int64_t step = first; step < last; ++step) switch (step) {"]
-    for k, (number, slots) in enumerate(calls):
-        kernel = kernels[number]
-        arguments = ", ".join(f"({'' if b.name in kernel.written else 'const '}{STORAGE[b.dtype]}*)table[{slot}]"
-                              for b, slot in zip(kernel.buffers, slots))
-        run.append(f"    case {k}: kernel_{number}({arguments}); break;")
-    run += ["  }", "  return rf_status;", "}"]
-    return "\n\n".join([*parts, "\n".join(run)]) + "\n"

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from .cpp import NestPrinter, print_function
+from .cpp import NestPrinter
 from .cpp_loops import SERIAL_WORK
 from .cpp_schedule import COLUMN_LANES, DEFAULT_SCHEDULE, Schedule
+from .cpp_unit import print_function
 from .ir import Kernel
 
 #: Most candidates of a kernel, the default among them.

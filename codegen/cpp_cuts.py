@@ -46,10 +46,11 @@ class CutLoops(ColumnForm):
                 found[stmt.name] = (at, stmt.op in ("lt", "le"))
         return found
 
-    def _pieces(self, lane: Axis, smallest: int = MIN_PIECE) -> list[tuple[int, int]]:
-        """``[begin, end)`` of the pieces of an axis, at least ``smallest`` long but for its borders; one piece if that
-        can't be."""
-        cuts = sorted({at for at, _ in self._thresholds(lane).values() if 0 < at < lane.size})
+    def _pieces(self, lane: Axis, body: Sequence[Stmt], smallest: int = MIN_PIECE) -> list[tuple[int, int]]:
+        """``[begin, end)`` of the pieces of an axis between which conditions of ``body`` change, at least ``smallest``
+        long but for its borders; one piece if that can't be."""
+        asked = {s.name for s in body if not isinstance(s, Store)}
+        cuts = sorted({at for n, (at, _) in self._thresholds(lane).items() if n in asked and 0 < at < lane.size})
         pieces = list(pairwise([0, *cuts, lane.size]))
         sizes = [b - a for a, b in pieces]
         if len(cuts) > MAX_CUTS or min([max(sizes), *sizes[1:-1]]) < smallest:

@@ -119,9 +119,12 @@ class Accumulators(ScanLoops):
         else:
             self.add(f"{acc} = rf_{reduce.op}({acc}, {value});")
 
-    def _finish(self, reduce: Reduce) -> None:
+    def _finish(self, reduce: Reduce, lanes: int | None = None) -> None:
+        """Declare the result; ``lanes`` accumulators are taken together as a tree."""
         result = f"acc_{reduce.name}"
-        if reduce.op == "expsum":
+        if lanes is not None:
+            result = f"rf_{reduce.op}_of<{lanes}>({result})"
+        elif reduce.op == "expsum":
             result = f"rf_expsum(acc_{reduce.name}, top_{reduce.name}, {ONLINE_LANES})"
         elif reduce.op in ("argmax", "argmin"):
             result = f"at_{reduce.name}"

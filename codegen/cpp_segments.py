@@ -41,18 +41,24 @@ class SegmentArrays(Accumulators):
         lane = self.nest.reduction[-1].symbol
         return bool(reduce.along) and lane in reduce.along and not reduce.op.startswith("arg")
 
-    def _open_lanes(self, reduces: Sequence[Reduce]) -> None:
-        """Before the innermost loop: the parts of segments that it adds up."""
+    def _open_lanes(self, reduces: Sequence[Reduce], lanes: int | None = None) -> None:
+        """Before the innermost loop: the parts of segments that it adds up, each in a variable or in ``lanes``."""
         for reduce in reduces:
+            if lanes is not None:
+                self.add(f"{self._accumulator_type(reduce)} part_{reduce.name}[{lanes}];")
+                self.add(f"for (int64_t l = 0; l < {lanes}; ++l) part_{reduce.name}[l] = {self._start(reduce)};")
+                continue
             self.add(f"{self._accumulator_type(reduce)} part_{reduce.name} = {self._start(reduce)};")
             if self._watches_nan(reduce):
                 self.add(f"int nan_{reduce.name} = 0;")
 
-    def _close_lanes(self, reduces: Sequence[Reduce]) -> None:
+    def _close_lanes(self, reduces: Sequence[Reduce], lanes: int | None = None) -> None:
         """After it: the parts into the arrays."""
         for reduce in reduces:
             part = f"part_{reduce.name}"
-            if self._watches_nan(reduce):
+            if lanes is not None:
+                part = f"rf_{reduce.op}_of<{lanes}>({part})"
+            elif self._watches_nan(reduce):
                 suffix = "" if reduce.dtype == torch.float64 else "f"
                 self.add(f'if (nan_{reduce.name}) {part} = __builtin_nan{suffix}("");')
             self._add_to_segment(reduce, part)

@@ -1,8 +1,11 @@
 """How C++ spells types, operations, loads and stores, and the prelude that every translation unit starts with."""
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 
+from .cpp_nans import short_nans
 from .float8 import FLOAT8, cpp_conversions
 from .ir import Compute, Const, Index, Load, Store
 from .printer import Printer, Spelling, float_literal
@@ -41,6 +44,11 @@ PRELUDE = r"""#include <stdint.h>
 #else
 #define RF_SIMD
 #endif
+#if defined(__GNUC__) && !defined(__clang__)
+// g++ follows what a clamp's limit becomes, a rounded constant at last, along a path of its own: the loop's choices of
+// numbers turn into as many conditions on conditions. Rows of eight-bit floats took 1.6 times as long.
+#pragma GCC optimize("no-thread-jumps")
+#endif
 """ + _prototypes() + r"""
 typedef uint16_t rf_bf16;
 typedef _Float16 rf_fp16;
@@ -53,6 +61,15 @@ static inline rf_bf16 rf_to_bf16(float x) {
   const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   return (rf_bf16)(x != x ? 0x7fc0u : rounded);
 }
+// For values whose NaNs have zeros in the lower half (cpp_nans); processors whose own NaNs haven't get the above.
+#if defined(__x86_64__) || defined(__aarch64__) || defined(__riscv)
+static inline rf_bf16 rf_to_bf16_unchecked(float x) {
+  uint32_t u; __builtin_memcpy(&u, &x, 4);
+  return (rf_bf16)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+#else
+#define rf_to_bf16_unchecked rf_to_bf16
+#endif
 static inline rf_fp16 rf_to_fp16(float x) { return (rf_fp16)x; }
 int64_t rf_zero = 0;  // not static: the compiler can't know its value
 // Rounds for good: without the detour through bits, a multiplication before and an addition after are contracted.
@@ -67,9 +84,19 @@ template <typename To, typename From> static inline To rf_same_bits(From x) {
   static_assert(sizeof(To) == sizeof(From), "as wide");
   To y; __builtin_memcpy(&y, &x, sizeof(To)); return y;
 }
-// Two choices, one after the other: with a disjunction a chain of these is control flow, and not vectorised.
-template <typename T> static inline T rf_max(T a, T b) { const T m = a >= b ? a : b; return a != a ? a : m; }
-template <typename T> static inline T rf_min(T a, T b) { const T m = a <= b ? a : b; return a != a ? a : m; }
+// Two choices, one after the other: with a disjunction a chain of these is control flow, and not vectorised. The first
+// is the processor's instruction, which keeps a NaN on the left; the second is none where the right is a constant.
+template <typename T> static inline T rf_max(T a, T b) { const T m = a < b ? b : a; return b != b ? b : m; }
+template <typename T> static inline T rf_min(T a, T b) { const T m = a > b ? b : a; return b != b ? b : m; }
+// Lanes of a row's accumulators into one, halved until one is left.
+#define RF_TREE(name, joined) template <int N, typename T> static inline T name(T* a) { \
+    if constexpr (N == 1) return a[0]; \
+    else { \
+      _Pragma("omp simd") for (int l = 0; l < N / 2; ++l) { const T x = a[l], y = a[l + N / 2]; a[l] = joined; } \
+      return name<N / 2>(a); \
+    } \
+  }
+RF_TREE(rf_sum_of, x + y) RF_TREE(rf_prod_of, x * y) RF_TREE(rf_max_of, rf_max(x, y)) RF_TREE(rf_min_of, rf_min(x, y))
 template <typename T> static inline bool rf_minus_one(T b) { return (T)-1 < 0 && b == (T)-1; }
 template <typename T> static inline T rf_truncdiv(T a, T b) {
   return b == 0 ? 0 : rf_minus_one(b) ? (T)(0 - a) : (T)(a / b);
@@ -199,8 +226,8 @@ def _cast(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
 def _round_to(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
     if stmt.rounding == torch.float16:
         return f"rf_round_fp16({args[0]})"
-    assert stmt.rounding is not None
-    return WIDEN[stmt.rounding].format(NARROW[stmt.rounding].format(args[0]))
+    assert stmt.rounding is not None and isinstance(p, CppStatements)
+    return WIDEN[stmt.rounding].format(p.narrow(args[0], args[0], stmt.rounding))
 
 
 def _bits(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
@@ -270,6 +297,16 @@ class CppStatements(Printer):
     types = COMPUTE
     ops = CPP_OPS
 
+    @cached_property
+    def _short_nans(self) -> frozenset[str]:
+        return short_nans(self.kernel, self.nest)
+
+    def narrow(self, text: str, name: str, dtype: torch.dtype) -> str:
+        """``text``, whose NaNs are those of the value ``name``, as an element of ``dtype``."""
+        if dtype == torch.bfloat16 and name in self._short_nans:
+            return f"rf_to_bf16_unchecked({text})"
+        return NARROW.get(dtype, "{}").format(text)
+
     def spell_floordiv(self, a: str, n: str, positive: bool) -> str:
         return f"({a} / {n})" if positive else f"rf_floordiv<int64_t>({a}, {n})"
 
@@ -292,7 +329,7 @@ class CppStatements(Printer):
         element, value = f"{stmt.buffer}[{self.spell_index(stmt.index)}]", stmt.value
         if stmt.accumulate:
             value = f"({WIDEN.get(dtype, '{}').format(element)} + {value})"
-        value = NARROW.get(dtype, "{}").format(value)
+        value = self.narrow(value, stmt.value, dtype)
         guard = f"if ({stmt.mask}) " if stmt.mask else ""
         return f"{guard}{element} = {value};"
 

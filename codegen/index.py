@@ -1,12 +1,12 @@
 """Index arithmetic on sympy expressions whose symbols have known ranges.
 
 An index is an integer expression over axis symbols (each in ``[0, size)``) and, for gathers, over symbols that name
-SSA values of the kernel. Views turn into floor divisions and remainders; the two functions here keep those out of the
+SSA values of the kernel. Views turn into floor divisions and remainders; the functions here keep those out of the
 result whenever the ranges prove that they vanish.
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import gcd, prod
 
 import sympy
@@ -119,24 +119,76 @@ def _common_factor(expr: Expr, n: int) -> tuple[int, Expr, int]:
     return g, scaled, constant % g
 
 
+def _divisions(expr: Expr) -> int:
+    """How many divisions and remainders computing ``expr`` takes."""
+    return sum(isinstance(e, FloorDiv | Mod) for e in sympy.preorder_traversal(expr))
+
+
+def joined(expr: Expr, ranges: Ranges) -> Expr:
+    """``expr`` with ``n * floor(a / n) + (a mod n)`` written as ``a``, where that leaves fewer divisions: what a view
+    takes apart and another puts together again, such as windows of an image."""
+    while _divisions(expr) > 1:
+        better = next((e for e in _joinings(expr, ranges) if _divisions(e) < _divisions(expr)), None)
+        if better is None:
+            break
+        expr = better
+    return expr
+
+
+def _joinings(expr: Expr, ranges: Ranges) -> Iterator[Expr]:
+    """Expressions equal to ``expr`` that have a division of its sum, by itself or with a remainder, replaced."""
+    terms = [t.as_coeff_Mul() for t in Add.make_args(expr)]
+    for c, division in terms:
+        if not isinstance(division, FloorDiv) or not c.is_Integer:
+            continue
+        a, n = division.args
+        if int(c) % int(n) == 0:
+            rest = sympy.expand_mul(c // n * mod(a, int(n), ranges))
+            if all(t in expr.args for t in Add.make_args(rest) if t.has(FloorDiv, Mod)):
+                yield sympy.expand_mul(expr - c * division + c // n * a - rest)
+        for d, remainder in terms:
+            if isinstance(remainder, Mod) and d * remainder.args[1] == c:
+                b, k = remainder.args  # a / (m k) with (a / m) mod k
+                more = floordiv(b, int(k), ranges) - division
+                if not more.has(FloorDiv, Mod):
+                    yield sympy.expand_mul(expr - c * division - d * remainder + d * b - c * more)
+
+
 def floordiv(expr: Expr, n: int, ranges: Ranges) -> Expr:
     """``floor(expr / n)``, simplified by the ranges of its symbols. ``n`` is a positive integer."""
+    expr = joined(expr, ranges)
     quotient, rest = _split(expr, n)
     extent = bounds(rest, ranges)
     if extent is not None and extent[0] // n == extent[1] // n:
         return quotient + extent[0] // n
     g, scaled, _ = _common_factor(rest, n)
-    if isinstance(scaled, FloorDiv):
-        return quotient + FloorDiv(scaled.args[0], scaled.args[1] * (n // g))
+    constant, inner = scaled.as_coeff_Add()
+    if isinstance(inner, FloorDiv):
+        a, m = inner.args
+        return quotient + floordiv(a + constant * m, int(m) * (n // g), ranges)
     return quotient + FloorDiv(scaled, Integer(n // g))
+
+
+def _without_remainders(expr: Expr, n: int) -> Expr:
+    """``expr`` but for multiples of ``n``, without the remainders that only leave out such: ``a + d * (b mod k)`` as
+    ``a + d * b`` if ``n`` divides ``d * k``."""
+    kept = []
+    for term in Add.make_args(expr):
+        d, factor = term.as_coeff_Mul()
+        drops = isinstance(factor, Mod) and d.is_Integer and int(d * factor.args[1]) % n == 0
+        kept.append(sympy.expand_mul(d * factor.args[0]) if drops else term)
+    return Add(*kept)
 
 
 def mod(expr: Expr, n: int, ranges: Ranges) -> Expr:
     """``expr mod n`` in ``[0, n)``, simplified by the ranges of its symbols. ``n`` is a positive integer."""
-    _, rest = _split(expr, n)
+    _, rest = _split(joined(expr, ranges), n)
     extent = bounds(rest, ranges)
     if extent is not None and extent[0] // n == extent[1] // n:
         return rest - n * (extent[0] // n)
+    unwrapped = _without_remainders(rest, n)
+    if unwrapped != rest:
+        return mod(unwrapped, n, ranges)
     g, scaled, constant = _common_factor(rest, n)
     inner = Mod(scaled.args[0], Integer(n // g)) if (
         isinstance(scaled, Mod) and int(scaled.args[1]) % (n // g) == 0) else Mod(scaled, Integer(n // g))
@@ -158,7 +210,7 @@ def rewrite(expr: Expr, replaced: Mapping[Symbol, Expr], ranges: Ranges) -> Expr
         return mod(args[0], int(args[1]), ranges)
     if isinstance(expr, Mul):
         return sympy.expand_mul(Mul(*args))
-    return expr.func(*args)
+    return joined(expr.func(*args), ranges)
 
 
 def ravel(coords: Sequence[Expr], shape: Sequence[int]) -> Expr:

@@ -113,8 +113,8 @@ def _store(nest: _OpenNest, target: Part, places: tuple[Coords, ...], buffers: d
         conditions = [inside(b, node, coords) for coords in places]
         values = [target.converted(nest.lowering.value_where(condition, node, coords), b)
                   for condition, coords in zip(conditions, places)]
-        for value in values:
-            refuse_early_sums(b.body, b.axes, value)
+        for coords, value in zip(places, values):
+            refuse_early_sums(b.body, b.axes, value, coords)
         for coords, value, condition in zip(places, values, conditions):
             place = dot(target.coords(coords, b.ranges), strides_of(target.output))
             b.store(target.buffer, dtype_of(target.output), place, value, condition)
@@ -122,7 +122,7 @@ def _store(nest: _OpenNest, target: Part, places: tuple[Coords, ...], buffers: d
     coords, = places
     destination, visited = node.args[0], coords
     value, coords, condition = lower_stores.place(nest.lowering, node, coords)
-    refuse_early_sums(b.body, b.axes, value)
+    refuse_early_sums(b.body, b.axes, value, coords)
     while destination not in buffers:
         if not lower_views.is_alias(destination) or lower_views.is_reinterpretation(destination):
             raise NotLowerable(f"{node.name} writes into {destination.name}, which isn't a view of an input")

@@ -78,12 +78,15 @@ def cut_strips(axes: tuple[Axis, ...], cuts: Mapping[Symbol, int]) -> tuple[tupl
     return tuple(sorted((*parallel, *strip), key=lambda a: order.index(a.kind))), replaced
 
 
-def refuse_early_sums(body: Sequence[Stmt], axes: tuple[Axis, ...], value: str) -> None:
-    """Raise NotLowerable if ``value`` needs, at a row of a strip, what is known only after the strip's last row."""
+def refuse_early_sums(body: Sequence[Stmt], axes: tuple[Axis, ...], value: str, place: Coords) -> None:
+    """Raise NotLowerable if ``value``, which goes to ``place``, needs at a row of a strip what is known only after the
+    strip's last row."""
     if not any(a.strip for a in axes):
         return
     nest = Nest(axes, tuple(body))
     late, strip = names_after_strips(nest), {a.symbol for a in nest.strip}
+    if value in late and any(c.free_symbols & strip for c in place):
+        raise NotLowerable("a column's sum would be stored at each row of its strip")
     made = {s.name: s for s in body if not isinstance(s, Store)}
     work, seen = [value], {value}
     while work:

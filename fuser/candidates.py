@@ -11,9 +11,9 @@ from importlib.metadata import version
 import torch
 from rooffuse.codegen.build_cpp import FLAGS, compile_library, compiler_identity, find_compiler, load_library
 from rooffuse.codegen.cache import DiskCache, digest
-from rooffuse.codegen.cpp import print_unit
 from rooffuse.codegen.cpp_candidates import cpp_candidates
 from rooffuse.codegen.cpp_schedule import DEFAULT_SCHEDULE, Schedule
+from rooffuse.codegen.cpp_unit import print_unit
 from rooffuse.codegen.ir import Kernel
 from rooffuse.codegen.jam import JAMMED
 from rooffuse.codegen.lower_group import lower_group

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from rooffuse.codegen.build_cpp import CompilationFailed, CompilerMissing, compile_library, load_library
 from rooffuse.codegen.cache import DiskCache
-from rooffuse.codegen.cpp import print_function, print_unit
 from rooffuse.codegen.cpp_schedule import DEFAULT_SCHEDULE
+from rooffuse.codegen.cpp_unit import print_function, print_unit
 from rooffuse.codegen.ir import Kernel
 from rooffuse.codegen.lower import refusal
 from rooffuse.codegen.triton_kernel import TritonSource

@@ -11,7 +11,7 @@ import torch
 from rooffuse.codegen.build_cpp import compile_library, load_library
 from rooffuse.codegen.build_triton import load_launcher
 from rooffuse.codegen.cache import DiskCache
-from rooffuse.codegen.cpp import print_unit
+from rooffuse.codegen.cpp_unit import print_unit
 from rooffuse.codegen.interpret import interpret
 from rooffuse.codegen.ir import Buffer
 from rooffuse.codegen.lower_group import LoweredGroup, lower_group

@@ -9,8 +9,8 @@ import pytest
 import torch
 from rooffuse.codegen.build_cpp import compile_library, load_library
 from rooffuse.codegen.cache import DiskCache
-from rooffuse.codegen.cpp import print_function, print_unit
 from rooffuse.codegen.cpp_candidates import MOST_CANDIDATES, CppCandidate, cpp_candidates
+from rooffuse.codegen.cpp_unit import print_function, print_unit
 from rooffuse.cost_model import get_device
 from rooffuse.targets import target_for
 from torch import Tensor

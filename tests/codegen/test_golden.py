@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rooffuse.codegen.cpp import print_function
+from rooffuse.codegen.cpp_unit import print_function
 from rooffuse.codegen.triton_kernel import print_kernel
 
 from .cases import BY_NAME

@@ -16,6 +16,7 @@ from rooffuse.codegen.index import (
     bounds,
     dot,
     floordiv,
+    joined,
     mod,
     ravel,
     rewrite,
@@ -146,3 +147,61 @@ def test_remainder_that_vanishes() -> None:
 
 def test_dot_is_a_storage_offset() -> None:
     assert dot((X, Y), (10, 1), 3) == 10 * X + Y + 3
+
+
+def parts_of(expr: Expr, sizes: list[int], nested: bool) -> Expr:
+    """``expr`` taken apart in mixed radix and put together again, with nothing simplified."""
+    total, stride, rest = Integer(0), 1, expr
+    for size in sizes:
+        total += stride * Mod(rest if nested else FloorDiv(expr, Integer(stride)), Integer(size))
+        stride *= size
+        rest = FloorDiv(rest, Integer(size))
+    return total + stride * FloorDiv(expr, Integer(stride))
+
+
+radices = st.lists(st.integers(2, 8), min_size=1, max_size=3)
+
+
+@settings(max_examples=120, deadline=None)
+@given(affine_expressions(), radices, all_ranges, coefficients, affine_expressions(), st.booleans())
+def test_mixed_radix_keeps_values(expr: Expr, sizes: list[int], ranges: dict, c: int, other: Expr, nested) -> None:
+    apart = sympy.expand_mul(c * parts_of(expr, sizes, nested)) + other
+    whole = joined(rewrite(apart, {}, ranges), ranges)
+    for p in points(ranges):
+        assert evaluate(whole, p) == c * evaluate(expr, p) + evaluate(other, p)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(-40, 40), radices, st.integers(-3, 3).filter(bool), st.booleans())
+def test_mixed_radix_is_joined(offset: int, sizes: list[int], c: int, nested: bool) -> None:
+    ranges = {X: 2000, Y: 5}
+    apart = sympy.expand_mul(c * parts_of(X + offset, sizes, nested)) + 3 * Y
+    assert joined(rewrite(apart, {}, ranges), ranges) == sympy.expand(c * (X + offset)) + 3 * Y
+
+
+@settings(max_examples=150, deadline=None)
+@given(expressions(), expressions(), st.integers(1, 12), st.integers(1, 4), coefficients, all_ranges)
+def test_joined_and_unwrapped_keep_values(expr: Expr, other: Expr, n: int, times: int, c: int, ranges: dict) -> None:
+    """A division and the remainder of the same, whole or scaled, and a remainder inside of another."""
+    sums = c * n * FloorDiv(expr, Integer(n)) + c * Mod(expr, Integer(n)) + other
+    inside = times * Mod(expr, Integer(n)) + other
+    result, wrapped = joined(sympy.expand_mul(sums), ranges), mod(inside, n, ranges)
+    for p in points(ranges):
+        assert evaluate(result, p) == evaluate(sums, p)
+        assert evaluate(wrapped, p) == evaluate(inside, p) % n
+
+
+def test_windows_of_a_rolled_image_are_places_of_it() -> None:
+    """Swin's: rows rolled by three, cut into windows of seven, and looked for in the image before the roll."""
+    ranges = {X: 8, Y: 7}
+    place = Mod(7 * X + Y + 53, Integer(56))
+    windows = 7 * floordiv(place, 7, ranges) + mod(place, 7, ranges)
+    assert joined(windows, ranges) == place
+    assert mod(windows + 3, 56, ranges) == 7 * X + Y
+
+
+def test_remainder_of_a_remainder() -> None:
+    ranges = {X: 100}
+    assert mod(Mod(X, Integer(12)) + 5, 4, ranges) == mod(X + 1, 4, ranges)
+    assert mod(2 * Mod(X, Integer(6)) + 1, 4, ranges) == mod(2 * X + 1, 4, ranges)
+    assert mod(Mod(X, Integer(6)) + 1, 4, ranges).count(Mod) == 2

@@ -9,7 +9,7 @@ from rooffuse.codegen import triton_kernel, triton_tiles
 from rooffuse.codegen.build_cpp import compile_library, load_library
 from rooffuse.codegen.build_triton import load_launcher
 from rooffuse.codegen.cache import DiskCache
-from rooffuse.codegen.cpp import print_unit
+from rooffuse.codegen.cpp_unit import print_unit
 from rooffuse.codegen.interpret import interpret
 from rooffuse.codegen.lower_group import lower_group
 from rooffuse.codegen.online import merge_online

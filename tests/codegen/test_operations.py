@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from rooffuse.codegen.cpp import print_function
+from rooffuse.codegen.cpp_unit import print_function
 from rooffuse.codegen.ir import Kernel
 from rooffuse.codegen.operations import OPERATION_COST, contraction_flops, kernel_operations
 

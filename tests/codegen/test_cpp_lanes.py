@@ -1,0 +1,71 @@
+"""Rows summed by lanes: every way that a row's length can fall into steps, blocks and a rest."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from rooffuse.codegen.cache import DiskCache
+from rooffuse.codegen.cpp_lanes import BLOCK, BYTE_LANES, LANES, lane_block
+from rooffuse.codegen.cpp_unit import print_function
+from torch import Tensor
+
+from .kernels import CppUnit, assert_same, lower
+
+#: One step, a rest alone, steps and a rest, one block, several, several and a rest, and 31 steps: no block of those.
+SIZES = (32, 31, 37, 96, 300, 512, 544, 768, 1056, 2060, 4096, 1000)
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.sum(-1), (x * x).mean(-1)
+
+
+def extremes(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.amax(-1), x.amin(-1)
+
+
+def masked(x: Tensor, keep: Tensor) -> Tensor:
+    return torch.softmax(x.masked_fill(keep, -torch.inf), -1)
+
+
+def around(x: Tensor) -> Tensor:
+    return F.pad(x, (40, 40)).square().sum(-1)
+
+
+@pytest.fixture(scope="module")
+def unit(tmp_path_factory) -> tuple[CppUnit, dict]:
+    calls = {}
+    for size in SIZES:
+        x = torch.randn(9, size, generator=torch.Generator().manual_seed(size))
+        odd = x.clone()
+        odd[1, 0], odd[2, -1], odd[3, size // 2], odd[4] = torch.nan, torch.nan, -torch.inf, torch.nan
+        calls |= {f"moments {size}": (moments, (x,)), f"half {size}": (moments, (x.bfloat16().float(),)),
+                  f"extremes {size}": (extremes, (odd,)), f"masked {size}": (masked, (x, x > 1)),
+                  f"around {size}": (around, (x,))}
+    lowered = {n: lower(fn, *args) for n, (fn, args) in calls.items()}
+    return CppUnit(lowered, DiskCache(tmp_path_factory.mktemp("kernels"))), {n: (*calls[n], lowered[n]) for n in calls}
+
+
+@pytest.mark.parametrize("what", ["moments", "half", "extremes", "masked", "around"])
+def test_rows_of_any_length(unit: tuple[CppUnit, dict], what: str) -> None:
+    library, calls = unit
+    for size in SIZES:
+        fn, args, lowered = calls[f"{what} {size}"]
+        expected = fn(*[a.double() if a.is_floating_point() else a for a in args])
+        expected = [e.float() for e in (expected if isinstance(expected, tuple) else (expected,))]
+        assert_same(library.run(f"{what} {size}", lowered, args), expected)
+
+
+@pytest.mark.parametrize("lanes", [LANES, BYTE_LANES])
+def test_blocks_divide_the_steps(lanes: int) -> None:
+    for size in range(1, 5000, 7):
+        block = lane_block(size, lanes)
+        assert block <= BLOCK and block % lanes == 0
+        assert not block or (size // lanes * lanes) % block == 0
+
+
+def test_lanes_are_as_many_as_the_narrowest_type_has() -> None:
+    x = torch.randn(4, 512)
+    assert f"[{LANES}]" in print_function(lower(moments, x).group.kernel, "kernel")
+    assert f"[{BYTE_LANES}]" in print_function(lower(masked, x, x > 0).group.kernel, "kernel")
+    assert "_of<" not in print_function(lower(moments, torch.randn(4, 1000)).group.kernel, "kernel")
