@@ -105,14 +105,14 @@ class CutLoops(ColumnForm):
         settled = settled or {}
         conditions = self._conditions_before(body, lane, settled)
         sides = self._opposites(conditions) if branches else None
-        for holds in (True, False) if sides else ():
-            now = self._following({**settled, sides[0]: holds, sides[1]: not holds}, conditions)
-            self.open(f"if ({sides[0]})" if holds else "else")
-            self.add("const bool " + ", ".join(
-                f"{n} = {str(t).lower()}" for n, t in now.items() if n not in settled) + ";")
-            self._print_points(lane, first, last, body, now, branches - 1)
-            self.close()
-        if sides:
+        if sides is not None:
+            for holds in (True, False):
+                now = self._following({**settled, sides[0]: holds, sides[1]: not holds}, conditions)
+                self.open(f"if ({sides[0]})" if holds else "else")
+                self.add("const bool " + ", ".join(
+                    f"{n} = {str(t).lower()}" for n, t in now.items() if n not in settled) + ";")
+                self._print_points(lane, first, last, body, now, branches - 1)
+                self.close()
             return
         if conditions:
             self.open(f"if ({' & '.join(conditions)})")

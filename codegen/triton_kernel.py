@@ -26,10 +26,9 @@ class NestPrinter(ReductionTiles):
     """Prints one nest for one program; ``number`` keeps the names of several nests in a kernel apart."""
 
     def __init__(self, kernel: Kernel, nest: Nest, tile: Tile, number: int, indent: str) -> None:
-        super().__init__(kernel, nest)
-        self.tile, self.number, self.indent = tile, number, indent
+        super().__init__(kernel, nest, tile, indent)
+        self.number = number
         self.suffix = f"_{number}" if len(kernel.nests) > 1 else ""
-        self.lines: list[str] = []
         self.after_strip = False
         self.rows = prod(a.size for a in nest.parallel)
         self.row = prod(a.size for a in nest.reduction)
@@ -49,9 +48,6 @@ class NestPrinter(ReductionTiles):
                 if extent is not None and extent[1] >= 2**31:
                     return True
         return self.rows * max(self.row, 1) >= 2**31
-
-    def add(self, text: str, deeper: int = 0) -> None:
-        self.lines.append(self.indent + "    " * deeper + text)
 
     def print(self, program: str) -> list[str]:
         """Lines for the nest; ``program`` is the expression of its own program number."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from sympy import Symbol
 
-from .ir import Reduce
+from .ir import Kernel, Nest, Reduce
 from .triton_scans import ScanTiles
 from .triton_spelling import TYPES
 from .triton_tiles import Tile
@@ -15,11 +15,18 @@ from .triton_tiles import Tile
 class ReductionTiles(ScanTiles):
     """Each result is a tile with one column, of segments a tile in which each result is repeated along its segment."""
 
-    tile: Tile
     mask_x: bool
     mask_r: bool
     reduction: frozenset[Symbol]
     padded: Sequence[int]
+
+    def __init__(self, kernel: Kernel, nest: Nest, tile: Tile, indent: str) -> None:
+        super().__init__(kernel, nest)
+        self.tile, self.indent = tile, indent
+        self.lines: list[str] = []
+
+    def add(self, text: str, deeper: int = 0) -> None:
+        self.lines.append(self.indent + "    " * deeper + text)
 
     def _accumulator(self, reduce: Reduce) -> str:
         if reduce.op in ("any", "all"):
