@@ -15,7 +15,7 @@ from .ir import Compute, Const, Kernel, Load, Nest, Store, operands
 #: Operations that hand NaNs on, or make the processor's own; those that are calls into the library in float64.
 _HAND_ON = frozenset((
     "neg abs sqrt rsqrt floor ceil trunc round add sub mul div fma min max where copysign cast round_to").split())
-_INLINE_FLOAT32 = frozenset(("exp", "tanh", "sigmoid"))
+_INLINE_FLOAT32 = frozenset(("exp", "tanh", "sigmoid", "erf"))
 
 
 def short_nans(kernel: Kernel, nest: Nest) -> frozenset[str]:

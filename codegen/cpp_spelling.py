@@ -184,6 +184,25 @@ static inline float rf_tanh(float x) {
   const float near = __builtin_fmaf(p * z, x, x);
   return __builtin_copysignf(a < 0.625f ? near : far, x);
 }
+// erf as x P(x^2) / Q(x^2), both of degree 5 (largest relative error 2e-8 on [0, 3.93], by Lawson's iteration; 6 units
+// in the last place when evaluated). It takes half the time of libmvec's. From 3.92 on floats round erf to 1.
+static inline float rf_erf(float x) {
+  const float a = __builtin_fabsf(x), t = a * a;
+  float p = 2.04199637e-6f;
+  p = __builtin_fmaf(p, t, 2.84807640e-4f);
+  p = __builtin_fmaf(p, t, 3.77952773e-3f);
+  p = __builtin_fmaf(p, t, 5.27900308e-2f);
+  p = __builtin_fmaf(p, t, 1.90781802e-1f);
+  p = __builtin_fmaf(p, t, 1.12837911f);
+  float q = 3.80042911e-5f;
+  q = __builtin_fmaf(q, t, 1.16519467e-3f);
+  q = __builtin_fmaf(q, t, 1.49972718e-2f);
+  q = __builtin_fmaf(q, t, 1.14256695e-1f);
+  q = __builtin_fmaf(q, t, 5.02408683e-1f);
+  q = __builtin_fmaf(q, t, 1.0f);
+  const float y = a * p / q;
+  return __builtin_copysignf(a > 3.92f || y > 1.0f ? 1.0f : y, x);
+}
 """ + cpp_conversions()
 
 #: Conversions of a stored element to the type it is computed in, and back; types that aren't here need none.
@@ -259,7 +278,7 @@ def _inline(name: str) -> Spelling:
 
 CPP_OPS: dict[str, Spelling] = {
     **{name: _math(name) for name in _UNARY_MATH},
-    "exp": _inline("exp"), "tanh": _inline("tanh"),
+    "exp": _inline("exp"), "tanh": _inline("tanh"), "erf": _inline("erf"),
     **{name: _builtin(name) for name in ("sqrt", "floor", "ceil", "trunc")},
     "round": _builtin("rint"), "abs": _by_kind(_builtin("fabs"), "({0} < 0 ? -{0} : {0})"), "neg": "-{0}",
     "lgamma": _math("lgamma"), "fmod": _by_kind(_math("fmod"), "rf_mod({0}, {1})"), "rsqrt": _rsqrt,

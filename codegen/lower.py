@@ -10,6 +10,7 @@ from math import prod
 from typing import Any
 
 import torch
+from rooffuse.passes.graph import IMPLIED_CAST
 from sympy import Expr, Integer
 from torch.fx import Node
 
@@ -191,7 +192,8 @@ class NestLowering:
         if op_name(node) == "copy":
             result = self._operand(arguments[1], node, coords) or result
         result = b.cast(result, dtype_of(node))
-        if op_name(node) == "_to_copy" and not holds_exactly(dtype_of(node), dtype_of(node.args[0])):
+        written = op_name(node) == "_to_copy" and IMPLIED_CAST not in node.meta
+        if written and not holds_exactly(dtype_of(node), dtype_of(node.args[0])):
             return b.rounded_always(result, dtype_of(node))
         return b.rounded(result, dtype_of(node))
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from rooffuse.codegen.fxinfo import op_name
 from rooffuse.codegen.lower_views import SPLITTERS
+from rooffuse.passes.graph import IMPLIED_CAST
 from torch.fx import Graph, Node
 
 from .units import Units
@@ -88,5 +89,5 @@ def structure_key(graph: Graph) -> Hashable:
         if isinstance(value, torch.Tensor):
             kind = (tuple(value.shape), tuple(value.stride()), str(value.dtype))
         rows.append((node.op, str(node.target) if node.op == "call_function" else "", spell(node.args),
-                     spell(node.kwargs), kind))
+                     spell(node.kwargs), kind, IMPLIED_CAST in node.meta))
     return tuple(rows)

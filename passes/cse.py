@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from rooffuse.passes.graph import (
+    IMPLIED_CAST,
     argument_key,
     is_impure,
     mutated_roots,
@@ -53,7 +54,8 @@ def cse(gm: GraphModule) -> GraphModule:
         if root is node and root in mutated:
             continue
         reads = tuple(version.get(roots[argument], 0) for argument in node.all_input_nodes)
-        key = (node.op, node.target, argument_key(node.args, _itself), argument_key(node.kwargs, _itself), reads)
+        key = (node.op, node.target, argument_key(node.args, _itself), argument_key(node.kwargs, _itself), reads,
+               IMPLIED_CAST in node.meta)
         earlier = known.setdefault(key, node)
         if earlier is node:
             continue

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rooffuse.passes.graph import argument_key, argument_nodes, is_random, packet_name, size_key
+from rooffuse.passes.graph import IMPLIED_CAST, argument_key, argument_nodes, is_random, packet_name, size_key
 from rooffuse.passes.op_sets import LIBRARY, PRIMITIVES, aot_decompositions
 from rooffuse.passes.rule_base import Refusal, Rule, conform
 from rooffuse.passes.rules import RULES
@@ -148,6 +148,8 @@ class _Recorder(TorchDispatchMode):
             func, pytree.tree_map(self.node_of, tuple(args)), pytree.tree_map(self.node_of, kwargs)
         )
         node.meta["val"] = result
+        if func is torch.ops.aten._to_copy.default and result.dtype in (torch.bfloat16, torch.float16):
+            node.meta[IMPLIED_CAST] = True
         self._name_results(node, result)
         return result
 
@@ -233,7 +235,7 @@ def _inline(graph: Graph, node: Node, template: Graph) -> None:
                 results = tuple(None if item is None else copies[item] for item in inner.args[0])
             else:
                 copies[inner] = graph.node_copy(inner, copies.__getitem__)
-                copies[inner].meta = {**inherited, "val": inner.meta["val"]}
+                copies[inner].meta = {**inherited, **inner.meta}
     if isinstance(node.meta["val"], torch.Tensor):
         node.replace_all_uses_with(results[0])
     else:

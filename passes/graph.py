@@ -17,6 +17,9 @@ aten = torch.ops.aten
 
 # Their schemas declare a fresh result, yet the result shares the storage of the first argument.
 _UNDECLARED_VIEWS = frozenset({aten._unsafe_view.default})
+#: Metadata of a cast to bfloat16 or float16 that nobody wrote: the result of a decomposed operator has that type.
+#: Inside of a kernel it needn't round.
+IMPLIED_CAST = "rooffuse_implied_cast"
 _SYM_TYPES = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 

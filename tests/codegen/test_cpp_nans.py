@@ -24,7 +24,8 @@ OTHERS = torch.tensor([0x7F81, 0x7FC0, 0x7FFF, 0xFF81 - 2**16, 0xFFFF - 2**16, 0
 ONE: dict[str, Callable[[Tensor], Tensor]] = {
     "copy": lambda x: x + 0, "neg": lambda x: -x, "abs": torch.abs, "sqrt": torch.sqrt, "rsqrt": torch.rsqrt,
     "floor": torch.floor, "ceil": torch.ceil, "trunc": torch.trunc, "round": torch.round, "exp": torch.exp,
-    "tanh": torch.tanh, "sigmoid": torch.sigmoid, "relu": torch.relu, "scale": lambda x: x * 1.7 + 0.3,
+    "tanh": torch.tanh, "sigmoid": torch.sigmoid, "erf": torch.erf, "relu": torch.relu,
+    "scale": lambda x: x * 1.7 + 0.3,
     "double": lambda x: (x.double() * 3).float(), "total": lambda x: (x / 3).expand(70, -1).sum(0),
 }
 TWO: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

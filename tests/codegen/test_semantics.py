@@ -276,3 +276,13 @@ def test_type_promotion() -> None:
         torch.tensor(1.5, dtype=torch.float64),
     ]
     check([(f"{x.dtype} {y.dtype}", lambda a, b: (a + b, a * b, a > b), [x, y]) for x in operands for y in operands])
+
+
+def test_erf_is_exact_to_some_units_in_the_last_place() -> None:
+    """Our own spelling of it: on a dense grid against float64, odd, at most one, and one for all that rounds to it."""
+    x = torch.cat([torch.linspace(0, 4.5, 100_001), torch.logspace(-38, 38, 2000)])
+    ours = torch.compile(torch.erf, backend="rooffuse", fullgraph=True)(torch.cat([x, -x]))
+    assert torch.equal(ours[: len(x)], -ours[len(x) :])
+    exact = torch.erf(x.double())
+    assert ((ours[: len(x)] - exact).abs() <= 6 * torch.finfo(torch.float32).eps * exact / 2).all()
+    assert ours.max() == 1 and (ours[: len(x)][x > 3.92] == 1).all()
