@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import prod
 
 from .cpp import NestPrinter
+from .cpp_columns import WIDE_LANES
 from .cpp_loops import SERIAL_WORK
 from .cpp_schedule import COLUMN_LANES, DEFAULT_SCHEDULE, Schedule
 from .cpp_unit import print_function
@@ -54,5 +55,5 @@ def _others(kernel: Kernel, jammed: Mapping[int, Kernel]) -> Iterator[CppCandida
         if work * THREADS_IN_DOUBT >= SERIAL_WORK:
             yield CppCandidate("several threads", kernel, Schedule(threads=True))
     if any(NestPrinter(kernel, nest, DEFAULT_SCHEDULE).column is not None for nest in kernel.nests):
-        for lanes in (4 * COLUMN_LANES, COLUMN_LANES // 2):
+        for lanes in (WIDE_LANES, COLUMN_LANES, COLUMN_LANES // 2):
             yield CppCandidate(f"{lanes} columns at once", kernel, Schedule(lanes=lanes))

@@ -2,7 +2,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
+import torch
+
+from .cpp_schedule import COLUMN_LANES
 from .cpp_segments import SegmentArrays
 from .cpp_spelling import COMPUTE
 from .ir import Axis, Kernel, Nest, Reduce, Stmt, Store, operands
@@ -10,6 +14,9 @@ from .sweeps import Phase, plan_phases
 
 #: The same for the column form, where each lane adds every term of a block itself.
 COLUMN_BLOCK = 256
+#: Lanes of the column form where there are many columns, 2 KiB of a row of float32; the fewest shares of so many that a
+#: thread gets, and the most reductions that have as many accumulators each.
+WIDE_LANES, WIDE_SHARES, MOST_WIDE = 512, 2, 4
 
 
 class ColumnForm(SegmentArrays):
@@ -19,21 +26,33 @@ class ColumnForm(SegmentArrays):
         super().__init__(kernel, nest)
         self.phases = plan_phases(nest)
         self._blocked = False
+        self.lanes = COLUMN_LANES
+
+    def _choose_lanes(self, lane: Axis) -> int:
+        """Columns at a time: many, so that each row is read in long runs, as long as every thread has some shares of
+        them and the arrays over them are few."""
+        if self.schedule.lanes is not None:
+            return self.schedule.lanes
+        shares = prod(a.size for a in self.nest.parallel) // WIDE_LANES
+        few = sum(len(p.reduces) for p in self.phases) <= MOST_WIDE
+        wide = few and lane.size >= WIDE_LANES and shares >= WIDE_SHARES * torch.get_num_threads()
+        return WIDE_LANES if wide else COLUMN_LANES
 
     def _print_columns(self, lane: Axis) -> None:
+        self.lanes = self._choose_lanes(lane)
         others = [a for a in self.nest.parallel if a != lane]
-        opened, chunked = self._threads(others, lane, self.schedule.lanes)
+        opened, chunked = self._threads(others, lane, self.lanes)
         for axis in self._rest:
             self.open(self._loop(axis))
             opened += 1
         if not chunked:
-            step = min(self.schedule.lanes, lane.size)
+            step = min(self.lanes, lane.size)
             self.open(f"for (int64_t begin = 0; begin < {lane.size}; begin += {step})")
             opened += 1
             self.add(f"const int64_t end = RF_MIN(begin + {step}, INT64_C({lane.size}));")
         shared = self._shared_between_phases(lane)
         for name in shared:
-            self.add(f"{COMPUTE[self.dtypes[name]]} lanes_{name}[{self.schedule.lanes}];")
+            self.add(f"{COMPUTE[self.dtypes[name]]} lanes_{name}[{self.lanes}];")
         for phase in self.phases:
             if phase.sweep:
                 self._print_column_sweep(phase, lane, shared)
@@ -83,16 +102,16 @@ class ColumnForm(SegmentArrays):
         first = axes[0]
         self._blocked = first.size > COLUMN_BLOCK and any(r.op in ("sum", "prod") for r in phase.reduces)
         for reduce in phase.reduces:
-            self._declare_accumulator(reduce, self.schedule.lanes)
-        self._start_scans(phase.body, self.schedule.lanes)
+            self._declare_accumulator(reduce, self.lanes)
+        self._start_scans(phase.body, self.lanes)
         opened = 0
         if self._blocked:
             self.open(f"for (int64_t block = 0; block < {first.size}; block += {COLUMN_BLOCK})")
             opened += 1
             for reduce in phase.reduces:
                 if reduce.op in ("sum", "prod"):
-                    self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name}[{self.schedule.lanes}];")
-                    self.add(f"for (int64_t j = 0; j < {self.schedule.lanes}; ++j) "
+                    self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name}[{self.lanes}];")
+                    self.add(f"for (int64_t j = 0; j < {self.lanes}; ++j) "
                              f"part_{reduce.name}[j] = {self._start(reduce)};")
         levels = self._by_depth([s for s in phase.body if lane.symbol not in self._scope(s)], axes)
         for k, axis in enumerate(axes):
@@ -113,7 +132,7 @@ class ColumnForm(SegmentArrays):
             for reduce in phase.reduces:
                 if reduce.op in ("sum", "prod"):
                     sign = "+" if reduce.op == "sum" else "*"
-                    self.add(f"for (int64_t j = 0; j < {self.schedule.lanes}; ++j) "
+                    self.add(f"for (int64_t j = 0; j < {self.lanes}; ++j) "
                              f"acc_{reduce.name}[j] {sign}= part_{reduce.name}[j];")
         self.close(opened - inner)
         for reduce in phase.reduces:
@@ -121,4 +140,4 @@ class ColumnForm(SegmentArrays):
             target = f"lanes_{reduce.name}"
             if reduce.name not in shared:
                 continue
-            self.add(f"for (int64_t j = 0; j < {self.schedule.lanes}; ++j) {target}[j] = {source}_{reduce.name}[j];")
+            self.add(f"for (int64_t j = 0; j < {self.lanes}; ++j) {target}[j] = {source}_{reduce.name}[j];")

@@ -13,12 +13,12 @@ class Schedule:
 
     threads: whether threads share the outer loops; None for where there is enough work.
     ahead: whether loops ask memory ahead; None for where they compute for long.
-    lanes: neighbouring columns that the column form takes at a time.
+    lanes: neighbouring columns that the column form takes at a time; None for as many as there are shares for.
     """
 
     threads: bool | None = None
     ahead: bool | None = None
-    lanes: int = COLUMN_LANES
+    lanes: int | None = None
 
 
 DEFAULT_SCHEDULE = Schedule()
