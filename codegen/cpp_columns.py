@@ -12,7 +12,7 @@ from .cpp_spelling import COMPUTE
 from .ir import Axis, Kernel, Nest, Reduce, Stmt, Store, operands
 from .sweeps import Phase, plan_phases
 
-#: The same for the column form, where each lane adds every term of a block itself.
+#: Rows whose terms a lane adds up apart from those before, so that float32 keeps its precision over long columns.
 COLUMN_BLOCK = 256
 #: Lanes of the column form where there are many columns, 2 KiB of a row of float32; the fewest shares of so many that a
 #: thread gets, and the most reductions that have as many accumulators each.

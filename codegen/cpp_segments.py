@@ -22,10 +22,7 @@ class SegmentArrays(Accumulators):
 
     def _at(self, reduce: Reduce) -> str:
         """The place of a result in its array."""
-        text = "0"
-        for axis in self._results(reduce):
-            text = axis.symbol.name if text == "0" else f"({text}) * {axis.size} + {axis.symbol}"
-        return f"[{text}]"
+        return f"[{self._place_along(self._results(reduce))}]"
 
     def _declare_segments(self, reduce: Reduce) -> None:
         count = prod(a.size for a in self._results(reduce))
@@ -103,11 +100,7 @@ class SegmentArrays(Accumulators):
     def _position(self, reduce: Reduce) -> str:
         if not reduce.along:
             return super()._position(reduce)
-        text = "0"
-        for axis in self.nest.reduction:
-            if axis.symbol in reduce.along:
-                text = axis.symbol.name if text == "0" else f"({text}) * {axis.size} + {axis.symbol}"
-        return text
+        return self._place_along(a for a in self.nest.reduction if a.symbol in reduce.along)
 
     def _scope(self, stmt: Stmt) -> frozenset[Symbol]:
         if self._is_added(stmt):

@@ -22,10 +22,12 @@ aten = torch.ops.aten
 #: Most places of a window that is unrolled: 3 × 3 × 3 and 5 × 5 are, 7 × 7 isn't.
 MAX_PLACES = 27
 
-#: Most weights of a channel, where channels are neighbours in memory: four neighbours' are as many vectors.
-MAX_GATHERED = 4
 #: Most weights of a channel whose convolution is unrolled: 3 × 3.
 MAX_WEIGHTS = 9
+
+#: The same where channels are neighbours in memory: the weights of one place lie apart then, and up to four places are
+#: loaded together and shuffled.
+MAX_GATHERED = 4
 
 
 @dataclass(frozen=True)

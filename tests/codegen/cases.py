@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from rooffuse.passes.philox import philox
 from torch import Tensor
 
+from .row_parts import best_groups, halves_of_norm, layer_norm, nested_groups, normed_heads, quantised, with_sink
+
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 #: One, odd, prime, just above a power of two, and beyond the lengths at which rows are summed in blocks or looped.
@@ -45,10 +47,6 @@ def case(name: str, fn: Callable[..., Any], *shapes: Any, heavy: bool = False) -
 
 def integers(high: int, *shape: int, low: int = 0, dtype: torch.dtype = torch.int64) -> Callable[[], Tensor]:
     return lambda: torch.randint(low, high, shape, dtype=dtype)
-
-
-def layer_norm(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:])
 
 
 def rms_norm(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -368,40 +366,6 @@ case("product_in_blocks", lambda x, w, r: (x @ w.t()).view(4, 9, 30) + r, half(3
 
 
 # segments: reductions of parts of a row beside those of the whole row
-def quantised(size: int) -> Callable[..., Any]:
-    """An RMSNorm, then each ``size`` of its elements scaled by their largest."""
-    def fn(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        y = (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * weight).view(x.shape[0], -1, size)
-        scale = y.abs().amax(-1, keepdim=True) / 127
-        return (y / scale).view(x.shape), scale[..., 0]
-
-    return fn
-
-
-def normed_heads(x: Tensor, weight: Tensor) -> Tensor:
-    """Heads that are normalised, with a weight for their places, inside of a normalised row."""
-    heads = layer_norm(x).view(x.shape[0], -1, weight.shape[0])
-    return F.softmax(layer_norm(heads) * weight, -1)
-
-
-def best_groups(size: int) -> Callable[[Tensor], Any]:
-    """Rows of groups: the best of each group with its place, the best groups' share, and a softmax of whole rows."""
-    def fn(x: Tensor) -> tuple[Tensor, ...]:
-        groups = x.view(x.shape[0], -1, size)
-        best, share = groups.amax(-1), F.softmax(x, -1)
-        mean = best.sum(-1, keepdim=True) / best.amin(-1, keepdim=True)
-        return groups.argmax(-1), best, mean, share * mean, groups.argmin(1)
-
-    return fn
-
-
-def nested_groups(x: Tensor) -> tuple[Tensor, ...]:
-    """Sums of groups of groups, and of every other axis of them."""
-    cut = (x - x.mean(-1, keepdim=True)).view(x.shape[0], 9, 10, 11)
-    largest = cut.amax((1, 3), keepdim=True)
-    return cut / (cut.abs().sum(-1, keepdim=True) + largest), cut.prod(2), cut.sum((2, 3)).exp(), (cut > 1).any(-1)
-
-
 for size, groups in ((9, 3), (16, 7), (33, 9), (128, 20), (250, 2)):
     case(f"quantised_{size}_{groups}", quantised(size), (5, size * groups), (size * groups,), heavy=size == 128)
     case(f"normed_heads_{size}_{groups}", normed_heads, (3, size * groups), (size,), heavy=size == 128)
@@ -413,18 +377,6 @@ case("segments_of_channels", lambda x: (F.softmax(x, 1), x.view(2, 3, 11, 20).am
 case("segments_of_a_vector", lambda x: layer_norm(x).view(-1, 12) * x.view(-1, 12).sum(-1, keepdim=True), (36,))
 
 # cutouts: results that are a part of the rows they come from
-def with_sink(scores: Tensor, sink: Tensor) -> Tensor:
-    """A softmax over each row and one more number, which is left out of the result."""
-    rows = torch.cat([scores, sink[:, None].expand(-1, scores.shape[1])[..., None]], -1)
-    return F.softmax(rows, -1)[..., :-1] * 2
-
-
-def halves_of_norm(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The halves of a norm's rows multiplied with each other, and the middle of them, weighted."""
-    y, half = layer_norm(x), x.shape[-1] // 2
-    return F.silu(y[:, :half]) * y[:, half:2 * half], y[:, 3:3 + weight.shape[0]] * weight
-
-
 for n in (9, 64, 301):
     case(f"with_sink_{n}", with_sink, (3, 5, n), (3,))
     case(f"halves_of_norm_{n}", halves_of_norm, (4, n), (n - 5,))
@@ -432,6 +384,10 @@ case("plane_sums_of_columns", lambda x, y: (x * y[:, None] - x.mean((1, 2), keep
      (3, 6, 20), (3, 20))
 case("equal_rows", lambda x: (x.exp() / x.exp().sum(0), x * x.sum(-1, keepdim=True)),
      lambda: torch.randn(13).expand(40, 13))
+for n in (5, 17, 64):
+    case(f"sides_along_rows_{n}", lambda x, y, w: torch.cat([x * 2, y.exp()], 1) * w + 1, (3, 4, n), (3, 2, n), (n,))
+    case(f"woven_rows_{n}", lambda x, y, w: torch.stack([torch.cat([x, y], 1), torch.cat([y, x], 1)], 2) * w, (3, 4, n),
+         (3, 2, n), (n,))
 case("rows_cut_out", lambda x: (F.softmax(x, -1), F.softmax(x, -1)[2:, 1:7].t() + 1), (6, 33))
 case("columns_cut_out", lambda x: F.softmax(x, 0)[1:-1].exp(), (70, 19))
 case("rows_of_two", lambda x, y: (x - x.mean(-1, keepdim=True)) * y.std(-1, keepdim=True), (7, 65), (7, 65))

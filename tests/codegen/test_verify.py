@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rooffuse.codegen.errors import InvalidKernel
+from rooffuse.codegen.errors import InvalidKernel, NotLowerable
 from rooffuse.codegen.index import symbol
 from rooffuse.codegen.ir import Axis, Buffer, Compute, Const, Index, Kernel, Load, Nest, Reduce, Store
+from rooffuse.codegen.lower_strips import refuse_early_sums
 from rooffuse.codegen.verify import verify
 from sympy import Integer
 
@@ -133,6 +134,14 @@ def test_sum_over_a_strip_passes() -> None:
 def test_broken_strip_is_refused(broken: Kernel, rule: str) -> None:
     with pytest.raises(InvalidKernel, match=rule):
         verify(broken)
+
+
+def test_a_column_sum_is_stored_once_a_strip() -> None:
+    """Where all rows are equal no value varies along the strip, but the place that it goes to does."""
+    body = (Load("v0", F32, "i0", R), *COLUMNS[1:3])
+    refuse_early_sums(body, STRIP, "v2", (P, R))
+    with pytest.raises(NotLowerable, match="at each row of its strip"):
+        refuse_early_sums(body, STRIP, "v2", (P, Q, R))
 
 
 WIDE = (Axis(P, 3), Axis(Q, 2, reduction=True), Axis(R, 2, reduction=True))

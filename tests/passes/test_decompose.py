@@ -212,7 +212,8 @@ def convolution_calls(dt: torch.dtype) -> Iterator[tuple[Any, ...]]:
         (draw(6, 1, 3, 2, dtype=dt), None, [2, 1], [1, 0], [2, 1]),
     ):
         yield aten.convolution.default, image, w, b, stride, padding, dilation, False, [0, 0], 6
-    yield aten.convolution.default, line, draw(6, 1, 4, dtype=dt), bias, [1], [3], [1], False, [0], 6
+    for x in (line, draw(2, 20, 6, dtype=dt).mT):  # places, then channels, as neighbours in memory
+        yield aten.convolution.default, x, draw(6, 1, 4, dtype=dt), bias, [1], [3], [1], False, [0], 6
 
 
 def window_calls(dt: torch.dtype) -> Iterator[tuple[Any, ...]]:
