@@ -35,20 +35,6 @@ class Accumulators(ScanLoops):
         """Position of an element among those that are reduced to one result."""
         return self._row_position()
 
-    def _start(self, reduce: Reduce) -> str:
-        dtype = self.dtypes[reduce.value]
-        if reduce.op in ("sum", "prod", "expsum"):
-            return literal(1 if reduce.op == "prod" else 0, reduce.dtype)
-        if reduce.op in ("any", "all"):
-            return "0" if reduce.op == "any" else "1"
-        largest = reduce.op in ("max", "argmax")
-        if dtype == torch.bool:
-            return "false" if largest else "true"
-        if dtype.is_floating_point:
-            return literal(float("-inf") if largest else float("inf"), dtype)
-        limits = torch.iinfo(dtype)
-        return literal(limits.min if largest else limits.max, dtype)
-
     def _declare_accumulator(self, reduce: Reduce, lanes: int | None = None) -> None:
         if reduce.op == "expsum":
             kind, low = COMPUTE[reduce.dtype], literal(float("-inf"), reduce.dtype)

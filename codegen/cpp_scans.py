@@ -1,4 +1,4 @@
-"""Scans of the C++ printer: a running total that each point of a row adds to and reads."""
+"""Scans of the C++ printer: a running total that each point of a row joins and reads."""
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -6,8 +6,11 @@ from collections.abc import Iterable
 import torch
 
 from .cpp_loops import LoopWriter
-from .cpp_spelling import COMPUTE
-from .ir import Axis, Scan, Stmt
+from .cpp_spelling import COMPUTE, literal
+from .ir import Axis, Reduce, Scan, Stmt
+
+_STEPS = {"sum": "{0} + {1}", "prod": "{0} * {1}", "max": "rf_max({0}, {1})", "min": "rf_min({0}, {1})",
+          "logsumexp": "rf_logaddexp({0}, {1})"}
 
 
 class ScanLoops(LoopWriter):
@@ -15,17 +18,32 @@ class ScanLoops(LoopWriter):
 
     column: Axis | None = None
 
+    def _start(self, stmt: Reduce | Scan) -> str:
+        """The neutral element, in which a reduction or a scan begins."""
+        dtype = self.dtypes[stmt.value]
+        if stmt.op in ("sum", "prod", "expsum"):
+            return literal(1 if stmt.op == "prod" else 0, stmt.dtype)
+        if stmt.op in ("any", "all"):
+            return "0" if stmt.op == "any" else "1"
+        largest = stmt.op in ("max", "argmax", "logsumexp")
+        if dtype == torch.bool:
+            return "false" if largest else "true"
+        if dtype.is_floating_point:
+            return literal(float("-inf") if largest else float("inf"), dtype)
+        limits = torch.iinfo(dtype)
+        return literal(limits.min if largest else limits.max, dtype)
+
     def _by_lane(self, scan: Scan) -> bool:
         return self.column is not None and self.column.symbol in self.nest.scopes[scan.name]
 
     def _start_scans(self, body: Iterable[Stmt], lanes: int = 0) -> None:
-        """Declare the totals of the scans in ``body``, before the loops over a row. float32 runs in float64: a row's
-        end has been rounded at every element before it."""
+        """Declare the totals of the scans in ``body``, before the loops over a row. float32 adds up and multiplies in
+        float64: a row's end has been rounded at every element before it."""
         for scan in body:
             if not isinstance(scan, Scan):
                 continue
-            kind = "double" if scan.dtype == torch.float32 else COMPUTE[scan.dtype]
-            start = 0 if scan.op == "sum" else 1
+            exact = scan.op in ("max", "min") or scan.dtype != torch.float32
+            kind, start = COMPUTE[scan.dtype] if exact else "double", self._start(scan)
             if self._by_lane(scan):
                 self.add(f"{kind} run_{scan.name}[{lanes}];")
                 self.add(f"for (int64_t j = 0; j < {lanes}; ++j) run_{scan.name}[j] = {start};")
@@ -36,5 +54,5 @@ class ScanLoops(LoopWriter):
         if not isinstance(stmt, Scan):
             return super().line(stmt)
         total = f"run_{stmt.name}{'[j]' if self._by_lane(stmt) else ''}"
-        step = f"{total} {'+' if stmt.op == 'sum' else '*'}= {stmt.value};"
+        step = f"{total} = {_STEPS[stmt.op].format(total, stmt.value)};"
         return f"{step} {self.declare(stmt.name, stmt.dtype, f'({COMPUTE[stmt.dtype]}){total}')}"

@@ -88,6 +88,9 @@ template <typename To, typename From> static inline To rf_same_bits(From x) {
 // is the processor's instruction, which keeps a NaN on the left; the second is none where the right is a constant.
 template <typename T> static inline T rf_max(T a, T b) { const T m = a < b ? b : a; return b != b ? b : m; }
 template <typename T> static inline T rf_min(T a, T b) { const T m = a > b ? b : a; return b != b ? b : m; }
+static inline double rf_logaddexp(double a, double b) {  // equal infinities have no distance
+  return rf_max(a, b) + __builtin_log1p(__builtin_exp(a == b ? 0.0 : -__builtin_fabs(a - b)));
+}
 // Lanes of a row's accumulators into one, halved until one is left.
 #define RF_TREE(name, joined) template <int N, typename T> static inline T name(T* a) { \
     if constexpr (N == 1) return a[0]; \

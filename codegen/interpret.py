@@ -113,8 +113,10 @@ class _NestRun:
     def _scan(self, stmt: Scan) -> Tensor:
         full = self.values[stmt.value].expand(self.shape)
         rows = full.reshape(*full.shape[:len(self.nest.parallel)], -1)
-        scanned = torch.cumsum(rows, -1) if stmt.op == "sum" else torch.cumprod(rows, -1)
-        return scanned.to(stmt.dtype).reshape(self.shape)
+        ops: dict[str, Callable[[Tensor], Tensor]] = {
+            "sum": lambda x: x.cumsum(-1), "prod": lambda x: x.cumprod(-1), "max": lambda x: x.cummax(-1).values,
+            "min": lambda x: x.cummin(-1).values, "logsumexp": lambda x: x.logcumsumexp(-1)}
+        return ops[stmt.op](rows).to(stmt.dtype).reshape(self.shape)
 
     def _store(self, stmt: Store) -> None:
         flat = self.buffers[stmt.buffer]

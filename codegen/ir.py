@@ -57,7 +57,7 @@ OPS: Mapping[str, int] = {
 #: Reductions and the value each starts from (for floats; the printers know the integer limits).
 #: "expsum" is the sum of ``exp(x - max(x))``.
 REDUCTIONS = ("sum", "prod", "max", "min", "any", "all", "argmax", "argmin", "expsum")
-SCANS = ("sum", "prod")
+SCANS = ("sum", "prod", "max", "min", "logsumexp")
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -15,7 +15,7 @@ from .ir import Axis
 from .lower_cutouts import follow_cutouts, visits_cutout
 from .lower_places import places
 from .lower_reductions import Reduction
-from .lower_scans import rows_of
+from .lower_scans import rows_of, scan_prefix
 from .lower_segments import SEGMENTED_ROW, cut_segments
 from .lower_slices import MOST_SLICES, follow_slices, visits_once
 from .lower_strips import along_rows, cut_strips, strip_sizes
@@ -110,8 +110,11 @@ def _ancestors(node: Node, buffers: dict[Node, str]) -> list[Node]:
 
 
 def _needed_rows(node: Node, buffers: dict[Node, str]) -> list[Reduction]:
-    """Rows of the reductions and scans that ``node`` needs."""
-    return [r for n in _ancestors(node, buffers) if (r := rows_of(n)) is not None]
+    """Rows of the reductions and scans that ``node`` needs, of scans no more than is needed."""
+    needed = _ancestors(node, buffers)
+    cut = {n.args[0] for n in needed if scan_prefix(n) is not None}
+    whole = {s for n in needed if scan_prefix(n) is None for s in n.all_input_nodes} | {node}
+    return [r for n in needed if (n not in cut or n in whole) and (r := rows_of(n)) is not None]
 
 
 def _width(reduction: Reduction) -> tuple[bool, int]:

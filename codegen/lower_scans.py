@@ -1,9 +1,10 @@
-"""Cumulative sums and products: each element is what a reduction has come to at that place of its row.
+"""Cumulative sums, products and extrema: each element is what a reduction has come to at that place of its row.
 
 The row is the nest's reduction axis, so that a scan shares it with reductions, producers and consumers.
 """
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sympy import Expr
@@ -12,12 +13,13 @@ from torch.fx import Node
 from .errors import NotLowerable
 from .fxinfo import argument, dtype_of, op_name, shape_of, wrap_dim
 from .lower_reductions import Reduction, is_reduction, reduction_of
+from .lower_views import slice_parameters
 
 if TYPE_CHECKING:
     from .lower import NestLowering
 
 #: operator -> IR scan
-SCAN_OPS = {"cumsum": "sum", "cumprod": "prod"}
+SCAN_OPS = {"cumsum": "sum", "cumprod": "prod", "running_max": "max", "running_min": "min", "logcumsumexp": "logsumexp"}
 
 
 def is_scan(node: Node) -> bool:
@@ -33,9 +35,21 @@ def scanned_rows(node: Node) -> Reduction:
     return Reduction(node, source, shape, SCAN_OPS[op_name(node)], (dim,) if shape else (), True)
 
 
+def scan_prefix(node: Node) -> Reduction | None:
+    """The rows of a slice that holds the first elements of a scan's rows, None for other nodes: they need no later
+    element, so that a nest may have the shorter rows."""
+    if op_name(node) != "slice" or not is_scan(node.args[0]):
+        return None
+    rows = scanned_rows(node.args[0])
+    dim, start, step = slice_parameters(node, rows.shape)
+    return replace(rows, node=node, source=node, shape=shape_of(node)) if (dim, start, step) == (
+        *rows.dims, 0, 1) else None
+
+
 def rows_of(node: Node) -> Reduction | None:
-    """The rows of more than one element that a reduction or a scan goes along; None for other nodes."""
-    found = reduction_of(node) if is_reduction(node) else scanned_rows(node) if is_scan(node) else None
+    """The rows of more than one element that a reduction, a scan or the beginning of one goes along; None for other
+    nodes."""
+    found = (reduction_of(node) if is_reduction(node) else scanned_rows(node) if is_scan(node) else scan_prefix(node))
     return found if found is not None and found.count > 1 else None
 
 

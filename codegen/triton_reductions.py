@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from sympy import Symbol
 
 from .ir import Kernel, Nest, Reduce
@@ -32,18 +31,6 @@ class ReductionTiles(ScanTiles):
         if reduce.op in ("any", "all"):
             return "tl.int32"
         return TYPES[self.dtypes[reduce.value] if reduce.op.startswith("arg") else reduce.dtype]
-
-    def _start(self, reduce: Reduce) -> str:
-        if reduce.op in ("sum", "any", "expsum"):
-            return "0"
-        if reduce.op in ("prod", "all"):
-            return "1"
-        largest, dtype = reduce.op in ("max", "argmax"), self.dtypes[reduce.value]
-        if dtype.is_floating_point:
-            return 'float("-inf")' if largest else 'float("inf")'
-        if dtype == torch.bool:
-            return "0" if largest else "1"
-        return str(torch.iinfo(dtype).min if largest else torch.iinfo(dtype).max)
 
     def _combine(self, reduce: Reduce) -> str:
         floating = self.dtypes[reduce.value].is_floating_point

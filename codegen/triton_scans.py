@@ -3,13 +3,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .ir import Scan, Stmt
+import torch
+
+from .ir import Reduce, Scan, Stmt
 from .triton_spelling import TYPES, TritonStatements
+
+#: The language's own names of scans; others say how two elements are joined.
+_WHOLE = {"sum": "cumsum", "prod": "cumprod"}
 
 
 class ScanTiles(TritonStatements):
     """Lines of ``Scan`` on tiles of ``[rows, columns]``; the last columns of a row's last tile may lie behind its
     end, where they reach nothing before them."""
+
+    def _start(self, stmt: Reduce | Scan) -> str:
+        """The neutral element, in which a reduction or a scan begins."""
+        if stmt.op in ("sum", "any", "expsum"):
+            return "0"
+        if stmt.op in ("prod", "all"):
+            return "1"
+        largest, dtype = stmt.op in ("max", "argmax", "logsumexp"), self.dtypes[stmt.value]
+        if dtype.is_floating_point:
+            return 'float("-inf")' if largest else 'float("inf")'
+        if dtype == torch.bool:
+            return "0" if largest else "1"
+        return str(torch.iinfo(dtype).min if largest else torch.iinfo(dtype).max)
 
     def _scan_lines(self, scan: Scan, rows: int, columns: int, carried: bool, mask: str | None) -> list[str]:
         """The scan of a tile. ``carried`` adds the total of the tiles before and makes that of the next, for which
@@ -17,18 +35,26 @@ class ScanTiles(TritonStatements):
         row = {a.symbol for a in self.nest.reduction}
         same = not self.nest.scopes[scan.value] - row  # for all rows
         tile = f"tl.broadcast_to({self.name(scan.value)}, [{1 if same else rows}, {columns}])"
-        name, total, sums = self.name(scan.name), self.name("run_" + scan.name), scan.op == "sum"
-        lines = [f"{name} = tl.{'cumsum' if sums else 'cumprod'}({tile}, 1).to({TYPES[scan.dtype]})"]
+        name, total, kind = self.name(scan.name), self.name("run_" + scan.name), TYPES[scan.dtype]
+        joined = self._joined(scan)
+        along = f"tl.{_WHOLE[scan.op]}({tile}, 1)" if scan.op in _WHOLE else (
+            f"tl.associative_scan({tile}, 1, {joined})")
+        lines = [f"{name} = {along}.to({kind})"]
         if carried:
-            sign, neutral = ("+", "0") if sums else ("*", "1")
-            kept = tile if mask is None else f"tl.where({mask}, {tile}, {neutral})"
-            whole = f"tl.sum({kept}, 1)" if sums else f"tl.reduce({kept}, 1, rf_mul)"
-            lines += [f"{name} = {total} {sign} {name}",
-                      f"{total} = ({total} {sign} {whole}[:, None]).to({TYPES[scan.dtype]})"]
+            kept = tile if mask is None else f"tl.where({mask}, {tile}, {self._start(scan)})"
+            whole = f"tl.sum({kept}, 1)" if scan.op == "sum" else f"tl.reduce({kept}, 1, {joined})"
+            lines += [f"{name} = {joined}({total}, {name})",
+                      f"{total} = {joined}({total}, {whole}[:, None]).to({kind})"]
         return lines
+
+    def _joined(self, scan: Scan) -> str:
+        """The function that joins two of what is scanned."""
+        integers = "" if scan.dtype.is_floating_point else "i"
+        return {"sum": "rf_add", "prod": "rf_mul", "logsumexp": "rf_logaddexp", "max": f"rf_{integers}max",
+                "min": f"rf_{integers}min"}[scan.op]
 
     def _first_totals(self, body: Iterable[Stmt], rows: int) -> list[str]:
         """What scans carry into the first tile of a row."""
         row = {a.symbol for a in self.nest.reduction}
         return [f"{self.name('run_' + s.name)} = tl.full([{rows if self.nest.scopes[s.value] - row else 1}, 1], "
-                f"{0 if s.op == 'sum' else 1}, {TYPES[s.dtype]})" for s in body if isinstance(s, Scan)]
+                f"{self._start(s)}, {TYPES[s.dtype]})" for s in body if isinstance(s, Scan)]

@@ -41,8 +41,19 @@ def rf_imin(a, b):
 
 
 @triton.jit
+def rf_add(a, b):
+    return a + b
+
+
+@triton.jit
 def rf_mul(a, b):
     return a * b
+
+
+@triton.jit
+def rf_logaddexp(a, b):
+    apart = tl.where(a == b, 0.0, tl.abs(a - b))
+    return rf_max(a, b) + libdevice.log1p(tl.exp(-apart))
 
 
 @triton.jit

@@ -56,7 +56,7 @@ def softmax_backward(call: Call) -> Cost:
     return call.moves(4 * call.output_numel())
 
 
-@register(*_SCANS, kind="scan")
+@register(*_SCANS, "rooffuse::running_max", "rooffuse::running_min", kind="scan")
 def scan(call: Call) -> Cost:
     """One operation an element."""
     return call.moves(call.input_numel())

@@ -4,6 +4,7 @@ A pass takes a ``torch.fx.GraphModule`` over functional ATen operators, as AOTAu
 ``PIPELINE`` lists the passes in order; ``run_passes`` copies the graph once and runs them.
 """
 
+from rooffuse.passes.exclusive_scans import exclusive_scans
 from rooffuse.passes.foreach import expand_foreach
 from rooffuse.passes.graph import hazard_edges
 from rooffuse.passes.grouped_heads import grouped_heads
@@ -40,6 +41,7 @@ __all__ = [
     "Pass",
     "aot_decompositions",
     "check_plan",
+    "exclusive_scans",
     "expand_foreach",
     "grouped_heads",
     "hazard_edges",

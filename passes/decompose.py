@@ -206,7 +206,7 @@ def _record(node: Node, rule: Rule, mode: FakeTensorMode) -> Graph | None:
         recorder.graph.output(tuple(None if item is None else recorder.node_of(item) for item in flat))
         if any(_is_foreign(call) for call in recorder.graph.nodes):
             foreign = next(str(call.target) for call in recorder.graph.nodes if _is_foreign(call))
-            raise Refusal(f"the decomposition uses {foreign}, which is outside of ATen")
+            raise Refusal(f"the decomposition uses {foreign}, which is neither ATen's nor this package's")
     except Exception as error:
         # Decompositions are other people's code run on symbolic sizes: whatever they raise, the call is still valid.
         log.debug("decompose: %s (%s) stays whole: %s", node.name, node.target, error)
@@ -218,7 +218,8 @@ def _record(node: Node, rule: Rule, mode: FakeTensorMode) -> Graph | None:
 
 
 def _is_foreign(call: Node) -> bool:
-    return isinstance(call.target, torch._ops.OpOverload) and call.target.namespace != "aten"
+    return isinstance(call.target, torch._ops.OpOverload) and call.target.namespace not in (
+        "aten", "rooffuse")
 
 
 def _inline(graph: Graph, node: Node, template: Graph) -> None:

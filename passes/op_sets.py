@@ -43,7 +43,7 @@ LIBRARY = _names(
     _scaled_dot_product_cudnn_attention _scaled_dot_product_flash_attention_for_cpu
     _scaled_dot_product_fused_attention_overrideable
     embedding_dense_backward _embedding_bag _embedding_bag_forward_only index_put _unsafe_index_put index_copy
-    index_add index_fill scatter scatter_add scatter_reduce masked_scatter cumsum cumprod sort topk
+    index_add index_fill scatter scatter_add scatter_reduce masked_scatter cumsum cumprod logcumsumexp sort topk
     upsample_bicubic2d grid_sampler_2d bernoulli rand randn rand_like randn_like randperm
     randint uniform normal exponential"""
 )

@@ -13,6 +13,7 @@ from rooffuse.passes.constant_fold import constant_fold
 from rooffuse.passes.cse import cse
 from rooffuse.passes.dce import dce
 from rooffuse.passes.decompose import decompose
+from rooffuse.passes.exclusive_scans import exclusive_scans
 from rooffuse.passes.foreach import expand_foreach
 from rooffuse.passes.grouped_heads import grouped_heads
 from rooffuse.passes.redundant import redundant
@@ -47,8 +48,8 @@ def _pass(function: GraphPass) -> Pass:
 # that equal values reached through different views meet there, and again after, since merged sources make more chains
 # equal. Reinplace needs single users, so dead readers go first and its own leavings last.
 PIPELINE: tuple[Pass, ...] = tuple(
-    map(_pass, (expand_foreach, decompose, dce, constant_fold, redundant, grouped_heads, cse, redundant, dce,
-                reinplace, dce))
+    map(_pass, (expand_foreach, decompose, dce, constant_fold, redundant, grouped_heads, exclusive_scans, cse,
+                redundant, dce, reinplace, dce))
 )
 
 

@@ -53,6 +53,8 @@ _OWN: dict[Any, Rule] = {
     aten.lerp.Tensor: misc.lerp_tensor,
     aten.logit.default: misc.logit,
     aten.topk.default: select.topk,
+    aten.cummax.default: select.cummax,
+    aten.cummin.default: select.cummin,
     aten.nll_loss_backward.default: misc.nll_loss_backward,
     aten.nll_loss2d_backward.default: misc.nll_loss_backward,
     aten.max.dim: misc.max_dim,

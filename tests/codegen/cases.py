@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from rooffuse.passes.philox import philox
+from rooffuse.passes.running import running_max, running_min
 from torch import Tensor
 
 from .row_parts import best_groups, halves_of_norm, layer_norm, nested_groups, normed_heads, quantised, with_sink
@@ -140,6 +141,15 @@ for n in (7, 33, 300):
     case(f"cumsum_twice_{n}", lambda x: (x.cumsum(-1).cumsum(-1), x.sum(-1)), (5, n))
     case(f"largest_cumsum_{n}", lambda x: x.cumsum(-1).amax(-1), (5, n))
     case(f"cumsum_from_the_end_{n}", lambda x: x.flip(-1).cumsum(-1).flip(-1) * 2, (5, n))
+    case(f"logcumsumexp_{n}", lambda x: x.logcumsumexp(-1) + 1, (3, n), heavy=big)
+    case(f"logcumsumexp_column_{n}", lambda x: (x * 4).logcumsumexp(0), (n, 19), heavy=big)
+    case(f"cummax_{n}", lambda x: running_max(x, -1) * 2, (3, n), heavy=big)
+    case(f"cummin_column_{n}", lambda x: running_min(x + 1, 0), (n, 19), heavy=big)
+case("logcumsumexp_infinities", lambda x: x.log().logcumsumexp(-1), lambda: torch.randn(9, 33).relu())
+case("cummax_integers", lambda x: (running_max(x, -1), running_min(x, 1)),
+     integers(90, 7, 33, low=-90, dtype=torch.int8))
+case("cummax_not_a_number", lambda x: (running_max(x, -1), running_min(x, -1)),
+     lambda: torch.where(torch.rand(9, 17) < 0.1, float("nan"), torch.randn(9, 17)))
 case("cumsum_alone", lambda x: x.cumsum(0), (65,))
 case("cumsum_of_one", lambda x: x.cumsum(1) * 2, (5, 1, 3))
 case("cumsum_integers", lambda x: (x.cumsum(-1), x.cumprod(-1)), integers(3, 5, 33, low=-2, dtype=torch.int8))

@@ -25,7 +25,7 @@ def kernel(scan: Scan, reduction: bool = True) -> Kernel:
 
 def test_the_rules_of_a_scan() -> None:
     verify(kernel(Scan("v1", torch.float32, "sum", "v0")))
-    for bad, reduction in ((Scan("v1", torch.float32, "sum", "v0"), False), (Scan("v1", torch.float32, "max", "v0"),
+    for bad, reduction in ((Scan("v1", torch.float32, "sum", "v0"), False), (Scan("v1", torch.float32, "argmax", "v0"),
                            True), (Scan("v1", torch.float64, "sum", "v0"), True)):
         with pytest.raises(InvalidKernel, match="scan"):
             verify(kernel(bad, reduction))

@@ -30,7 +30,17 @@ def _slots(x: Tensor) -> Tensor:
     return (chosen.cumsum(0) * chosen).sum(-1) - 1
 
 
+def _rays(density: Tensor) -> tuple[Tensor, Tensor]:
+    """Shares of the samples along rays (Mildenhall et al., 2020): what is left of the light before each."""
+    opaque = 1 - torch.exp(-density.relu())
+    left = torch.cat([torch.ones_like(opaque[:, :1]), 1 - opaque + 1e-10], -1).cumprod(-1)[:, :-1]
+    return opaque * left, (opaque * left).sum(-1)
+
+
 FUNCTIONS = {
+    "rays": _rays, "places": lambda x: x.cummax(1), "smallest": lambda x: x.round().cummin(0),
+    "logarithms": lambda x: x.logcumsumexp(1), "offsets": lambda x: F.pad((x > 0).cumsum(1)[:, :-1], (1, 0)),
+    "first ones": lambda x: x.cumsum(1)[:, :20] * x[:, :20].mean(1, True), "scalar": lambda x: x.sum().cummax(0),
     "top_p": _top_p, "slots": _slots, "products": lambda x: (x * 0.1 + 1).cumprod(0) * x,
     "both dimensions": lambda x: x.cumsum(0).cumsum(1) + 1, "last": lambda x: x.cumsum(1)[:, -1:] - x.sum(1, True),
     "empty": lambda x: x[:, :0].cumsum(1), "flat": lambda x: x.view(-1).cumsum(0).view_as(x) * 2,
@@ -49,3 +59,7 @@ def test_gradient_of_a_scan() -> None:
 
 def test_a_scan_shares_its_kernel_with_what_surrounds_it() -> None:
     assert len(groups_of(planned(_top_p, torch.empty(256, 4096)).grouping)) == 1
+
+
+def test_scans_of_a_prefix_share_its_kernel() -> None:
+    assert len(groups_of(planned(_rays, torch.empty(4096, 128)).grouping)) == 1
