@@ -228,15 +228,16 @@ class NestLowering:
             wide = tuple(s for s in reduction.sizes if s != 1)
             if wide == sizes:
                 symbols = iter([a.symbol for a in axes])
-                inner: Coords = tuple(next(symbols) if s != 1 else Integer(0) for s in reduction.sizes)
+                inner: list[Coords] = [tuple(next(symbols) if s != 1 else Integer(0) for s in reduction.sizes)]
             else:
-                position = ravel([a.symbol for a in axes], sizes)
-                inner = unravel(position, reduction.sizes, b.ranges)
+                position, row = ravel([a.symbol for a in axes], sizes), prod(sizes)
+                inner = [unravel(k * row + position, reduction.sizes, b.ranges) for k in range(reduction.count // row)]
             whole = down_strip or len(axes) == sum(a.reduction for a in b.axes)
             along = () if whole else tuple(a.symbol for a in axes)
         else:
-            inner, along = tuple(Integer(0) for _ in reduction.dims), ()
-        value = self._reduced_value(reduction, source_coords(reduction, coords, inner))
+            inner, along = [tuple(Integer(0) for _ in reduction.dims)], ()
+        values = [self._reduced_value(reduction, source_coords(reduction, coords, place)) for place in inner]
+        value = lower_reductions.joined(b, reduction, values) if len(values) > 1 else values[0]
         result = lower_reductions.emit(b, reduction, value, down_strip, along)
         bias = lower_contractions.addend(node)
         if bias is not None:
@@ -244,8 +245,9 @@ class NestLowering:
         return b.rounded(result, dtype_of(node))
 
     def _reduced_axes(self, reduction: Reduction, coords: Coords, down_strip: bool) -> tuple[Axis, ...]:
-        """The axes of the nest that run over what is reduced."""
+        """The axes of the nest that run over what is reduced, or over each of some slices of it."""
         b, name = self.builder, reduction.node.name
+        segment = False
         if down_strip:
             axes = tuple(a for a in b.axes if a.strip)
         else:
@@ -254,7 +256,9 @@ class NestLowering:
             gathered = any(s.name.startswith("v") for c in coords for s in c.free_symbols)
             if gathered or (segment and (reduction.source is None or any(a.strip for a in b.axes))):
                 raise NotLowerable(f"{name} would be reduced inside of another reduction")
-        if prod(a.size for a in axes) != reduction.count:
+        folds, rest = divmod(reduction.count, prod(a.size for a in axes))
+        folded = not down_strip and not segment and reduction.source is not None and reduction.op in COMBINED
+        if rest or not 1 <= folds <= (MOST_SLICES if folded else 1):
             raise NotLowerable(f"{name} reduces {reduction.count} elements where the kernel's rows have "
                                f"{prod(a.size for a in axes)}")
         return axes

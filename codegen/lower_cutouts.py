@@ -14,7 +14,7 @@ from . import lower_pointwise
 from .builder import NestBuilder
 from .fxinfo import op_name, shape_of
 from .index import Ranges, affine, bounds
-from .lower_views import forward_coords, slice_parameters
+from .lower_views import INDEX_MAPS, SPLITTERS, forward_coords, slice_parameters
 
 Coords = tuple[Expr, ...]
 
@@ -29,22 +29,32 @@ def follow_cutouts(known: Mapping[Node, Coords], nodes: Iterable[Node], ranges: 
     for node in nodes:
         if node in known or node.op != "call_function":
             continue
-        name = op_name(node)
-        source = node.args[0] if node.args and isinstance(node.args[0], Node) else None
-        here = known.get(source, found.get(source)) if source is not None else None
-        if name == "slice" and here is not None and source is not None:
-            dim, start, step = slice_parameters(node, shape_of(source))
-            if step == 1:
-                found[node] = (*here[:dim], here[dim] - start, *here[dim + 1:])
-        elif name in _ORDERS and source in found:
-            moved = forward_coords(node, found[source], ranges)
+        name, cut = op_name(node), _cut(node)
+        if cut is not None:
+            source, starts = cut
+            here = known.get(source, found.get(source))
+            if here is not None:
+                found[node] = tuple(c - start for c, start in zip(here, starts, strict=True))
+        elif name in _ORDERS and node.args[0] in found:
+            moved = forward_coords(node, found[node.args[0]], ranges)
             if moved is not None:
                 found[node] = moved
         elif name in lower_pointwise.RULES:
-            like = [s for s in node.all_input_nodes if s in found and shape_of(s) == shape_of(node)]
-            if like:
-                found[node] = found[like[0]]
+            like = [found[s] for s in node.all_input_nodes if s in found and shape_of(s) == shape_of(node)]
+            if like:  # of several slices where the first of them is, so that what comes of them is in one place
+                found[node] = max(like, key=lambda coords: sum(affine(c)[1] for c in coords))
     return found
+
+
+def _cut(node: Node) -> tuple[Node, Coords] | None:
+    """What ``node`` is a slice of, and where in it its first element is; None for other nodes and for steps."""
+    name = op_name(node)
+    if name == "getitem":
+        if op_name(node.args[0]) not in SPLITTERS - {"unbind"}:
+            return None
+    elif name != "slice" or slice_parameters(node, shape_of(node.args[0]))[2] != 1:
+        return None
+    return INDEX_MAPS[name](node, (Integer(0),) * len(shape_of(node)), {})
 
 
 def visits_cutout(node: Node, coords: Coords, ranges: Ranges) -> bool:

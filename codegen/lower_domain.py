@@ -14,7 +14,7 @@ from .index import ravel, symbol, unravel
 from .ir import Axis
 from .lower_cutouts import follow_cutouts, visits_cutout
 from .lower_places import places
-from .lower_reductions import Reduction
+from .lower_reductions import COMBINED, Reduction
 from .lower_scans import rows_of, scan_prefix
 from .lower_segments import SEGMENTED_ROW, cut_segments
 from .lower_slices import MOST_SLICES, follow_slices, visits_once
@@ -145,6 +145,24 @@ def widest_across(node: Node, buffers: dict[Node, str]) -> bool:
     found = _needed_rows(node, buffers)
     widest = max(map(_width, found), default=None)
     return not any(along_rows(r) for r in found if _width(r) == widest)
+
+
+def folded_domain(target: Node, inside: set[Node], buffers: dict[Node, str], eager_rounding: bool) -> Domain | None:
+    """A domain of the elements of ``target`` where each is computed from several slices of a row that the target
+    reduces (gates, each of its part of a normalised row): what is reduced is summed over the slices first. None where
+    the target has no such form."""
+    reductions = _needed_rows(target, buffers)
+    shape = shape_of(target)
+    widest = max(reductions, key=_width, default=None)
+    if widest is None or not shape or widest.dims != (len(shape) - 1,) or widest.shape[:-1] != shape[:-1]:
+        return None
+    folds = widest.count // shape[-1]
+    whole = all(r.op in COMBINED and r.source is not None for r in reductions if r.count > MOST_SLICES)
+    if not whole or shape[-1] <= MOST_SLICES or folds * shape[-1] != widest.count or not 1 < folds <= MOST_SLICES:
+        return None
+    axes, coords = _axes(shape, (len(shape) - 1,))
+    builder = NestBuilder(axes, eager_rounding)
+    return Domain(builder, places(target, coords, inside, builder.ranges, axes), {}, {})
 
 
 def open_domain(target: Node, inside: set[Node], buffers: dict[Node, str], eager_rounding: bool) -> Domain:

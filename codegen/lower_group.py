@@ -17,7 +17,7 @@ from .index import dot
 from .ir import Buffer, Kernel, Load, Nest, Store
 from .lower import Coords, NestLowering
 from .lower_cutouts import inside
-from .lower_domain import Domain, longest_row, open_domain, reduced_elements, widest_across
+from .lower_domain import Domain, folded_domain, longest_row, open_domain, reduced_elements, widest_across
 from .lower_pieces import Part
 from .lower_strips import refuse_early_sums
 from .scatter import is_scatter
@@ -70,26 +70,24 @@ def _place(target: Part, nests: list[_OpenNest], members: set[Node], buffers: di
     node = target.node
     visited = lower_stores.iterated(node) if target.in_place else node
     source = lower_stores.written_value(node) if target.in_place else node
-    for nest in (*nests, None):
-        if nest is None:
-            start = source if numel_of(source) == numel_of(visited) else visited
-            domain = open_domain(start, members, buffers, eager_rounding)
-            opened = _OpenNest(domain, NestLowering(domain.builder, buffers, domain.coords))
-        else:
-            opened = nest
-        places = _places(opened.domain, target, visited, nest is None)
-        if not places:
-            continue
-        try:
-            _store(opened, target, places, buffers)
-        except NotLowerable:
-            if nest is None:
-                raise
-            continue
-        if nest is None:
-            nests.append(opened)
-        return
-    raise NotLowerable(f"{node.name}: no axes visit each of its elements once")
+    start = source if numel_of(source) == numel_of(visited) else visited
+    reason = NotLowerable(f"{node.name}: no axes visit each of its elements once")
+    for form in (None, folded_domain, open_domain):
+        domain = form(start, members, buffers, eager_rounding) if form is not None else None
+        own = [] if domain is None else [_OpenNest(domain, NestLowering(domain.builder, buffers, domain.coords))]
+        for nest in nests if form is None else own:
+            places = _places(nest.domain, target, visited, form is open_domain)
+            if not places:
+                continue
+            try:
+                _store(nest, target, places, buffers)
+            except NotLowerable as refused:
+                reason = refused
+                continue
+            if form is not None:
+                nests.append(nest)
+            return
+    raise reason
 
 
 def _places(domain: Domain, target: Part, visited: Node, own: bool) -> tuple[Coords, ...]:

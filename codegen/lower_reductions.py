@@ -89,14 +89,20 @@ def emit(builder: NestBuilder, reduction: Reduction, value: str, strip: bool = F
     return reduced
 
 
-def combine(builder: NestBuilder, reduction: Reduction, values: Sequence[str]) -> str:
-    """The reduction of these few ``values``, one after the other."""
+def joined(builder: NestBuilder, reduction: Reduction, values: Sequence[str]) -> str:
+    """These ``values`` in one, one after the other, as the reduction joins its elements."""
     dtype = compute_dtype(dtype_of(reduction.node))
     common = torch.bool if reduction.op in ("any", "all") else dtype
     result, *others = (builder.cast(v, common) for v in values)
     for value in others:
         result = builder.compute(COMBINED[reduction.op], result, value)
-    result = builder.cast(result, dtype)
+    return result
+
+
+def combine(builder: NestBuilder, reduction: Reduction, values: Sequence[str]) -> str:
+    """The reduction of these few ``values``."""
+    dtype = compute_dtype(dtype_of(reduction.node))
+    result = builder.cast(joined(builder, reduction, values), dtype)
     if op_name(reduction.node) == "mean":
         return builder.compute("div", result, builder.const(reduction.count, dtype))
     return result

@@ -12,7 +12,17 @@ from rooffuse.passes.philox import philox
 from rooffuse.passes.running import running_max, running_min
 from torch import Tensor
 
-from .row_parts import best_groups, halves_of_norm, layer_norm, nested_groups, normed_heads, quantised, with_sink
+from .row_parts import (
+    best_groups,
+    gates,
+    halves_of_norm,
+    layer_norm,
+    nested_groups,
+    normed_heads,
+    pairs_of_softmax,
+    quantised,
+    with_sink,
+)
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -390,6 +400,8 @@ case("segments_of_a_vector", lambda x: layer_norm(x).view(-1, 12) * x.view(-1, 1
 for n in (9, 64, 301):
     case(f"with_sink_{n}", with_sink, (3, 5, n), (3,))
     case(f"halves_of_norm_{n}", halves_of_norm, (4, n), (n - 5,))
+    case(f"gates_{n}", gates, (4, 4 * n), (4, n))
+    case(f"pairs_of_softmax_{n}", pairs_of_softmax, (2, 3, 2 * n))
 case("plane_sums_of_columns", lambda x, y: (x * y[:, None] - x.mean((1, 2), keepdim=True), y + x.sum((1, 2))[:, None]),
      (3, 6, 20), (3, 20))
 case("equal_rows", lambda x: (x.exp() / x.exp().sum(0), x * x.sum(-1, keepdim=True)),

@@ -58,3 +58,16 @@ def halves_of_norm(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """The halves of a norm's rows multiplied with each other, and the middle of them, weighted."""
     y, half = layer_norm(x), x.shape[-1] // 2
     return F.silu(y[:, :half]) * y[:, half:2 * half], y[:, 3:3 + weight.shape[0]] * weight
+
+
+def gates(x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """A recurrent cell whose gates are parts of a normalised row (Ba et al., 2016)."""
+    keep, into, new, out = layer_norm(x).chunk(4, -1)
+    now = keep.sigmoid() * memory + into.sigmoid() * new.tanh()
+    return now, out.sigmoid() * now.tanh() / x.abs().amax(-1, keepdim=True)
+
+
+def pairs_of_softmax(x: Tensor) -> Tensor:
+    """Neighbours in softmax rows added up: each result of two places that lie next to each other."""
+    share = F.softmax(x, -1)
+    return share[..., ::2] + share[..., 1::2] * 2
