@@ -4,6 +4,7 @@ A pass takes a ``torch.fx.GraphModule`` over functional ATen operators, as AOTAu
 ``PIPELINE`` lists the passes in order; ``run_passes`` copies the graph once and runs them.
 """
 
+from rooffuse.passes.complex_pairs import complex_pairs
 from rooffuse.passes.exclusive_scans import exclusive_scans
 from rooffuse.passes.foreach import expand_foreach
 from rooffuse.passes.graph import hazard_edges
@@ -41,6 +42,7 @@ __all__ = [
     "Pass",
     "aot_decompositions",
     "check_plan",
+    "complex_pairs",
     "exclusive_scans",
     "expand_foreach",
     "grouped_heads",

@@ -307,11 +307,12 @@ def call_like(origin: Node, mode: FakeTensorMode, target: Any, *args: Any, **kwa
     """A new call of ``target`` at the insertion point of ``origin``'s graph, with its fake value.
 
     Everything else that is known of ``origin`` (stack trace, module path) is taken over: the call stands for a part of
-    it. ``args`` and ``kwargs`` hold nodes of the same graph, each with ``meta["val"]``.
+    it. ``args`` and ``kwargs`` hold nodes of the same graph, each with ``meta["val"]``. Where the target raises, there
+    is no node.
     """
-    made = origin.graph.call_function(target, args, kwargs)
     values, keywords = torch.fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
-    inherited = {k: v for k, v in origin.meta.items() if k not in ("val", "tensor_meta")}
     with mode, torch.no_grad():
-        made.meta = {**inherited, "val": target(*values, **keywords)}
+        value = target(*values, **keywords)
+    made = origin.graph.call_function(target, args, kwargs)
+    made.meta = {**{k: v for k, v in origin.meta.items() if k not in ("val", "tensor_meta")}, "val": value}
     return made

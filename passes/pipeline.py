@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from rooffuse.passes.complex_pairs import complex_pairs
 from rooffuse.passes.constant_fold import constant_fold
 from rooffuse.passes.cse import cse
 from rooffuse.passes.dce import dce
@@ -48,8 +49,8 @@ def _pass(function: GraphPass) -> Pass:
 # that equal values reached through different views meet there, and again after, since merged sources make more chains
 # equal. Reinplace needs single users, so dead readers go first and its own leavings last.
 PIPELINE: tuple[Pass, ...] = tuple(
-    map(_pass, (expand_foreach, decompose, dce, constant_fold, redundant, grouped_heads, exclusive_scans, cse,
-                redundant, dce, reinplace, dce))
+    map(_pass, (expand_foreach, decompose, complex_pairs, dce, constant_fold, redundant, grouped_heads, exclusive_scans,
+                cse, redundant, dce, reinplace, dce))
 )
 
 
