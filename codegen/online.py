@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from .ir import Compute, Kernel, Nest, Reduce, Stmt, Store, needed_statements
+from .ir import Compute, Const, Kernel, Nest, Reduce, Stmt, Store, needed_statements
 
 
 def merge_online(kernel: Kernel, worthwhile: Callable[[Kernel, Nest], bool]) -> Kernel:
@@ -20,19 +20,33 @@ def merge_online(kernel: Kernel, worthwhile: Callable[[Kernel, Nest], bool]) -> 
 
 def _merged(nest: Nest) -> Nest:
     made = {s.name: s for s in nest.body if not isinstance(s, Store)}
-    body = [_expsum(s, made) if isinstance(s, Reduce) and s.op == "sum" else s for s in nest.body]
+    body = [new for s in nest.body for new in (_online(s, made) if isinstance(s, Reduce) and s.op == "sum" else [s])]
     return Nest(nest.axes, needed_statements(body))
 
 
-def _expsum(total: Reduce, made: Mapping[str, Stmt]) -> Reduce:
-    """``sum(exp(sub(x, max(x))))`` as a reduction of ``x``, anything else as it is."""
-    exponential = made[total.value]
-    if not (isinstance(exponential, Compute) and exponential.op == "exp"):
-        return total
-    difference = made[exponential.args[0]]
-    if not (isinstance(difference, Compute) and difference.op == "sub"):
-        return total
-    value, largest = difference.args[0], made[difference.args[1]]
-    if not (isinstance(largest, Reduce) and largest.op == "max" and largest.value == value):
-        return total
-    return replace(total, op="expsum", value=value)
+def _online(total: Reduce, made: Mapping[str, Stmt]) -> list[Stmt]:
+    """``sum(exp(sub(x, max(x))))`` as a reduction of ``x``, anything else as it is.
+
+    Where an infinite maximum is replaced by zero, as in the logarithm of a sum of exponentials, the sum is infinite or
+    zero with it.
+    """
+    difference = _operands(made, total.value, "exp")
+    value, shift = (_operands(made, difference[0], "sub") if difference else ()) or ("", "")
+    infinite, zero, largest = _operands(made, shift, "where") or ("", "", shift)
+    top = made.get(largest)
+    if not (isinstance(top, Reduce) and top.op == "max" and top.value == value):
+        return [total]
+    if largest == shift:
+        return [replace(total, op="expsum", value=value)]
+    floor = made[zero]
+    if _operands(made, infinite, "isinf") != (largest,) or not (isinstance(floor, Const) and floor.value == 0):
+        return [total]
+    finite, whole = f"{total.name}f", f"{total.name}w"
+    return [replace(total, name=finite, op="expsum", value=value), Compute(whole, total.dtype, "max", (largest, zero)),
+            Compute(total.name, total.dtype, "where", (infinite, whole, finite))]
+
+
+def _operands(made: Mapping[str, Stmt], name: str, op: str) -> tuple[str, ...]:
+    """The operands of the value ``name`` if it is computed by ``op``; none otherwise."""
+    stmt = made.get(name)
+    return stmt.args if isinstance(stmt, Compute) and stmt.op == op else ()

@@ -1,7 +1,7 @@
 """What nodes and groups cost: registry prices for single nodes, unique bytes for groups."""
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -10,7 +10,7 @@ from rooffuse.codegen.fxinfo import op_name
 from rooffuse.codegen.ir import Kernel
 from rooffuse.codegen.lower_contractions import is_matrix_product
 from rooffuse.codegen.lower_pieces import PASSED_ON
-from rooffuse.codegen.lower_reductions import is_reduction, reduction_of
+from rooffuse.codegen.lower_reductions import Reduction, is_reduction, reduction_of
 from rooffuse.codegen.lower_stores import accumulates, is_store, iterated
 from rooffuse.codegen.operations import operation_cost
 from rooffuse.cost_model import Cost, Device, Estimate, Price, estimate, price
@@ -45,9 +45,9 @@ def distinct_bytes(node: Node) -> int:
 @dataclass(frozen=True)
 class _Facts:
     """What the price of every group with a node needs to know of it: its elements, its shape and, of a reduction, the
-    shapes that have an element for each of its rows, its FLOPs, which units read it and
-    whether piece by piece, how many elements of a view of it those put into a concatenation that may be stored so, what
-    it reads (buffer, view of it, bytes), and the bytes that it stores or adds to."""
+    shapes that have an element for each of its rows, its FLOPs, which units read it and whether piece by piece, how
+    many elements of a view of it those put into a concatenation that may be stored so, the shapes as which they see it,
+    the rows that it reduces, what it reads (buffer, view of it, bytes), and the bytes that it stores or adds to."""
 
     elements: int
     shape: tuple[int, ...]
@@ -56,6 +56,8 @@ class _Facts:
     flops: int
     readers: tuple[tuple[Node, bool], ...]
     passed_on: tuple[tuple[Node, int], ...]
+    spread: tuple[tuple[Node, tuple[int, ...]], ...]
+    reduction: Reduction | None
     reads: tuple[tuple[Node, Node, int], ...]
     written: int
     added: int
@@ -109,8 +111,18 @@ class GroupPricer:
                 count = max([count, *(size for u, size in facts.passed_on if u in passing)])
                 apart = sum(counts[u] for u, piecewise in inside if piecewise)
                 count = max(count, apart) if len(inside) == 1 else count + apart
-            counts[node] = count
+            counts[node] = min([count, *(max(n, facts.elements) for n in self._rows_over(facts, members))])
         return counts
+
+    def _rows_over(self, facts: _Facts, members: Collection[Node]) -> Iterator[int]:
+        """Numbers of rows, for each reduction of the group along whose rows a value is spread and not read otherwise:
+        it is evaluated once a row."""
+        spread = [shape for user, shape in facts.spread if user in members]
+        for reduction in filter(None, (self._facts(n).reduction for n in members)) if spread else ():
+            row = tuple(1 if d in reduction.dims else n for d, n in enumerate(reduction.shape))
+            if all(len(shape) <= len(row) and all(n in (1, most) for n, most in zip(reversed(shape), reversed(row)))
+                   for shape in spread):
+                yield prod(reduction.shape) // reduction.count
 
     def _passes(self, node: Node, members: Collection[Node], passing: Collection[Node]) -> bool:
         """Whether a concatenation goes to memory without being read: as an output, or through one that does."""
@@ -157,6 +169,9 @@ class GroupPricer:
                 tuple((u, op_name(u) in PIECEWISE) for u in self.units.users(node) if not is_reduction(u)),
                 tuple((u, r.argument.meta["val"].numel()) for u in self.units.users(node) if op_name(u) in PASSED_ON
                       for r in self.units.reads(u) if r.source is node),
+                tuple((u, tuple(r.argument.meta["val"].shape)) for u in self.units.users(node)
+                      for r in self.units.reads(u) if r.source is node),
+                reduction_of(node) if is_reduction(node) and not is_matrix_product(node) else None,
                 tuple(reads), stored, stored if is_store(node) and accumulates(node) else 0)
         return self._known[node]
 

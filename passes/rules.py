@@ -57,6 +57,8 @@ _OWN: dict[Any, Rule] = {
     aten.cummin.default: select.cummin,
     aten.nll_loss_backward.default: misc.nll_loss_backward,
     aten.nll_loss2d_backward.default: misc.nll_loss_backward,
+    aten.max.default: misc.largest,
+    aten.min.default: misc.smallest,
     aten.max.dim: misc.max_dim,
     aten.min.dim: misc.min_dim,
     aten.mv.default: misc.matrix_vector,

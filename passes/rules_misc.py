@@ -243,6 +243,18 @@ def min_dim(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]
     return _extreme(x, dim, keepdim, torch.amin, torch.argmin)
 
 
+def largest(x: Tensor) -> Tensor:
+    """The largest of all elements."""
+    refuse_empty(x)
+    return torch.amax(x)
+
+
+def smallest(x: Tensor) -> Tensor:
+    """The smallest of all elements."""
+    refuse_empty(x)
+    return torch.amin(x)
+
+
 def _extreme(
     x: Tensor, dim: int, keepdim: bool, value: Callable[..., Tensor], place: Callable[..., Tensor]
 ) -> tuple[Tensor, Tensor]:

@@ -181,6 +181,9 @@ def filling_calls(dt: torch.dtype) -> Iterator[tuple[Any, ...]]:
 def choosing_calls(dt: torch.dtype) -> Iterator[tuple[Any, ...]]:
     x, edges = draw(4, 6, 8, dtype=dt), torch.arange(-3, 3).to(dt) / 2
     ties = torch.tensor([[1.0, 3, 3, 2], [torch.nan, 0, torch.nan, 5], [0, 0, 0, 0]]).to(dt)
+    for op in (aten.max.default, aten.min.default):
+        yield op, x
+        yield op, ties
     for op in (aten.max.dim, aten.min.dim):
         yield op, x, 1
         yield op, ties, -1, True
