@@ -181,9 +181,9 @@ class NestBuilder:
         ``dtype``."""
         return self._emit(Reduce, compute_dtype(dtype), op, value, strip, along)
 
-    def scan(self, op: str, value: str, dtype: torch.dtype) -> str:
-        """What ``value`` has come to at each point of a row, in compute type ``dtype``."""
-        return self._emit(Scan, compute_dtype(dtype), op, value)
+    def scan(self, op: str, value: str, dtype: torch.dtype, strip: bool = False) -> str:
+        """What ``value`` has come to at each point of a row, or of a column of a strip, in compute type ``dtype``."""
+        return self._emit(Scan, compute_dtype(dtype), op, value, strip)
 
     def store(self, buffer: str, dtype: torch.dtype, index: Expr, value: str, mask: str | None = None,
               accumulate: bool = False) -> None:

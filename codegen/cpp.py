@@ -303,7 +303,7 @@ class NestPrinter(LaneForm):
         clauses = "" if self._short else self._clauses(
             [r for r in here if r in segments or not r.along or r.op.startswith("arg")], bool(blocked))
         if (lane.symbol in self.colliding and any(isinstance(s, Store) for s in body)) or any(
-                isinstance(s, Scan) for s in body):
+                isinstance(s, Scan) and not s.strip for s in body):
             clauses = None
         online = any(r.op == "expsum" for r in here)
         for first, last in pieces:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from math import prod
 
 from .index import affine
-from .ir import Compute, Kernel, Load, Nest, Reduce, Stmt, Store, operands
+from .ir import Compute, Kernel, Load, Nest, Reduce, Scan, Stmt, Store, operands
 from .sweeps import Phase, inner_values
 
 #: Bytes of thread-local memory for a row of values that several sweeps need.
@@ -30,6 +30,9 @@ def held_values(nest: Nest, phases: Sequence[Phase]) -> frozenset[str]:
     inner = inner_values(nest)
     row = prod(a.size for a in nest.reduction)
     result: dict[str, int] = {}
+    again_wanted = {s.name: k for k, p in enumerate(sweeps) for s in p.body if not isinstance(s, Store)}
+    moved_on = frozenset(s.name for k, p in enumerate(sweeps) for s in p.body
+                         if isinstance(s, Scan) and s.strip and again_wanted[s.name] > k)
     for first, later in zip(sweeps, sweeps[1:]):
         used = {n for s in later.body for n in operands(s)}
         inside_later = {s.name for s in later.body if not isinstance(s, Store | Reduce)}
@@ -43,7 +46,7 @@ def held_values(nest: Nest, phases: Sequence[Phase]) -> frozenset[str]:
                 result[stmt.name], again[stmt.name] = row * stmt.dtype.itemsize, 0
     while sum(result.values()) > HELD_BYTES:
         result.popitem()
-    return frozenset(result)
+    return frozenset(result) | moved_on  # a column's total has moved on once its row was added
 
 
 def shared_row_values(kernel: Kernel, nest: Nest) -> frozenset[str]:

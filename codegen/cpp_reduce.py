@@ -1,13 +1,13 @@
 """Accumulators of the C++ printer: how each reduction starts, takes a value, and finishes."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from .cpp_scans import ScanLoops
 from .cpp_spelling import COMPUTE, literal
-from .ir import Axis, Reduce
+from .ir import Reduce
 
 #: Lanes of an online sum: each keeps a maximum and a sum of its own until the row ends.
 ONLINE_LANES = 64
@@ -18,18 +18,6 @@ class Accumulators(ScanLoops):
     several short loops keep parts apart."""
 
     _short = False
-
-    def _row_position(self) -> str:
-        """Position in the row, counted over all reduction axes."""
-        return self._place_along(self.nest.reduction)
-
-    @staticmethod
-    def _place_along(axes: Iterable[Axis]) -> str:
-        """Row-major position along ``axes``."""
-        text = "0"
-        for axis in axes:
-            text = axis.symbol.name if text == "0" else f"({text}) * {axis.size} + {axis.symbol}"
-        return text
 
     def _position(self, reduce: Reduce) -> str:
         """Position of an element among those that are reduced to one result."""

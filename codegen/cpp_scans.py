@@ -18,6 +18,18 @@ class ScanLoops(LoopWriter):
 
     column: Axis | None = None
 
+    def _row_position(self) -> str:
+        """Position in the row, counted over all reduction axes."""
+        return self._place_along(self.nest.reduction)
+
+    @staticmethod
+    def _place_along(axes: Iterable[Axis]) -> str:
+        """Row-major position along ``axes``."""
+        text = "0"
+        for axis in axes:
+            text = axis.symbol.name if text == "0" else f"({text}) * {axis.size} + {axis.symbol}"
+        return text
+
     def _start(self, stmt: Reduce | Scan) -> str:
         """The neutral element, in which a reduction or a scan begins."""
         dtype = self.dtypes[stmt.value]
@@ -40,19 +52,26 @@ class ScanLoops(LoopWriter):
         """Declare the totals of the scans in ``body``, before the loops over a row. float32 adds up and multiplies in
         float64: a row's end has been rounded at every element before it."""
         for scan in body:
-            if not isinstance(scan, Scan):
+            if not isinstance(scan, Scan) or scan.strip:
                 continue
-            exact = scan.op in ("max", "min") or scan.dtype != torch.float32
-            kind, start = COMPUTE[scan.dtype] if exact else "double", self._start(scan)
+            kind, start = self._total_type(scan), self._start(scan)
             if self._by_lane(scan):
                 self.add(f"{kind} run_{scan.name}[{lanes}];")
                 self.add(f"for (int64_t j = 0; j < {lanes}; ++j) run_{scan.name}[j] = {start};")
             else:
                 self.add(f"{kind} run_{scan.name} = {start};")
 
+    @staticmethod
+    def _total_type(scan: Scan) -> str:
+        exact = scan.op in ("max", "min") or scan.dtype != torch.float32
+        return COMPUTE[scan.dtype] if exact else "double"
+
     def line(self, stmt: Stmt) -> str:
         if not isinstance(stmt, Scan):
             return super().line(stmt)
-        total = f"run_{stmt.name}{'[j]' if self._by_lane(stmt) else ''}"
+        if stmt.strip:
+            total = f"strip_{stmt.name}[{self._row_position()}]"
+        else:
+            total = f"run_{stmt.name}{'[j]' if self._by_lane(stmt) else ''}"
         step = f"{total} = {_STEPS[stmt.op].format(total, stmt.value)};"
         return f"{step} {self.declare(stmt.name, stmt.dtype, f'({COMPUTE[stmt.dtype]}){total}')}"

@@ -1,4 +1,4 @@
-"""Sums down the columns of a strip of rows, in arrays of a row's length that stay in the thread's cache."""
+"""Sums and scans down the columns of a strip of rows, in arrays of a row's length that stay in the thread's cache."""
 from __future__ import annotations
 
 from math import prod
@@ -6,7 +6,7 @@ from math import prod
 from .cpp_cuts import CutLoops
 from .cpp_spelling import COMPUTE
 from .ir import Reduce
-from .sweeps import finale, strip_sums
+from .sweeps import finale, strip_scans, strip_sums
 
 
 class StripForm(CutLoops):
@@ -18,6 +18,9 @@ class StripForm(CutLoops):
         for reduce in strip_sums(self.nest) if k == 0 else ():
             self.add(f"{COMPUTE[reduce.dtype]} strip_{reduce.name}[{row}];")
             self.add(f"for (int64_t l = 0; l < {row}; ++l) strip_{reduce.name}[l] = 0;")
+        for scan in strip_scans(self.nest) if k == 0 else ():
+            self.add(f"{self._total_type(scan)} strip_{scan.name}[{row}];")
+            self.add(f"for (int64_t l = 0; l < {row}; ++l) strip_{scan.name}[l] = {self._start(scan)};")
         self.open(self._loop(self.nest.strip[k]))
 
     def _add_to_strip(self, reduce: Reduce) -> None:
@@ -25,6 +28,8 @@ class StripForm(CutLoops):
 
     def _print_finale(self) -> None:
         """What is known after the last row, column by column."""
+        if not strip_sums(self.nest):
+            return
         axes = list(self.nest.reduction)
         self.open("")  # a scope of its own: what the rows needed, too, is declared again
         levels = self._by_depth(finale(self.nest), axes)

@@ -111,12 +111,13 @@ class _NestRun:
         return ops[stmt.op](rows).to(stmt.dtype).reshape([1 if k in over else n for k, n in enumerate(full.shape)])
 
     def _scan(self, stmt: Scan) -> Tensor:
-        full = self.values[stmt.value].expand(self.shape)
-        rows = full.reshape(*full.shape[:len(self.nest.parallel)], -1)
+        axes = [k for k, a in enumerate(self.nest.axes) if (a.strip if stmt.strip else a.reduction)]
+        full = self.values[stmt.value].expand(self.shape).movedim(axes, list(range(-len(axes), 0)))
+        rows = full.flatten(-len(axes))
         ops: dict[str, Callable[[Tensor], Tensor]] = {
             "sum": lambda x: x.cumsum(-1), "prod": lambda x: x.cumprod(-1), "max": lambda x: x.cummax(-1).values,
             "min": lambda x: x.cummin(-1).values, "logsumexp": lambda x: x.logcumsumexp(-1)}
-        return ops[stmt.op](rows).to(stmt.dtype).reshape(self.shape)
+        return ops[stmt.op](rows).to(stmt.dtype).reshape(full.shape).movedim(list(range(-len(axes), 0)), axes)
 
     def _store(self, stmt: Store) -> None:
         flat = self.buffers[stmt.buffer]

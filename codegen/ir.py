@@ -8,7 +8,7 @@
             | Load   name = buffer[index] if mask else other
             | Compute name = op(args)
             | Reduce name = op over all or some reduction axes of value, or its sum over the strip axes
-            | Scan   name = op over the row's elements of value up to this point
+            | Scan   name = op over the row's elements of value up to this point, or the strip's rows up to this one
             | Store  buffer[index] = value                 (if mask; or +=, when several points meet at one element)
 
 A value's *scope* is the set of axes that it varies over. Pointwise work and reductions are the same statements; only
@@ -19,7 +19,7 @@ and eight-bit floats are widened to float32 by the Load and rounded by the Store
 Strip axes are for sums along rows and down columns of one input, as a norm's backward has them: a strip is some
 neighbouring rows that one program goes through in order. Reductions along a row are as ever; a ``Reduce`` with
 ``strip`` adds up each column over the rows of the strip, and is known, at the parallel and reduction axes, after the
-last of them.
+last of them. A ``Scan`` with ``strip`` is what each column has come to at a row, and known there.
 
 A ``Reduce`` ``along`` some of the reduction axes only is a *segment* reduction: each row has as many results as the
 other axes have places, and they are known at every point of the row.
@@ -137,6 +137,7 @@ class Scan:
     dtype: torch.dtype
     op: str
     value: str
+    strip: bool = False  # down the columns of a strip, from row to row, rather than along the rows
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ class Nest:
             if isinstance(stmt, Reduce):
                 scope -= strip if stmt.strip else set(stmt.along) or reduced
             elif isinstance(stmt, Scan):
-                scope |= reduced
+                scope |= reduced | strip if stmt.strip else reduced
             known[stmt.name] = frozenset(scope)
         return known
 
@@ -288,7 +289,7 @@ def format_statement(stmt: Stmt) -> str:
         along = f" along {', '.join(map(str, stmt.along))}" if stmt.along else ""
         return head + f"{'strip' if stmt.strip else 'reduce'}_{stmt.op}({stmt.value}{along})"
     if isinstance(stmt, Scan):
-        return head + f"scan_{stmt.op}({stmt.value})"
+        return head + f"{'strip_' if stmt.strip else ''}scan_{stmt.op}({stmt.value})"
     rounding = f", {_dtype_name(stmt.rounding)}" if stmt.rounding else ""
     return head + f"{stmt.op}({', '.join(stmt.args)}{rounding})"
 

@@ -57,14 +57,17 @@ def pull(context: NestLowering, node: Node, coords: tuple[Expr, ...]) -> str:
     """The value of a scan at ``coords``, which must run along the nest's rows; raises NotLowerable otherwise."""
     b, rows = context.builder, scanned_rows(node)
     if rows.count > 1:
-        axes = [a for a in b.axes if a.reduction]
+        strip = any(a.strip for a in b.axes)
+        axes = [a for a in b.axes if (a.strip if strip else a.reduction)]
         others = [c for d, c in enumerate(coords) if d not in rows.dims]
         if b.mask is not None:
             raise NotLowerable(f"{node.name} would be scanned under a mask")
-        if any(a.strip for a in b.axes):
-            raise NotLowerable(f"{node.name} would be among sums along rows and down columns")
-        if len(axes) != 1 or coords[rows.dims[0]] != axes[0].symbol or b.scope_has_reduction_axis(others):
+        across = (any(a.symbol in c.free_symbols for a in axes for c in others) if strip
+                  else b.scope_has_reduction_axis(others))
+        if len(axes) != 1 or coords[rows.dims[0]] != axes[0].symbol or across:
             raise NotLowerable(f"{node.name} goes along dimension {rows.dims[0]}, which isn't the kernel's row")
+        if strip and not {a.symbol for a in b.axes if a.reduction} <= {s for c in coords for s in c.free_symbols}:
+            raise NotLowerable(f"{node.name} would be scanned down single columns")
     assert rows.source is not None
     value = b.cast(context.value(rows.source, coords), dtype_of(node))
-    return b.rounded(b.scan(rows.op, value, dtype_of(node)) if rows.count > 1 else value, dtype_of(node))
+    return b.rounded(b.scan(rows.op, value, dtype_of(node), strip) if rows.count > 1 else value, dtype_of(node))

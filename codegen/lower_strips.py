@@ -15,7 +15,8 @@ from .errors import NotLowerable
 from .fxinfo import value_of
 from .index import Mod, symbol
 from .ir import Axis, Nest, Reduce, Stmt, Store, operands
-from .lower_reductions import Reduction, is_reduction, reduction_of
+from .lower_reductions import Reduction, is_reduction
+from .lower_scans import is_scan, rows_of
 from .sweeps import names_after_strips
 
 Coords = tuple[Expr, ...]
@@ -31,15 +32,13 @@ def along_rows(reduction: Reduction) -> bool:
 
 
 def strip_sizes(known: Mapping[Node, Coords], inside: Iterable[Node], axes: tuple[Axis, ...]) -> dict[Symbol, int]:
-    """The parallel axes of a row reduction's space over which the group also sums, each with how many of its last
-    places: all of the axis, or a part of it where the sum has several results along it. Empty without such a sum."""
+    """The parallel axes of a row reduction's space over which the group also sums or scans, each with how many of its
+    last places: all of the axis, or a part of it where the sum has several results along it. Empty without such."""
     rows = {a.symbol for a in axes if a.reduction}
     sizes = {a.symbol: a.size for a in axes}
     for node in inside:
-        if not is_reduction(node) or node.op == "placeholder":
-            continue
-        reduction = reduction_of(node)
-        if reduction.source not in known or reduction.op != "sum" or reduction.count == 1:
+        reduction = rows_of(node) if node.op != "placeholder" and (is_reduction(node) or is_scan(node)) else None
+        if reduction is None or reduction.source not in known or not (reduction.op == "sum" or is_scan(node)):
             continue
         coords = known[reduction.source]
         kept = {s for d, c in enumerate(coords) if d not in reduction.dims for s in c.free_symbols}

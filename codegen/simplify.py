@@ -9,7 +9,7 @@ from sympy import Expr, Integer, Symbol
 
 from .index import FloorDiv, Mod, affine, rewrite, symbol
 from .ir import Axis, Index, Load, Nest, Reduce, Scan, Stmt, Store, index_of
-from .sweeps import strip_sums
+from .sweeps import strip_scans, strip_sums
 
 
 def _with_index(stmt: Stmt, change: Callable[[Expr], Expr]) -> Stmt:
@@ -87,7 +87,8 @@ def order_axes(nest: Nest) -> Nest:
 
     The order of reduction axes is kept where a result is a position in it (argmax, argmin) or a scan goes along it.
     """
-    positional = any(isinstance(s, Scan) or (isinstance(s, Reduce) and s.op.startswith("arg")) for s in nest.body)
+    positional = any((isinstance(s, Scan) and not s.strip) or (isinstance(s, Reduce) and s.op.startswith("arg"))
+                     for s in nest.body)
 
     def elements(index: Expr) -> int:
         return prod(nest.ranges[s] for s in index.free_symbols if s in nest.ranges)
@@ -105,7 +106,8 @@ def order_axes(nest: Nest) -> Nest:
     stores = widest_first([s.index for s in nest.body if isinstance(s, Store)])
     loads = widest_first([s.index for s in nest.body if isinstance(s, Load)])
     both = {**strides(loads), **strides(stores)}
-    parallel = sorted(nest.parallel, key=lambda a: (a.strip, -both.get(a.symbol, 0)))
+    scanned = bool(strip_scans(nest))  # row after row of a strip
+    parallel = sorted(nest.parallel, key=lambda a: (a.strip, 0 if a.strip and scanned else -both.get(a.symbol, 0)))
     reduction = list(nest.reduction)
     if not positional:
         # An axis along which the widest load stands still is no place for vector lanes: it goes outside.
@@ -155,6 +157,6 @@ def rename_axes(nest: Nest) -> Nest:
 
 def simplify_nest(nest: Nest) -> Nest:
     """Split, order, merge and rename the axes of ``nest``; what it computes stays the same."""
-    if not strip_sums(nest):
+    if not strip_sums(nest) and not strip_scans(nest):
         nest = Nest(tuple(replace(a, strip=False) for a in nest.axes), nest.body)
     return rename_axes(merge_axes(order_axes(split_axes(nest))))

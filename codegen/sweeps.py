@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .ir import Load, Nest, Reduce, Stmt, Store, operands
+from .ir import Load, Nest, Reduce, Scan, Stmt, Store, operands
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,11 @@ def _closure(nest: Nest, wanted: Iterable[Stmt], inner: frozenset[str]) -> tuple
 def strip_sums(nest: Nest) -> tuple[Reduce, ...]:
     """The sums over the rows of a strip."""
     return tuple(s for s in nest.body if isinstance(s, Reduce) and s.strip)
+
+
+def strip_scans(nest: Nest) -> tuple[Scan, ...]:
+    """The scans down the columns of a strip."""
+    return tuple(s for s in nest.body if isinstance(s, Scan) and s.strip)
 
 
 def names_after_strips(nest: Nest) -> frozenset[str]:

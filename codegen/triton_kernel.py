@@ -14,7 +14,7 @@ from sympy import Symbol
 from .contraction import contraction_of
 from .index import affine, bounds
 from .ir import Axis, Kernel, Load, Nest, Reduce, Scan, Store
-from .sweeps import Phase, after_strips, finale, plan_phases, strip_sums
+from .sweeps import Phase, after_strips, finale, plan_phases, strip_scans, strip_sums
 from .triton_dot import DotPrinter, DotTile
 from .triton_reductions import ReductionTiles
 from .triton_spelling import POINTERS, PRELUDE, TYPES
@@ -119,6 +119,8 @@ class NestPrinter(ReductionTiles):
         self._open_row("", 0)
         for reduce in strip_sums(self.nest):
             self.add(f"{self.name('strip_' + reduce.name)} = tl.zeros([{t.xblock}, {t.rblock}], {TYPES[reduce.dtype]})")
+        for text in self._first_totals(strip_scans(self.nest), t.xblock):
+            self.add(text)
         self.add(f"for {at} in range(0, {t.strip}, {t.xblock}):")
         self.add(f"{x} = {number} * {t.strip} + {at} + tl.arange(0, {t.xblock})[:, None]", 1)
         self._decode(x, self.nest.parallel, 1)
@@ -128,6 +130,9 @@ class NestPrinter(ReductionTiles):
                 self.add(f"{self.name('strip_' + stmt.name)} += {self.name(stmt.value)}", 1)
             elif isinstance(stmt, Reduce):
                 self._reduce_tile(stmt, self.name(stmt.value), 1)
+            elif isinstance(stmt, Scan):
+                for text in self._scan_lines(stmt, t.xblock, t.rblock, True, None):
+                    self.add(text, 1)
             elif not any(stmt is s for s in ending):
                 self.add(self.line(stmt), 1)
         self.after_strip = True

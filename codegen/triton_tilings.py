@@ -7,7 +7,7 @@ from math import log2, prod
 
 from .contraction import Contraction, contraction_of
 from .ir import Kernel, Nest, Reduce
-from .sweeps import strip_sums
+from .sweeps import strip_scans, strip_sums
 from .triton_dot import DotTile, dot_tile
 from .triton_tiles import MAX_WARPS, PERSISTENT_ELEMENTS, Tile, choose_tile, kept_tiles, memory_along_rows, power_of_two
 
@@ -141,7 +141,8 @@ def _kept(nest: Nest, tile: Tile) -> float:
     """Elements that a thread keeps: of rows that several sweeps need and of strips' column sums, or of accumulators."""
     sums = sum(isinstance(s, Reduce) for s in nest.body)
     kept = kept_tiles(nest) if tile.persistent or tile.strip else max(sums, 1)
-    return tile.xblock * max(tile.rblock, 1) * (kept + len(strip_sums(nest))) / (WARP * tile.warps)
+    kept += len(strip_sums(nest)) + len(strip_scans(nest))
+    return tile.xblock * max(tile.rblock, 1) * kept / (WARP * tile.warps)
 
 
 # -- tiles of matrix products -----------------------------------------------------------------------------------------

@@ -69,8 +69,8 @@ def _reduction_problem(nest: Nest, stmt: Stmt) -> str | None:
             return "over a strip there are sums only, of whole rows"
         if stmt.along:
             return _segment_problem(nest, stmt)
-    if isinstance(stmt, Scan) and (nest.strip or not nest.reduction):
-        return "a scan goes along reduction axes, in a nest without strips"
+    if isinstance(stmt, Scan) and (not nest.reduction or stmt.strip != bool(nest.strip)):
+        return "a scan goes along reduction axes, or down the columns of a strip where there are any"
     if not nest.strip or stmt not in after_strips(nest):
         return None
     if isinstance(stmt, Reduce):

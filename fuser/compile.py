@@ -22,6 +22,7 @@ from rooffuse.passes import (
     run_passes,
     scatters_pass,
     split_reductions_pass,
+    split_scans_pass,
     split_softmax_pass,
     split_variance_pass,
 )
@@ -98,7 +99,7 @@ def plan_graph(gm: GraphModule, target: Target, options: Options, dump: Dump | N
     in_kernels = options.random == "kernel" or (options.random == "auto" and target.language == "triton")
     passes = (*([RANDOM_PASS] if in_kernels else []), *PIPELINE,
               split_variance_pass(target.programs, target.row_elements), split_softmax_pass(target.programs),
-              split_reductions_pass(target.programs),
+              split_scans_pass(target.programs), split_reductions_pass(target.programs),
               scatters_pass(lambda n: refusal(n) is None))
     graph = run_passes(gm, passes, lint=options.verify or dump is not None,
                        observe=dump.graph if dump is not None else None)

@@ -17,7 +17,7 @@ from rooffuse.codegen.lower_contractions import FEW_ROWS, MATRIX_TYPES, product_
 from rooffuse.codegen.online import merge_online
 from rooffuse.codegen.row_factors import take_out_row_factors
 from rooffuse.codegen.scatter import check_sums
-from rooffuse.codegen.sweeps import strip_sums
+from rooffuse.codegen.sweeps import strip_scans, strip_sums
 from rooffuse.codegen.traffic import row_bytes
 from rooffuse.codegen.triton_tiles import PERSISTENT_ELEMENTS, choose_tile, kept_tiles, memory_along_rows, row_tile
 from rooffuse.cost_model import Device, local_device
@@ -69,7 +69,7 @@ class Target:
                 raise NotLowerable("a matrix product would be summed one result at a time")
             if nest.segmented and self.language == "triton" and row_tile(nest) * kept_tiles(nest) > PERSISTENT_ELEMENTS:
                 raise NotLowerable("rows of which segments are reduced don't fit in registers")
-            if any(isinstance(s, Scan) for s in nest.body):
+            if any(isinstance(s, Scan) and not s.strip for s in nest.body):
                 self._check_scans(kernel, nest)
         kernel = merge_online(kernel, lambda k, nest: memory_along_rows(nest) and not self.holds(k, nest))
         kernel = take_out_row_factors(kernel)
@@ -88,7 +88,8 @@ class Target:
         strips = prod(a.size for a in nest.parallel if not a.strip)
         columns = prod(a.size for a in nest.reduction)
         if self.language == "cpp":
-            fits = sum(columns * s.dtype.itemsize for s in strip_sums(nest)) <= CPU_ROW_BYTES // 2
+            kept = [s.dtype.itemsize for s in strip_sums(nest)] + [s.dtype.itemsize for s in strip_scans(nest)]
+            fits = columns * sum(kept) <= CPU_ROW_BYTES // 2
         else:
             fits = choose_tile(kernel, nest, self.programs).persistent
         if not fits:

@@ -22,6 +22,7 @@ from rooffuse.passes.pipeline import PIPELINE, Pass, run_passes
 from rooffuse.passes.random import RANDOM_PASS
 from rooffuse.passes.scatters import scatters_pass
 from rooffuse.passes.split_reductions import split_reductions, split_reductions_pass
+from rooffuse.passes.split_scans import split_scans, split_scans_pass
 from rooffuse.passes.split_softmax import split_softmax, split_softmax_pass
 from rooffuse.passes.split_variance import split_variance, split_variance_pass
 from rooffuse.passes.verify import GraphError, verify
@@ -53,6 +54,8 @@ __all__ = [
     "scatters_pass",
     "split_reductions",
     "split_reductions_pass",
+    "split_scans",
+    "split_scans_pass",
     "split_softmax",
     "split_softmax_pass",
     "split_variance",

@@ -155,6 +155,12 @@ for n in (7, 33, 300):
     case(f"logcumsumexp_column_{n}", lambda x: (x * 4).logcumsumexp(0), (n, 19), heavy=big)
     case(f"cummax_{n}", lambda x: running_max(x, -1) * 2, (3, n), heavy=big)
     case(f"cummin_column_{n}", lambda x: running_min(x + 1, 0), (n, 19), heavy=big)
+    case(f"scan_down_strips_{n}", lambda x: ((x.cumsum(1) * x).amax(-1), x.sum(1)), (3, 24, n + 6), heavy=big)
+    case(f"softmax_of_scan_{n}", lambda x, y: F.softmax(x.cumsum(1) + y, -1) * y, (2, 9, n + 6), (n + 6,), heavy=big)
+case("scans_down_strips", lambda x: (running_max(x, 1).exp().sum(-1), (x.logcumsumexp(1) - x).square().mean(-1),
+     x.cumprod(1)), (3, 8, 33))
+case("slots_down_strips", lambda x: ((x[..., None] == torch.arange(13)).long().cumsum(1)
+                                     * (x[..., None] == torch.arange(13))).sum(-1), integers(13, 4, 64))
 case("logcumsumexp_infinities", lambda x: x.log().logcumsumexp(-1), lambda: torch.randn(9, 33).relu())
 case("cummax_integers", lambda x: (running_max(x, -1), running_min(x, 1)),
      integers(90, 7, 33, low=-90, dtype=torch.int8))

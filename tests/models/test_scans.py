@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import rooffuse.backend
 import torch
 import torch.nn.functional as F
+from rooffuse.cost_model import get_device
+from rooffuse.targets import Target
 from torch import Tensor
 
 from tests.fuser.graphs import groups_of, planned
@@ -63,3 +66,21 @@ def test_a_scan_shares_its_kernel_with_what_surrounds_it() -> None:
 
 def test_scans_of_a_prefix_share_its_kernel() -> None:
     assert len(groups_of(planned(_rays, torch.empty(4096, 128)).grouping)) == 1
+
+
+def _positions(expert: Tensor) -> Tensor:
+    """What the capacity of experts is checked by (Fedus et al., 2021)."""
+    chosen = F.one_hot(expert, 64)
+    return (chosen.cumsum(0) * chosen).amax(-1) - 1
+
+
+def test_positions_in_experts_need_no_matrix_of_tokens_and_experts() -> None:
+    groups = [g for g in planned(_positions, torch.zeros(16384, dtype=torch.int64)).grouping.groups if g.lowered]
+    assert len(groups) == 3 and max(o.meta["val"].numel() for g in groups for o in g.outputs) == 16384
+
+
+def test_scans_in_parts_through_the_triton_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Target("triton", get_device("h100"), torch.device("cpu"), interpreted=True)
+    monkeypatch.setattr(rooffuse.backend, "local_target", lambda values: target)
+    same_as_eager(_positions, lambda: [torch.randint(0, 64, (4096,))])
+    same_as_eager(lambda x: (x * 2).cumsum(1) + 1, lambda: [torch.randint(-9, 9, (2, 40960))])
