@@ -4,6 +4,7 @@ A pass takes a ``torch.fx.GraphModule`` over functional ATen operators, as AOTAu
 ``PIPELINE`` lists the passes in order; ``run_passes`` copies the graph once and runs them.
 """
 
+from rooffuse.passes.channels_last import Layout, channels_last_pass
 from rooffuse.passes.foreach import expand_foreach
 from rooffuse.passes.graph import hazard_edges
 from rooffuse.passes.grouped_heads import grouped_heads
@@ -35,10 +36,12 @@ __all__ = [
     "VIEWS",
     "BufferLife",
     "GraphError",
+    "Layout",
     "MemoryPlan",
     "MemoryPlanError",
     "Pass",
     "aot_decompositions",
+    "channels_last_pass",
     "check_plan",
     "expand_foreach",
     "grouped_heads",
