@@ -26,7 +26,8 @@ def _on_axes(stmt: Stmt, replaced: dict[Symbol, Expr], axes: tuple[Axis, ...]) -
     return replace(stmt, along=tuple(a.symbol for a in axes if a.symbol in now))
 
 
-def _substitute(nest: Nest, axes: tuple[Axis, ...], replaced: dict[Symbol, Expr]) -> Nest:
+def substitute_axes(nest: Nest, axes: tuple[Axis, ...], replaced: dict[Symbol, Expr]) -> Nest:
+    """``nest`` over other ``axes``, with expressions in them for those that are gone."""
     ranges = {a.symbol: a.size for a in axes}
     cache: dict[Expr, Expr] = {}
 
@@ -78,7 +79,7 @@ def split_axes(nest: Nest) -> Nest:
                 axes += [replace(a, symbol=high, size=a.size // part), replace(a, symbol=low, size=part)]
             else:
                 axes.append(a)
-        nest = _substitute(nest, tuple(axes), {axis.symbol: high * part + low})
+        nest = substitute_axes(nest, tuple(axes), {axis.symbol: high * part + low})
     return nest
 
 
@@ -135,7 +136,7 @@ def merge_axes(nest: Nest) -> Nest:
         if outer.kind == inner.kind and together and _mergeable(_expressions(nest), outer, inner):
             merged = replace(inner, size=outer.size * inner.size)
             axes = (*nest.axes[:k], merged, *nest.axes[k + 2:])
-            nest = _substitute(nest, axes, {outer.symbol: Integer(0)})
+            nest = substitute_axes(nest, axes, {outer.symbol: Integer(0)})
             k = max(k - 1, 0)
         else:
             k += 1
@@ -152,7 +153,7 @@ def rename_axes(nest: Nest) -> Nest:
         counts[axis.reduction] += 1
         replaced[axis.symbol] = name
         axes.append(replace(axis, symbol=name))
-    return _substitute(nest, tuple(axes), replaced)
+    return substitute_axes(nest, tuple(axes), replaced)
 
 
 def simplify_nest(nest: Nest) -> Nest:

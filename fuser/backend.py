@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from .compile import InputFacts, compile_graph, has_symbolic_sizes
 from .options import Options, make_options
+from .saved_layouts import layout_of, report_strides
 from .specialise import SpecialisingFunction
 from .targets import local_target
 
@@ -23,19 +24,25 @@ def _compiler(options: Options, kind: str) -> Callable[[GraphModule, Sequence[An
     def compile_one(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         if has_symbolic_sizes(gm):
             return SpecialisingFunction(gm, options, kind)
-        return compile_graph(gm, local_target(example_inputs), options, _input_facts(gm, kind), kind).function
+        facts = _input_facts(gm, kind, example_inputs)
+        compiled = compile_graph(gm, local_target(example_inputs), options, facts, kind)
+        if kind == "forward":
+            report_strides(compiled.plan.graph)
+        return compiled.function
 
     return compile_one
 
 
-def _input_facts(gm: GraphModule, kind: str) -> InputFacts:
+def _input_facts(gm: GraphModule, kind: str, example_inputs: Sequence[Any]) -> InputFacts:
+    layout = layout_of(gm, kind, example_inputs)
     if kind == "backward":
         # What autograd hands to a backward may have other strides than the traced tangents.
         count = sum(n.op == "placeholder" for n in gm.graph.nodes)
-        return InputFacts(unchecked_strides=frozenset(range(count)), backward=True)
+        return InputFacts(unchecked_strides=frozenset(range(count)), backward=True, layout=layout)
     context = torch._guards.TracingContext.try_get()
     metadata = context.fw_metadata if context is not None else None
-    return InputFacts(static=frozenset(metadata.static_input_indices or ()) if metadata is not None else frozenset())
+    static = frozenset(metadata.static_input_indices or ()) if metadata is not None else frozenset()
+    return InputFacts(static=static, layout=layout)
 
 
 def rooffuse_backend(gm: GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None,

@@ -5,7 +5,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from rooffuse.codegen.triton_kernel import TritonSource
 from rooffuse.passes import (
     PIPELINE,
     RANDOM_PASS,
+    Layout,
+    channels_last_pass,
     run_passes,
     scatters_pass,
     split_reductions_pass,
@@ -63,11 +65,13 @@ class Plan:
 @dataclass(frozen=True)
 class InputFacts:
     """What is known of a graph's inputs: positions that keep their address from call to call (``static``), positions
-    whose strides may differ from the traced ones, and whether the graph is a backward."""
+    whose strides may differ from the traced ones, whether the graph is a backward, and which strides passes may or must
+    take to be others than the traced ones."""
 
     static: frozenset[int] = frozenset()
     unchecked_strides: frozenset[int] = frozenset()
     backward: bool = False
+    layout: Layout = field(default_factory=Layout)
 
 
 @dataclass(frozen=True)
@@ -93,11 +97,13 @@ class Compiled:
         return self.function(args)
 
 
-def plan_graph(gm: GraphModule, target: Target, options: Options, dump: Dump | None = None) -> Plan:
-    """Everything that needs neither a compiler nor the device."""
+def plan_graph(gm: GraphModule, target: Target, options: Options, dump: Dump | None = None,
+               layout: Layout | None = None) -> Plan:
+    """Everything that needs neither a compiler nor the device. ``layout`` says which strides aren't the traced ones."""
     clock = time.perf_counter()
     in_kernels = options.random == "kernel" or (options.random == "auto" and target.language == "triton")
-    passes = (*([RANDOM_PASS] if in_kernels else []), *PIPELINE,
+    passes = (*([RANDOM_PASS] if in_kernels else []),
+              channels_last_pass(target.device, lambda n: refusal(n) is None, layout), *PIPELINE,
               split_variance_pass(target.programs, target.row_elements), split_softmax_pass(target.programs),
               split_scans_pass(target.programs), split_reductions_pass(target.programs),
               scatters_pass(lambda n: refusal(n) is None))
@@ -288,7 +294,7 @@ def compile_graph(gm: GraphModule, target: Target, options: Options, inputs: Inp
     """Compile one ATen graph with static shapes for ``target``; ``search`` is for the option ``autotune``."""
     inputs = inputs or InputFacts()
     dump = Dump.open(options.dump, name) if options.dump else None
-    plan = plan_graph(gm, target, options, dump)
+    plan = plan_graph(gm, target, options, dump, inputs.layout)
     start = time.perf_counter()
     tuned = tune(plan, options, search)
     if dump is not None and tuned:

@@ -25,6 +25,7 @@ from .fake_copies import FakeCopier, fake_on
 from .options import Options, make_options
 from .report import GraphReport, Report
 from .report_rows import graph_report
+from .saved_layouts import layout_of, report_strides
 from .targets import Target, target_for
 
 _VALUES_NEEDED = (DataDependentOutputException, DynamicOutputShapeException)
@@ -60,8 +61,11 @@ class _Recorder:
 
     def _compiler(self, traced: _Traced, kind: str) -> Callable[[GraphModule, Sequence[Any]], Callable[..., Any]]:
         def plan(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+            layout = layout_of(gm, kind, example_inputs)
             with unset_fake_temporarily():
-                traced.plans[kind] = plan_graph(gm, self.target, self.options)
+                traced.plans[kind] = plan_graph(gm, self.target, self.options, layout=layout)
+            if kind == "forward":
+                report_strides(traced.plans[kind].graph)
             return self._stand_in(gm, traced, kind)
 
         return plan

@@ -20,6 +20,7 @@ from rooffuse.codegen.scatter import check_sums
 from rooffuse.codegen.sweeps import strip_scans, strip_sums
 from rooffuse.codegen.traffic import row_bytes
 from rooffuse.codegen.triton_tiles import PERSISTENT_ELEMENTS, choose_tile, kept_tiles, memory_along_rows, row_tile
+from rooffuse.codegen.turned import crosses, turn_in_tiles
 from rooffuse.cost_model import Device, local_device
 from torch.fx import Node
 
@@ -59,7 +60,8 @@ class Target:
         ``rows`` at once on a CPU.
 
         Raises NotLowerable for sums down columns that can't be kept on chip, or that too few programs would compute,
-        for scans of few long rows, and for scatters that this target would add up otherwise than a library call does.
+        for scans of few long rows, on a CPU for reductions that go through memory along different axes, and for
+        scatters that this target would add up otherwise than a library call does.
         """
         check_sums(kernel, self.language != "cpp", self.deterministic)
         for nest in kernel.nests:
@@ -71,10 +73,13 @@ class Target:
                 raise NotLowerable("rows of which segments are reduced don't fit in registers")
             if any(isinstance(s, Scan) and not s.strip for s in nest.body):
                 self._check_scans(kernel, nest)
+            if self.language == "cpp" and contraction_of(nest) is None and crosses(kernel, nest, CPU_ROW_BYTES):
+                raise NotLowerable("it would read and write along different axes while it reduces")
         kernel = merge_online(kernel, lambda k, nest: memory_along_rows(nest) and not self.holds(k, nest))
         kernel = take_out_row_factors(kernel)
         if self.language == "cpp":
             kernel = jam_rows(drop_exact_roundings(kernel), lambda k, nest: memory_along_rows(nest), rows)
+            kernel = turn_in_tiles(kernel)
         return kernel
 
     def _check_scans(self, kernel: Kernel, nest: Nest) -> None:

@@ -4,6 +4,7 @@ A pass takes a ``torch.fx.GraphModule`` over functional ATen operators, as AOTAu
 ``PIPELINE`` lists the passes in order; ``run_passes`` copies the graph once and runs them.
 """
 
+from rooffuse.passes.channels_last import Layout, channels_last_pass
 from rooffuse.passes.complex_pairs import complex_pairs
 from rooffuse.passes.exclusive_scans import exclusive_scans
 from rooffuse.passes.foreach import expand_foreach
@@ -38,10 +39,12 @@ __all__ = [
     "VIEWS",
     "BufferLife",
     "GraphError",
+    "Layout",
     "MemoryPlan",
     "MemoryPlanError",
     "Pass",
     "aot_decompositions",
+    "channels_last_pass",
     "check_plan",
     "complex_pairs",
     "exclusive_scans",

@@ -162,6 +162,13 @@ def _counts(w: _Windows, device: torch.device) -> Tensor:
     return counts
 
 
+def unrolled(x: Tensor, weight: Tensor, transposed: bool, groups: int) -> bool:
+    """Whether a convolution of ``x [N, C, *spatial]`` keeps channels apart and has few enough weights for each to
+    be written out."""
+    apart = groups == x.shape[1] == weight.shape[0] and groups > 1 and not transposed and x.is_floating_point()
+    return apart and prod(weight.shape[2:]) <= MAX_WEIGHTS
+
+
 def depthwise_convolution(
     x: Tensor,
     weight: Tensor,
@@ -176,10 +183,8 @@ def depthwise_convolution(
     """For each channel the sum of its few shifted views, each times one weight: bound by bytes, as nothing is shared
     between channels. Other convolutions are refused."""
     rank = x.dim() - 2
-    if transposed or groups != x.shape[1] or weight.shape[0] != groups or groups == 1 or not x.is_floating_point():
-        raise Refusal("a convolution that adds up several channels")
-    if prod(weight.shape[2:]) > MAX_WEIGHTS:
-        raise Refusal(f"{prod(weight.shape[2:])} weights a channel are more than is unrolled")
+    if not unrolled(x, weight, transposed, groups):
+        raise Refusal("a convolution that adds up several channels, or has more weights a channel than is unrolled")
     if memory_order(x)[0][-1] == 1 and prod(weight.shape[2:]) > MAX_GATHERED:
         raise Refusal("channels that are neighbours in memory: the weights of a place would be gathered")
     w = _windows(x, list(weight.shape[2:]), stride, padding, dilation, False, rank)

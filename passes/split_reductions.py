@@ -139,7 +139,11 @@ def _rows_first(node: Node, meeting: frozenset[tuple[int, ...]]) -> _RowsFirst |
 
 
 def split_of(node: Node, programs: int) -> Split | None:
-    """How a long reduction with too few results for ``programs`` programs is cut; None for others."""
+    """How a long reduction with too few results for ``programs`` programs is cut; None for others.
+
+    Neighbours in memory stay together where another dimension is long enough: shares of a few of them would take a part
+    of every cache line each.
+    """
     source, result = tensor_meta(node.args[0]), tensor_meta(node)
     if source is None or result is None or not is_concrete((*source.shape, *source.stride())) or source.numel() == 0:
         return None
@@ -149,12 +153,13 @@ def split_of(node: Node, programs: int) -> Split | None:
     along_rows = _innermost(source) in dims
     reduced = prod(source.shape[d] for d in dims)
     running = result.numel() if along_rows else max(result.numel() // STRIP, 1)
-    dim = max(dims, key=lambda d: source.shape[d])
-    size = source.shape[dim]
     if running >= programs or reduced < (LONG_ROW if along_rows else LONG_COLUMN):
         return None
     largest = reduced // ROW_SHARE if along_rows else reduced // COLUMN_SHARE
-    parts = min(1 << (-(-programs // running) - 1).bit_length(), largest, size)
+    wanted = min(1 << (-(-programs // running) - 1).bit_length(), largest)
+    dim = max(dims, key=lambda d: (source.shape[d] >= wanted and d != _innermost(source), source.shape[d]))
+    size = source.shape[dim]
+    parts = min(wanted, size)
     if parts < 2:
         return None
     share = -(-size // parts)

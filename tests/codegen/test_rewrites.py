@@ -12,6 +12,7 @@ from rooffuse.codegen.ir import Compute, Kernel
 from rooffuse.codegen.jam import JAMMED, jam_rows
 from rooffuse.codegen.row_factors import take_out_row_factors
 from rooffuse.codegen.triton_tiles import memory_along_rows
+from rooffuse.codegen.turned import crosses, turn_in_tiles
 from rooffuse.codegen.verify import verify
 
 from .cases import BY_NAME, CASES
@@ -21,6 +22,7 @@ REWRITES = {
     "jam": lambda k: jam_rows(k, lambda kernel, nest: memory_along_rows(nest)),
     "row_factors": take_out_row_factors,
     "exact_rounding": drop_exact_roundings,
+    "turned": turn_in_tiles,
 }
 
 
@@ -46,6 +48,7 @@ def test_all_rewrite_many_cases(changed: dict[str, Lowered]) -> None:
     assert sum(k.startswith("jam/") for k in changed) >= 20
     assert sum(k.startswith("row_factors/") for k in changed) >= 5
     assert sum(k.startswith("exact_rounding/") for k in changed) >= 5
+    assert sum(k.startswith("turned/") for k in changed) >= 2
 
 
 def test_interpreter(changed: dict[str, Lowered]) -> None:
@@ -89,3 +92,23 @@ def test_sums_that_may_be_tiny_or_huge_are_divided_by(fn) -> None:
 def test_what_is_left_of_the_rows_is_a_nest_of_its_own() -> None:
     kernel = jam_rows(lower(lambda x: x.sum(-1), torch.randn(11, 40)).group.kernel, lambda kernel, nest: True)
     assert [n.parallel[0].size for n in kernel.nests] == [11 // JAMMED, 11 % JAMMED]
+
+
+def test_a_transposition_goes_in_tiles_of_whole_lines() -> None:
+    def turned(*shape: int) -> list[int]:
+        kernel = lower(lambda x: x.clone(memory_format=torch.contiguous_format), torch.empty(shape).mT).group.kernel
+        return [a.size for a in turn_in_tiles(kernel).nests[0].axes]
+
+    assert turned(3, 64, 160) == [3, 10, 4, 16, 16]
+    assert turned(48, 7) == [3, 7, 16]
+    assert turned(48, 67) == [67, 48]  # a prime number of rows has no tiles
+
+
+def test_reductions_that_go_through_memory_along_two_axes() -> None:
+    def fn(x, y):
+        return (x + y).sum(1)
+
+    x, y = torch.empty(64, 128), torch.empty(128, 64).t()
+    crossing, straight = (lower(fn, x, other).group.kernel for other in (y, x))
+    assert crosses(crossing, crossing.nests[0], 1024) and not crosses(straight, straight.nests[0], 1024)
+    assert not crosses(crossing, crossing.nests[0], 1 << 20)

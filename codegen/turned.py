@@ -1,0 +1,85 @@
+"""Loops that read along one axis and write along another, tile by tile.
+
+A transposing nest whose innermost loop follows its stores takes one element of each cache line that it reads; the line
+is gone by the time that the next one is wanted. In tiles of a few lines each way both sides use whole lines.
+"""
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+
+from .index import affine, symbol
+from .ir import Axis, Kernel, Load, Nest, Store
+from .simplify import substitute_axes
+
+#: Elements of a tile's side: a cache line of float32, and the most that are tried where the size isn't a multiple.
+SIDE, LONGEST_SIDE = 16, 64
+
+
+def turn_in_tiles(kernel: Kernel) -> Kernel:
+    """``kernel`` with its transposing nests in tiles, where the sizes of both axes are whole numbers of them."""
+    nests = tuple(map(_tiled, kernel.nests))
+    return kernel if nests == kernel.nests else replace(kernel, nests=nests)
+
+
+def crosses(kernel: Kernel, nest: Nest, fits: int) -> bool:
+    """Whether a nest that reduces goes through memory along different axes, in buffers of more than ``fits`` bytes:
+    tiles that suit both would cut the rows or columns that it sums."""
+    if not nest.reduction:
+        return False
+    found: list[tuple[int, Axis]] = []
+    for stmt in nest.body:
+        if isinstance(stmt, Load | Store):
+            buffer, strides = kernel.buffer(stmt.buffer), affine(stmt.index)[0]
+            along = next((a for a in nest.axes if strides.get(a.symbol) == 1 and a.size >= SIDE // 4), None)
+            if along is not None and buffer.size * buffer.dtype.itemsize > fits:
+                found.append((prod(a.size for a in nest.axes if a.symbol in strides), along))
+    widest = max((elements for elements, _ in found), default=0)
+    return len({along for elements, along in found if elements == widest}) > 1
+
+
+def _tiled(nest: Nest) -> Nest:
+    across = _read_along(nest)
+    if across is None:
+        return nest
+    turned = (across, nest.axes[-1])
+    outer: list[Axis] = []
+    inner: list[Axis] = []
+    replaced = {}
+    for axis in turned:
+        side = _side(axis.size)
+        if side in (None, axis.size):
+            inner.append(axis)
+            continue
+        high, low = symbol(f"{axis.symbol.name}h"), symbol(f"{axis.symbol.name}l")
+        outer.append(replace(axis, symbol=high, size=axis.size // side))
+        inner.append(replace(axis, symbol=low, size=side))
+        replaced[axis.symbol] = high * side + low
+    kept = [a for a in nest.axes if a not in turned]
+    return substitute_axes(nest, (*kept, *outer, *inner), replaced)
+
+
+def _read_along(nest: Nest) -> Axis | None:
+    """The axis along which the widest load runs, if all wide stores run along another, the last; None for nests that
+    reduce, or load or store under conditions, and where a side of the tiles can't be had."""
+    if nest.reduction or nest.strip or len(nest.axes) < 2:
+        return None
+    accesses = [s for s in nest.body if isinstance(s, Load | Store)]
+    if any(s.mask is not None or (isinstance(s, Store) and s.accumulate) for s in accesses):
+        return None
+    last = nest.axes[-1]
+    strides = {s: affine(s.index)[0] for s in accesses}
+    if any(isinstance(s, Store) and strides[s].get(last.symbol) != 1 for s in accesses):
+        return None
+    loads = [s for s in accesses if isinstance(s, Load) and strides[s].get(last.symbol, 0) > 1]
+    widest = max(loads, key=lambda s: prod(nest.ranges[x] for x in strides[s] if x in nest.ranges), default=None)
+    if widest is None:
+        return None
+    found = [a for a in nest.axes[:-1] if strides[widest].get(a.symbol) == 1]
+    return found[0] if found and _side(found[0].size) and _side(last.size) else None
+
+
+def _side(size: int) -> int | None:
+    """The divisor of ``size`` that is nearest to ``SIDE``, from a quarter of it to ``LONGEST_SIDE``."""
+    found = [n for n in range(SIDE // 4, LONGEST_SIDE + 1) if size % n == 0]
+    return min(found, key=lambda n: (abs(n - SIDE), n), default=None)
