@@ -237,6 +237,8 @@ class NestLowering:
         else:
             inner, along = tuple(Integer(0) for _ in reduction.dims), ()
         value = self._reduced_value(reduction, source_coords(reduction, coords, inner))
+        if down_strip:
+            b.require_scope_of(value, {a.symbol for a in b.axes if a.reduction}, node.name)
         result = lower_reductions.emit(b, reduction, value, down_strip, along)
         bias = lower_contractions.addend(node)
         if bias is not None:
