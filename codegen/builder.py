@@ -200,6 +200,11 @@ class NestBuilder:
         if axes - Nest(self.axes, tuple(self.body)).store_scope(store):
             raise NotLowerable(f"{what} adds the same to the same place again and again")
 
+    def require_scope_of(self, value: str, axes: set[Symbol], what: str) -> None:
+        """Raise NotLowerable unless ``value`` varies over all of ``axes``: a sum down a strip is one of whole rows."""
+        if axes - Nest(self.axes, tuple(self.body)).scopes[value]:
+            raise NotLowerable(f"{what} sums what is the same along its rows")
+
     def scope_has_reduction_axis(self, coords: Sequence[Expr]) -> bool:
         """Whether coordinates vary over a reduction axis (directly: indices from gathered values count as varying)."""
         return any(s in self.reduction_symbols or s.name.startswith("v") for c in coords for s in c.free_symbols)

@@ -7,7 +7,7 @@ import torch
 
 from .cpp_loops import LoopWriter
 from .cpp_spelling import COMPUTE, literal
-from .ir import Axis, Reduce, Scan, Stmt
+from .ir import Axis, Kernel, Nest, Reduce, Scan, Stmt
 
 _STEPS = {"sum": "{0} + {1}", "prod": "{0} * {1}", "max": "rf_max({0}, {1})", "min": "rf_min({0}, {1})",
           "logsumexp": "rf_logaddexp({0}, {1})"}
@@ -17,6 +17,11 @@ class ScanLoops(LoopWriter):
     """Running totals in scalars, or, for scans that go side by side in neighbouring lanes, in arrays over the lanes."""
 
     column: Axis | None = None
+
+    def __init__(self, kernel: Kernel, nest: Nest) -> None:
+        super().__init__(kernel, nest)
+        self._totals: dict[str, str] = {}
+        self._starts = 0
 
     def _row_position(self) -> str:
         """Position in the row, counted over all reduction axes."""
@@ -50,16 +55,19 @@ class ScanLoops(LoopWriter):
 
     def _start_scans(self, body: Iterable[Stmt], lanes: int = 0) -> None:
         """Declare the totals of the scans in ``body``, before the loops over a row. float32 adds up and multiplies in
-        float64: a row's end has been rounded at every element before it."""
+        float64: a row's end has been rounded at every element before it. Each sweep that goes over a scan again has a
+        total of its own, since all sweeps of a row share a scope."""
+        self._starts += 1
         for scan in body:
             if not isinstance(scan, Scan) or scan.strip:
                 continue
             kind, start = self._total_type(scan), self._start(scan)
+            total = self._totals[scan.name] = f"run{self._starts}_{scan.name}"
             if self._by_lane(scan):
-                self.add(f"{kind} run_{scan.name}[{lanes}];")
-                self.add(f"for (int64_t j = 0; j < {lanes}; ++j) run_{scan.name}[j] = {start};")
+                self.add(f"{kind} {total}[{lanes}];")
+                self.add(f"for (int64_t j = 0; j < {lanes}; ++j) {total}[j] = {start};")
             else:
-                self.add(f"{kind} run_{scan.name} = {start};")
+                self.add(f"{kind} {total} = {start};")
 
     @staticmethod
     def _total_type(scan: Scan) -> str:
@@ -72,6 +80,6 @@ class ScanLoops(LoopWriter):
         if stmt.strip:
             total = f"strip_{stmt.name}[{self._row_position()}]"
         else:
-            total = f"run_{stmt.name}{'[j]' if self._by_lane(stmt) else ''}"
+            total = f"{self._totals[stmt.name]}{'[j]' if self._by_lane(stmt) else ''}"
         step = f"{total} = {_STEPS[stmt.op].format(total, stmt.value)};"
         return f"{step} {self.declare(stmt.name, stmt.dtype, f'({COMPUTE[stmt.dtype]}){total}')}"

@@ -96,7 +96,7 @@ def _permute(node: Node, coords: Coords, ranges: Ranges):
 @index_map("transpose t")
 def _transpose(node: Node, coords: Coords, ranges: Ranges):
     result = list(coords)
-    if op_name(node) == "transpose":
+    if op_name(node) == "transpose" and coords:
         a, b = (wrap_dim(d, len(coords)) for d in node.args[1:3])
         result[a], result[b] = result[b], result[a]
     else:

@@ -66,6 +66,15 @@ def _dot(builder: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *rest: A
     return _multiply(builder, _widened(a), _widened(b), *rest)
 
 
+_fill = InterpreterBuilder.create_splat
+
+
+def _splat(builder: InterpreterBuilder, kind: Any, scalar: TensorHandle) -> TensorHandle:
+    """The interpreter gives a comparison's result the type of what was compared: as a block of that type it couldn't be
+    part of a mask."""
+    return _fill(builder, kind, TensorHandle(scalar.data, tl.int1) if scalar.data.dtype == bool else scalar)
+
+
 @contextlib.contextmanager
 def interpreting() -> Iterator[None]:
     """Within this block ``triton.jit`` makes interpreted functions, and the language's own (``tl.sum``, …) are, too.
@@ -82,7 +91,7 @@ def interpreting() -> Iterator[None]:
     interpreted: dict[int, InterpretedFunction] = {}
     try:
         triton.knobs.runtime.interpret = True
-        InterpreterBuilder.create_dot = _dot
+        InterpreterBuilder.create_dot, InterpreterBuilder.create_splat = _dot, _splat
         for module in modules:
             for name, value in list(vars(module).items()):
                 if isinstance(value, JITFunction):

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rooffuse.codegen.errors import NotLowerable
 from rooffuse.codegen.fxinfo import op_name
+from rooffuse.codegen.lower_stores import is_store
 from rooffuse.codegen.lower_views import SPLITTERS
 from rooffuse.passes.graph import IMPLIED_CAST
 from torch.fx import Graph, Node
@@ -27,7 +29,8 @@ class GroupGraph:
 def extract(units: Units, members: Collection[Node], outputs: Sequence[Node]) -> GroupGraph:
     """Copy ``members`` with the views and constants between them into a graph with one placeholder per outside buffer.
 
-    ``outputs`` are the members that somebody outside reads; copies into an input return nothing.
+    ``outputs`` are the members that somebody outside reads; copies into an input return nothing. Raises NotLowerable
+    where a member writes into memory that others read under another name.
     """
     inside = set(members)
     graph = Graph()
@@ -51,6 +54,7 @@ def extract(units: Units, members: Collection[Node], outputs: Sequence[Node]) ->
     for node in sorted(inside, key=units.position.__getitem__):
         visit(node)
     inputs.sort(key=units.position.__getitem__)
+    _refuse_shared_writes(units, inside, inputs)
     for k, node in enumerate(inputs):
         copies[node] = graph.placeholder(f"arg{k}")
         copies[node].meta = {"val": node.meta["val"]}
@@ -59,6 +63,18 @@ def extract(units: Units, members: Collection[Node], outputs: Sequence[Node]) ->
         copies[node].meta = node.meta
     graph.output(tuple(copies[n] for n in outputs))
     return GroupGraph(graph, tuple(inputs), tuple(outputs), structure_key(graph))
+
+
+def _refuse_shared_writes(units: Units, members: Collection[Node], inputs: Sequence[Node]) -> None:
+    """A kernel orders its reads and writes of one buffer; of two that share storage, such as an input and a view of it
+    that a library call made, it doesn't know that they do."""
+    for node in members:
+        if not is_store(node):
+            continue
+        written = units.source(node.args[0])
+        for other in inputs:
+            if other is not written and units.roots[other] is units.roots[written]:
+                raise NotLowerable(f"{node.name} writes into the memory of {other.name}, which the kernel has, too")
 
 
 def _splits_inside(node: Node, units: Units) -> bool:

@@ -373,8 +373,8 @@ class Grouper:
     def _lowered(self, members: Sequence[Node], outputs: tuple[Node, ...]) -> list[Group]:
         if self.pricer.is_library_call(members):
             return [Group(tuple(members), tuple(members), reason=NOTHING_JOINED)]
-        extracted = extract(self.units, members, outputs)
         try:
+            extracted = extract(self.units, members, outputs)
             return [Group(tuple(members), outputs, extracted, self.lower(extracted))]
         except NotLowerable as reason:
             if len(members) == 1:

@@ -12,6 +12,7 @@ from rooffuse.codegen.errors import NotLowerable
 from rooffuse.codegen.lower_reductions import is_reduction
 from rooffuse.codegen.lower_scans import is_scan
 from rooffuse.codegen.lower_stores import is_store
+from rooffuse.passes.extremes import compared_with_extremes
 from rooffuse.passes.graph import mutated_roots
 from torch.fx import Node
 
@@ -27,18 +28,19 @@ MAX_CHAIN = 16
 def recompute_producers(grouper: Grouper) -> int:
     """Move every stored value that is cheaper to compute again into its consumers; returns how many were moved."""
     moved = 0
-    mutated = set(mutated_roots(grouper.units.graph))
+    mutated, sought = set(mutated_roots(grouper.units.graph)), compared_with_extremes(grouper.units.graph)
     for k in sorted(grouper.state.members, key=lambda g: grouper.state.first[g], reverse=True):
         if not grouper.fusible(k):
             continue
         for value in grouper.outputs_of(k):
-            if k in grouper.state.members and _move(grouper, k, value, mutated):
+            if k in grouper.state.members and _move(grouper, k, value, mutated, sought):
                 moved += 1
     return moved
 
 
-def _move(grouper: Grouper, k: int, value: Node, mutated: Collection[Node]) -> bool:
-    """Compute ``value`` of group ``k`` in all its consumers, if that saves time and every one still lowers."""
+def _move(grouper: Grouper, k: int, value: Node, mutated: Collection[Node], sought: frozenset[Node]) -> bool:
+    """Compute ``value`` of group ``k`` in all its consumers, if that saves time and every one still lowers. Nothing in
+    ``sought`` is computed twice."""
     state, units = grouper.state, grouper.units
     if value in mutated:
         return False
@@ -47,7 +49,7 @@ def _move(grouper: Grouper, k: int, value: Node, mutated: Collection[Node]) -> b
     if not consumers or any(u not in units.fusible or u not in state.owner for u in users):
         return False
     chain = _chain(grouper, k, value)
-    if chain is None or any(r.source in mutated for n in chain for r in units.reads(n)):
+    if chain is None or chain & sought or any(r.source in mutated for n in chain for r in units.reads(n)):
         return False
     rest = _still_needed(grouper, k, value)
     before = sum(grouper.time_of(g) for g in (*consumers, k))

@@ -44,9 +44,11 @@ def concrete_graph(gm: GraphModule, args: list[Any]) -> GraphModule:
         elif node.op == "output":
             graph.output(map_arg(node.args[0], lambda n: copies[n])).meta = dict(node.meta)
         elif node.op == "get_attr":
+            value = values[node] = getattr(gm, str(node.target))
             copies[node] = graph.node_copy(node)
-            values[node] = getattr(gm, str(node.target))
             copies[node].meta = dict(node.meta)
+            if isinstance(value, torch.Tensor):
+                copies[node].meta["val"] = values[node] = mode.from_tensor(value, static_shapes=True)
         else:
             arguments, keywords = map_arg((node.args, node.kwargs), lambda n: values[n])
             with mode:

@@ -15,6 +15,7 @@ from rooffuse.codegen.ir import Kernel, Nest, Scan
 from rooffuse.codegen.jam import JAMMED, jam_rows
 from rooffuse.codegen.lower_contractions import FEW_ROWS, MATRIX_TYPES, product_shape
 from rooffuse.codegen.online import merge_online
+from rooffuse.codegen.repeatable import check_equalities
 from rooffuse.codegen.row_factors import take_out_row_factors
 from rooffuse.codegen.scatter import check_sums
 from rooffuse.codegen.sweeps import strip_scans, strip_sums
@@ -60,10 +61,13 @@ class Target:
         ``rows`` at once on a CPU.
 
         Raises NotLowerable for sums down columns that can't be kept on chip, or that too few programs would compute,
-        for scans of few long rows, on a CPU for reductions that go through memory along different axes, and for
-        scatters that this target would add up otherwise than a library call does.
+        for scans of few long rows, on a CPU for reductions that go through memory along different axes and for values
+        that are looked for by their maximum and can't be computed twice, and for scatters that this target would add up
+        otherwise than a library call does.
         """
         check_sums(kernel, self.language != "cpp", self.deterministic)
+        if self.language == "cpp":
+            check_equalities(kernel)
         for nest in kernel.nests:
             if nest.strip:
                 self._check_strips(kernel, nest)

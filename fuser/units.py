@@ -12,6 +12,7 @@ from rooffuse.codegen.lower import refusal
 from rooffuse.codegen.lower_contractions import is_matrix_product
 from rooffuse.codegen.lower_stores import is_store, written_value
 from rooffuse.codegen.lower_views import SPLITTERS, is_alias
+from rooffuse.passes.graph import storage_roots
 from torch.fx import Graph, Node
 
 
@@ -73,6 +74,11 @@ class Units:
     @cached_property
     def _unit_set(self) -> frozenset[Node]:
         return frozenset(self.units)
+
+    @cached_property
+    def roots(self) -> dict[Node, Node]:
+        """The owner of each node's storage."""
+        return storage_roots(self.graph)
 
     def source(self, node: Node) -> Node:
         """The buffer behind a chain of views; a constant is its own."""

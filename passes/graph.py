@@ -60,6 +60,11 @@ def written_args(node: Node) -> tuple[Node, ...]:
     return tuple(written)
 
 
+def reads_first_again(node: Node) -> bool:
+    """Whether the call's first argument is among its others, too."""
+    return any(item is node.args[0] for item in argument_nodes((node.args[1:], tuple(node.kwargs.values()))))
+
+
 def is_opaque(node: Node) -> bool:
     """Whether the call is something other than an operator overload or a plain Python/sympy operator.
 

@@ -14,6 +14,7 @@ import torch
 from rooffuse.passes.graph import (
     argument,
     aten,
+    reads_first_again,
     same_sizes,
     schema_of,
     storage_roots,
@@ -167,6 +168,8 @@ def _is_place(node: Any, place: Node) -> bool:
 def _foreign_reads(chain: list[Node], target: Node, uses: _Uses) -> str | None:
     """Why an index or a source of the writes may change under them: it is a view of what they write."""
     for write in chain:
+        if reads_first_again(write):
+            return f"{write.name} reads what it writes into as an index or a source, too"
         for item in write.all_input_nodes:
             if item is not write.args[0] and uses.roots[item] is target:
                 return f"{write.name} reads {item.name}, a view of {target.name}, while writing it"

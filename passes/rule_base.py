@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND, elementwise_dtypes
 
 Rule = Callable[..., Any]
 
@@ -18,6 +19,12 @@ class Refusal(Exception):
 def accumulate(x: Tensor) -> Tensor:
     """``x`` in the type that its reductions accumulate in: float32 for half types, otherwise its own."""
     return x.to(torch.float32) if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def computed_alike(*operands: Tensor) -> list[Tensor]:
+    """The operands of one operator in the type that it computes in."""
+    dtype, _ = elementwise_dtypes(*operands, type_promotion_kind=ELEMENTWISE_TYPE_PROMOTION_KIND.DEFAULT)
+    return [x.to(dtype) for x in operands]
 
 
 def memory_order(x: Tensor) -> tuple[list[int], list[int]]:

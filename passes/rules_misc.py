@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from rooffuse.passes.rule_base import Refusal, accumulate, element_count, memory_order, refuse_empty
+from rooffuse.passes.rule_base import Refusal, accumulate, computed_alike, element_count, memory_order, refuse_empty
 from torch import Tensor
 
 
@@ -132,13 +132,13 @@ def square(x: Tensor) -> Tensor:
 
 def addcmul(x: Tensor, first: Tensor, second: Tensor, *, value: float = 1) -> Tensor:
     """x + value · first · second."""
-    x, first, second = accumulate(x), accumulate(first), accumulate(second)
+    x, first, second = computed_alike(x, first, second)
     return x + (first if value == 1 else first * value) * second
 
 
 def addcdiv(x: Tensor, numerator: Tensor, denominator: Tensor, *, value: float = 1) -> Tensor:
     """x + value · numerator / denominator."""
-    x, numerator, denominator = accumulate(x), accumulate(numerator), accumulate(denominator)
+    x, numerator, denominator = computed_alike(x, numerator, denominator)
     return x + (numerator if value == 1 else numerator * value) / denominator
 
 

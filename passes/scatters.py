@@ -13,7 +13,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rooffuse.passes.graph import argument, call_like, is_concrete, same_layout, schema_of, tensor_meta, viewed_arg
+from rooffuse.passes.graph import (
+    argument,
+    call_like,
+    is_concrete,
+    reads_first_again,
+    same_layout,
+    schema_of,
+    tensor_meta,
+    viewed_arg,
+)
 from rooffuse.passes.pipeline import Pass
 from rooffuse.passes.rules_select import MOST_PICKED, PICKING_WORK
 from torch._guards import detect_fake_mode
@@ -176,7 +185,7 @@ class _Rewrite:
         base = node.args[0]
         schema = schema_of(base)
         fresh = (schema is not None and not schema.is_mutable and viewed_arg(base) is None and len(base.users) == 1
-                 and bool(base.all_input_nodes))
+                 and bool(base.all_input_nodes) and not reads_first_again(node))
         place = base if fresh else self.call(aten.clone.default, base)
         return place if same_layout(self.value(place), self.value(node)) else None
 

@@ -149,6 +149,7 @@ for n in (7, 33, 300):
     case(f"cumsum_middle_{n}", lambda x: x.cumsum(1), (3, n, 5))
     case(f"cumsum_of_normalised_{n}", lambda x: F.softmax(x, -1).cumsum(-1), (5, n))
     case(f"cumsum_twice_{n}", lambda x: (x.cumsum(-1).cumsum(-1), x.sum(-1)), (5, n))
+    case(f"softmax_of_cumsum_{n}", lambda x: F.softmax(x.cumsum(-1), -1), (5, n))  # each sweep scans anew
     case(f"largest_cumsum_{n}", lambda x: x.cumsum(-1).amax(-1), (5, n))
     case(f"cumsum_from_the_end_{n}", lambda x: x.flip(-1).cumsum(-1).flip(-1) * 2, (5, n))
     case(f"logcumsumexp_{n}", lambda x: x.logcumsumexp(-1) + 1, (3, n), heavy=big)

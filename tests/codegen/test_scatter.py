@@ -68,6 +68,8 @@ WRITES: dict[str, tuple[Callable[..., Any], Callable[[], list[Tensor]]]] = {
                   lambda: [torch.randn(5, 6, 7), integers(5, 3, 1), integers(7, 4, low=-7), torch.randn(3, 4, 6)]),
     "put_once": (lambda x, i, v: aten.index_put_(x, [None, i], v.sin()),
                  lambda: [torch.randn(3, 9, 4), torch.randperm(9)[:5], torch.randn(3, 5, 4)]),
+    "put_at_one_place": (lambda x, i, v: aten.index_put_(x, [i], v.sin()),
+                         lambda: [torch.randn(3, 80), torch.tensor([-2]), torch.randn(1, 80)]),
     "copied_rows": (lambda x, i, v: x.index_copy_(1, i, v * 2),
                     lambda: [torch.randn(5, 9), torch.randperm(9)[:4], torch.randn(5, 4)]),
     "scattered": (lambda x, i, v: x.scatter_(1, i, v * 2),

@@ -167,3 +167,17 @@ def _aliased_outputs(x: Tensor) -> Any:
 )
 def test_outputs(fn: Callable[..., Any]) -> None:
     same_as_eager(fn, randn((5, 6)))
+
+
+def test_a_write_waits_for_reads_under_another_name() -> None:
+    """Inputs that share memory are views of one base, made by calls: a kernel isn't to read one and write another."""
+    def make() -> list[Tensor]:
+        x = torch.randn(17, 8)
+        return [x, x[::2]]
+
+    def fn(x: Tensor, y: Tensor) -> Tensor:
+        result = y.round() + x.var(0, correction=0)
+        x.mul_(0.1)
+        return result
+
+    same_as_eager(fn, make)

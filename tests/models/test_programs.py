@@ -257,3 +257,61 @@ def test_groups_are_never_cyclic() -> None:
         return torch.xlogy(a, b), torch.logaddexp(c, d), torch.heaviside(e, g)
 
     same_as_eager(fn, lambda: [torch.rand(22, 22) + 0.1 for _ in range(6)])
+
+
+def test_operands_of_other_types_are_computed_in_the_type_of_the_result() -> None:
+    def fn(x: Tensor, y: Tensor) -> Any:
+        return torch.addcmul(x, y, x, value=0.1), torch.addcdiv(x, y, x.exp(), value=0.1), torch.add(x, y, alpha=0.1)
+
+    x, y = torch.randn(5, 7).double(), torch.randn(5, 7)
+    torch._dynamo.reset()
+    for ours, eager in zip(torch.compile(fn, backend="rooffuse", options=STRICT)(x, y), fn(x, y)):
+        torch.testing.assert_close(ours, eager, rtol=1e-14, atol=1e-14)
+
+
+def test_constants_of_a_graph_with_symbolic_sizes() -> None:
+    run = torch.compile(lambda x: torch.bucketize(x, torch.tensor([-1.0, 0.0, 0.7])) + 1, backend="rooffuse",
+                        options=STRICT, dynamic=True)
+    for size in (5, 9):
+        x = torch.randn(size)
+        assert torch.equal(run(x), torch.bucketize(x, torch.tensor([-1.0, 0.0, 0.7])) + 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_gradient_of_a_maximum_finds_it_again(dtype: torch.dtype) -> None:
+    """It goes where the value equals its maximum: nowhere, if the value has been computed again otherwise."""
+    def gradient(call: Callable[..., Tensor]) -> Tensor:
+        x = torch.linspace(0.1, 4, 620).view(20, 31).roll(7, 0).to(dtype).requires_grad_()
+        (found,) = torch.autograd.grad(call(x).float().sum(), x)
+        return found
+
+    def fn(x: Tensor) -> Tensor:
+        return (x.sin() * x.exp() + x.log1p()).amax(0)
+
+    ours, eager = gradient(torch.compile(fn, backend="rooffuse", options=STRICT)), gradient(fn)
+    assert bool(torch.isfinite(ours).all()) and torch.equal(ours != 0, eager != 0)
+
+
+def test_a_selection_finds_what_is_the_largest() -> None:
+    """The largest is looked for in a second sweep, by its value: that of a library function, which may be another one
+    where a loop isn't vectorised."""
+    same_as_eager(lambda x: (x * torch.sigmoid(x)).topk(3, 1).values, lambda: [torch.randn(4, 7, 31, 1).double() * 9])
+    same_as_eager(lambda x: (x.exp() + x.exp() * x.sin()).topk(2, 1).values, randn((4, 7, 31)))
+
+
+def test_columns_of_equal_rows_are_summed() -> None:
+    """Rows of a constant don't vary along themselves, and their strips have no columns."""
+    def fn(x: Tensor) -> Tensor:
+        x[:] = 1.0
+        normed = F.rms_norm(x, [3])
+        return normed.sum([0], keepdim=True) + normed.norm()
+
+    same_as_eager(fn, randn((15, 16, 3)))
+
+
+def test_gradient_through_a_transposed_number() -> None:
+    def fn(x: Tensor) -> Any:
+        y = (x * x.norm().transpose(0, 0)).sum()
+        return y.detach(), *torch.autograd.grad(y, x)
+
+    same_as_eager(fn, lambda: [torch.randn(3, 5, requires_grad=True)])

@@ -105,6 +105,9 @@ CALLS: dict[str, tuple[Callable[..., Any], Make]] = {
                                  lambda: [torch.randn(5, 4), torch.randn(4)]),
     "one row of a gradient": (_embedding_gradient, lambda: [torch.randn(12, 8, requires_grad=True), torch.tensor(5),
                                                             torch.randn(8)]),
+    "its own source": (lambda x, i: (y := x.sin()).scatter_add(0, i, y) * 2,
+                       lambda: [torch.randn(3, 32, 13), integers(3, 1, 32, 13)]),
+    "into itself": (lambda x, i: x.copy_(x.scatter_add(0, i, x)) * 2, lambda: [torch.randn(3, 5), integers(3, 2, 5)]),
     "empty": (lambda x, i, v: x.index_add(0, i, v * 2), lambda: [torch.randn(9, 4), integers(9, 0), torch.randn(0, 4)]),
 }
 

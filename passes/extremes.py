@@ -1,0 +1,45 @@
+"""Values that are looked for again after their extreme was taken, as the gradient of a maximum does.
+
+``x == x.amax(dim)`` is meant to hold somewhere. Where ``x`` is computed once for the maximum and again for the
+comparison, the last bit may differ: then nothing is found, and a gradient that is shared out among what was found is
+0 / 0. Such values are therefore computed once.
+"""
+
+from __future__ import annotations
+
+from rooffuse.passes.graph import aten, viewed_arg
+from rooffuse.passes.running import running_max, running_min
+from torch.fx import Graph, Node
+
+_EXTREMES = frozenset({aten.amax.default, aten.amin.default, aten.max.default, aten.min.default, running_max,
+                       running_min})
+_EQUALITIES = frozenset({aten.eq.Tensor, aten.ne.Tensor})
+_PASSED_ON = frozenset({aten._to_copy.default, aten.clone.default, aten.where.self})
+
+
+def compared_with_extremes(graph: Graph) -> frozenset[Node]:
+    """Nodes whose values are compared for equality with their own maximum or minimum."""
+    found: set[Node] = set()
+    for node in graph.nodes:
+        if node.target not in _EQUALITIES:
+            continue
+        left, right = (_origins(side) for side in node.args[:2])
+        for values, others in ((left, right), (right, left)):
+            for extreme in others:
+                if extreme.target in _EXTREMES:
+                    found |= values & _origins(extreme.args[0])
+    return frozenset(found)
+
+
+def _origins(node: Node) -> set[Node]:
+    """Where the elements of ``node`` may come from unchanged: itself, what it is a view of, what it chooses from."""
+    found, work = {node}, [node]
+    while work:
+        current = work.pop()
+        viewed = viewed_arg(current)
+        sources = [viewed] if viewed is not None else []
+        if current.target in _PASSED_ON:
+            sources = current.all_input_nodes
+        work += [s for s in sources if s not in found]
+        found.update(sources)
+    return found
