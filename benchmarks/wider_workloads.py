@@ -1,4 +1,5 @@
-"""More of the suite ``kernels``: norms over channels, losses, routers, optimisers, low-precision scaling, windows."""
+"""More of the suite ``kernels``: norms over channels, losses, routers, optimisers, low-precision scaling, windows,
+complex numbers, gates, scans."""
 from __future__ import annotations
 
 import torch
@@ -232,3 +233,62 @@ def upsample_add(device: str, dtype: torch.dtype):
     new, n = normal(device, dtype), scaled(device, 32, 2)
     return ((lambda x, y: F.interpolate(x, scale_factor=2, mode="nearest") + y),
             (new(n, 128, 56, 56), new(n, 128, 112, 112)))
+
+
+@case("kernels", "rope_complex")
+def rope_complex(device: str, dtype: torch.dtype):
+    """A rotary embedding as reference implementations write it: neighbours as complex numbers."""
+    new, length = normal(device, dtype), scaled(device, 4096, 512)
+
+    def fn(q, turns):
+        pairs = torch.view_as_complex(q.float().unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * turns[:, None]).flatten(-2).to(q.dtype)
+
+    angles = torch.rand(length, 64, device=device) * 6
+    return fn, (new(4, length, 32, 128), torch.polar(torch.ones_like(angles), angles))
+
+
+@case("kernels", "norm_gates")
+def norm_gates(device: str, dtype: torch.dtype):
+    """A recurrent cell with gates from one normalised row (Ba et al., 2016)."""
+    new, rows = normal(device, dtype), scaled(device, 8192, 1024)
+
+    def fn(x, memory, weight, bias):
+        into, keep, what, out = F.layer_norm(x, (4096,), weight, bias).chunk(4, -1)
+        memory = keep.sigmoid() * memory + into.sigmoid() * what.tanh()
+        return out.sigmoid() * memory.tanh(), memory
+
+    return fn, (new(rows, 4096), new(rows, 1024), new(4096), new(4096))
+
+
+@case("kernels", "expert_positions", dtypes=("fp32",))
+def expert_positions(device: str, dtype: torch.dtype):
+    """The place of each token among those of its expert, and how many there are, as a capacity is checked by."""
+    tokens = scaled(device, 16384, 4096)
+
+    def fn(expert):
+        chosen = F.one_hot(expert, 64)
+        return (chosen.cumsum(0) * chosen).amax(-1) - 1, chosen.sum(0)
+
+    return fn, (torch.randint(0, 64, (tokens,), device=device),)
+
+
+@case("kernels", "running_maximum")
+def running_maximum(device: str, dtype: torch.dtype):
+    """How far below the best so far each element is."""
+    new, rows = normal(device, dtype), scaled(device, 8192, 256)
+    return (lambda x: x - torch.cummax(x, -1).values), (new(rows, 4096),)
+
+
+@case("kernels", "smoothed_loss")
+def smoothed_loss(device: str, dtype: torch.dtype):
+    """Cross-entropy with smoothed labels and a penalty on the partition function (Szegedy et al., 2016; PaLM, 2022)."""
+    new, rows, words = normal(device, dtype), scaled(device, 2048, 64), scaled(device, 128256, 32000)
+
+    def fn(logits, labels):
+        wide = logits.float()
+        total = torch.logsumexp(wide, -1)
+        right = wide.gather(1, labels[:, None]).squeeze(1)
+        return (total - 0.9 * right - 0.1 * wide.mean(-1) + 1e-4 * total.square()).mean()
+
+    return fn, (new(rows, words), torch.randint(0, words, (rows,), device=device))

@@ -17,6 +17,7 @@ from rooffuse.codegen.ir import Kernel
 from rooffuse.codegen.lower import refusal
 from rooffuse.codegen.triton_kernel import TritonSource
 from rooffuse.passes import (
+    CSE_PASS,
     PIPELINE,
     RANDOM_PASS,
     Layout,
@@ -106,6 +107,7 @@ def plan_graph(gm: GraphModule, target: Target, options: Options, dump: Dump | N
               channels_last_pass(target.device, lambda n: refusal(n) is None, layout), *PIPELINE,
               split_variance_pass(target.programs, target.row_elements), split_softmax_pass(target.programs),
               split_scans_pass(target.programs), split_reductions_pass(target.programs),
+              CSE_PASS,  # the parts of a sum and of a scan of the same are equal
               scatters_pass(lambda n: refusal(n) is None))
     graph = run_passes(gm, passes, lint=options.verify or dump is not None,
                        observe=dump.graph if dump is not None else None)

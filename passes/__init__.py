@@ -19,7 +19,7 @@ from rooffuse.passes.memory_plan import (
     plan_memory,
 )
 from rooffuse.passes.op_sets import GATHERS, LIBRARY, POINTWISE, PRIMITIVES, REDUCTIONS, VIEWS, aot_decompositions
-from rooffuse.passes.pipeline import PIPELINE, Pass, run_passes
+from rooffuse.passes.pipeline import CSE_PASS, PIPELINE, Pass, run_passes
 from rooffuse.passes.random import RANDOM_PASS
 from rooffuse.passes.scatters import scatters_pass
 from rooffuse.passes.split_reductions import split_reductions, split_reductions_pass
@@ -29,6 +29,7 @@ from rooffuse.passes.split_variance import split_variance, split_variance_pass
 from rooffuse.passes.verify import GraphError, verify
 
 __all__ = [
+    "CSE_PASS",
     "GATHERS",
     "LIBRARY",
     "PIPELINE",

@@ -54,6 +54,10 @@ PIPELINE: tuple[Pass, ...] = tuple(
 )
 
 
+#: Run once more where other passes make equal calls.
+CSE_PASS = _pass(cse)
+
+
 def copy_graph(gm: GraphModule) -> GraphModule:
     """A module with its own graph: nodes and their ``meta`` dicts are new, tensors and fake values are shared."""
     graph = Graph()

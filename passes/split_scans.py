@@ -19,7 +19,7 @@ import torch
 from rooffuse.passes.graph import argument, call_like, is_concrete, packet_name, tensor_meta
 from rooffuse.passes.op_sets import POINTWISE
 from rooffuse.passes.pipeline import Pass
-from rooffuse.passes.split_reductions import LONG_COLUMN, LONG_ROW, ROW_SHARE
+from rooffuse.passes.split_reductions import LONG_COLUMN, LONG_ROW, ROW_SHARE, RUNNING
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
@@ -69,8 +69,8 @@ def _parts(node: Node, programs: int) -> int:
         max(others // COLUMNS, 1), SHORTEST_PART, LONG_COLUMN)
     if 4 * running >= programs or size <= longest or (along_rows and not _is_computed(node)):
         return 1
-    # Rows that are reduced as well go through a program whole, with all of their columns.
-    wanted = min(-(-programs // running) if along_rows else programs, size // shortest)
+    # Rows that are reduced as well go through a program whole, with all of their columns: one for each processor.
+    wanted = min(-(-programs // running) if along_rows else programs // RUNNING, size // shortest)
     return max(p for p in range(1, wanted + 1) if size % p == 0)
 
 
