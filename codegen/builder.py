@@ -216,11 +216,13 @@ class NestBuilder:
     def gathered(self, value: str, size: int, negative: bool) -> Expr:
         """An SSA integer as an index into a dimension of ``size``; ``negative`` ones count from the end.
 
-        The value goes through "bounded", which reports an index outside of ``[0, size)`` where the target can.
+        The value goes through "bounded", which reports an index outside of ``[0, size)`` where the target can. Where a
+        mask doesn't hold the index is none of the program's: it is 0, as what a masked load gives is.
         """
         extent = bounds(self._positions[value], self.ranges) if value in self._positions else None
         if extent is not None and extent[0] >= 0 and extent[1] < size:
             return self._positions[value]
+        loaded = any(isinstance(s, Load) and s.name == value and s.mask == self.mask for s in self.body)
         value = self.cast(value, torch.int64)
         if value in self.constants and -size <= self.constants[value] < size:
             return Integer(int(self.constants[value]) % size)
@@ -228,4 +230,6 @@ class NestBuilder:
         if negative:
             below = self.compute("lt", value, self.const(0, torch.int64))
             value = self.where(below, self.compute("add", value, end), value)
+        if self.mask is not None and not loaded:
+            value = self.where(self.mask, value, self.const(0, torch.int64))
         return symbol(self.compute("bounded", value, end))
