@@ -79,7 +79,7 @@ def cut_strips(axes: tuple[Axis, ...], cuts: Mapping[Symbol, int]) -> tuple[tupl
 
 def refuse_early_sums(body: Sequence[Stmt], axes: tuple[Axis, ...], value: str, place: Coords) -> None:
     """Raise NotLowerable if ``value``, which goes to ``place``, needs at a row of a strip what is known only after the
-    strip's last row."""
+    strip's last row, or after it what is reduced along a row."""
     if not any(a.strip for a in axes):
         return
     nest = Nest(axes, tuple(body))
@@ -87,6 +87,12 @@ def refuse_early_sums(body: Sequence[Stmt], axes: tuple[Axis, ...], value: str, 
     if value in late and any(c.free_symbols & strip for c in place):
         raise NotLowerable("a column's sum would be stored at each row of its strip")
     made = {s.name: s for s in body if not isinstance(s, Store)}
+    after = [value] if value in late else []
+    for name in after:
+        stmt = made[name]
+        if isinstance(stmt, Reduce) and not stmt.strip:
+            raise NotLowerable("a row's result would be needed after the last row of its strip")
+        after += [n for n in operands(stmt) if n not in after] if not isinstance(stmt, Reduce) else []
     work, seen = [value], {value}
     while work:
         stmt = made[work.pop()]

@@ -98,10 +98,11 @@ class _Rewriter:
         if not _part_type(value):
             return self.cast(value, dtype), 0.0
         if value not in self.pairs:
-            lazy = value.meta["val"].is_conj()  # has its sign still to be changed, and no parts until then
-            pairs = self.call(aten.view_as_real.default, self.call(aten._conj.default, value) if lazy else value)
+            # What a caller, or autograd, hands in may be conjugated lazily, and has no parts until that was done.
+            done = value.op == "call_function" and not value.meta["val"].is_conj()
+            pairs = self.call(aten.view_as_real.default, value if done else self.call(aten.resolve_conj.default, value))
             real, imag = (self.call(aten.select.int, pairs, -1, k) for k in (0, 1))
-            self.pairs[value] = _Pair(real, self.call(aten.neg.default, imag) if lazy else imag, False)
+            self.pairs[value] = _Pair(real, imag, False)
         pair = self.pairs[value]
         return self.cast(pair.real, dtype), self.cast(pair.imag, dtype)
 

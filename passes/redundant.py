@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 _COPIES = frozenset({"aten.clone", "aten._to_copy", "aten.lift_fresh_copy"})
 _RESHAPES = frozenset({aten.view.default, aten._unsafe_view.default, aten.reshape.default})
 #: Views that may hold other values than their source although sizes, strides and offset agree.
-_OTHER_VALUES = frozenset({"aten.as_strided", "aten._conj", "aten._neg_view"})
+_OTHER_VALUES = frozenset({"aten.as_strided", "aten._conj", "aten._neg_view", "aten.resolve_conj", "aten.resolve_neg"})
 _PERMUTES = frozenset({aten.permute.default, aten.transpose.int, aten.t.default})
 
 

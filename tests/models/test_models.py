@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -120,6 +121,8 @@ def device_plans(model: Model, dtype: torch.dtype, training: bool, monkeypatch: 
         plans.append(plan_graph(gm, target_for(get_device("h100")), Options(verify=True)))
 
         class Recorded:
+            plan = SimpleNamespace(graph=gm)
+
             @staticmethod
             def function(args: list[Any]) -> Any:
                 inputs = list(args)
