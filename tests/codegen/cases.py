@@ -162,7 +162,8 @@ case("scans_down_strips", lambda x: (running_max(x, 1).exp().sum(-1), (x.logcums
      x.cumprod(1)), (3, 8, 33))
 case("gather_in_a_pad", lambda x, i: F.pad(x[:, i[:, None] + torch.arange(5) * 3], (1, 9)),
      (3, 20), integers(8, 5))
-case("column_sums_times_row_sums", lambda x, y: (x.softmax(-1), x.sum(1) * y.sum(-1, keepdim=True)), (2, 8, 33), (2, 33))
+case("column_sums_times_row_sums", lambda x, y: (x.softmax(-1), x.sum(1) * y.sum(-1, keepdim=True)),
+     (2, 8, 33), (2, 33))
 case("slots_down_strips", lambda x: ((x[..., None] == torch.arange(13)).long().cumsum(1)
                                      * (x[..., None] == torch.arange(13))).sum(-1), integers(13, 4, 64))
 case("logcumsumexp_infinities", lambda x: x.log().logcumsumexp(-1), lambda: torch.randn(9, 33).relu())
