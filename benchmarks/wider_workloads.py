@@ -238,7 +238,7 @@ def upsample_add(device: str, dtype: torch.dtype):
 @case("kernels", "rope_complex")
 def rope_complex(device: str, dtype: torch.dtype):
     """A rotary embedding as reference implementations write it: neighbours as complex numbers."""
-    new, length = normal(device, dtype), scaled(device, 4096, 512)
+    new, length = normal(device, dtype), scaled(device, 4096, 256)
 
     def fn(q, turns):
         pairs = torch.view_as_complex(q.float().unflatten(-1, (-1, 2)))

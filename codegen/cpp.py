@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from math import prod
 
 import torch
+from sympy import Integer
 
-from .cpp_held import held_values, shared_row_values
+from .cpp_held import held_values, hosting_stores, shared_row_values
 from .cpp_lanes import LaneForm
 from .cpp_prefetch import PREFETCH_LANES, PREFETCH_ROW
 from .cpp_reduce import ONLINE_LANES
@@ -38,6 +39,7 @@ class NestPrinter(LaneForm):
         self.inner = inner_values(nest)
         self.column = self._column_axis()
         self.held = frozenset[str]() if self.column else held_values(nest, self.phases)
+        self.hosts = hosting_stores(kernel, nest, self.phases, self.held)
         self.shared_rows = (
             frozenset[str]() if self.column or self.held else shared_row_values(kernel, nest))
         self._wanted: frozenset[str] = frozenset()
@@ -92,7 +94,7 @@ class NestPrinter(LaneForm):
         first = phases[0].body if not phases[0].sweep else ()
         strip = list(self.nest.strip)
         levels = self._by_depth(first, [*self._rest, *strip])
-        for name in sorted(self.held):
+        for name in sorted(self.held - self.hosts.keys()):
             row = prod(a.size for a in self.nest.reduction)
             self.add(f"{COMPUTE[self.dtypes[name]]} held_{name}[{row}];")
         for k, statements in enumerate(levels):
@@ -102,6 +104,9 @@ class NestPrinter(LaneForm):
                 opened += 1
             elif k - len(self._rest) < len(strip):
                 self._open_strip(k - len(self._rest))
+        for name, store in self.hosts.items():
+            start = self.spell_index(store.index.xreplace({a.symbol: Integer(0) for a in self.nest.reduction}))
+            self.add(f"{COMPUTE[self.dtypes[name]]}* const held_{name} = &{store.buffer}[{start}];")
         for phase in phases[1 if first else 0:]:
             if phase.sweep:
                 self._print_sweep(phase, computed)

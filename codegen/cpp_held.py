@@ -1,4 +1,4 @@
-"""Which values of a C++ nest are kept in memory: from one sweep of a row to the next, or once for all rows."""
+"""Which values of a C++ nest are kept in memory and where: from one sweep to the next, or once for all rows."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -47,6 +47,35 @@ def held_values(nest: Nest, phases: Sequence[Phase]) -> frozenset[str]:
     while sum(result.values()) > HELD_BYTES:
         result.popitem()
     return frozenset(result) | moved_on  # a column's total has moved on once its row was added
+
+
+def hosting_stores(kernel: Kernel, nest: Nest, phases: Sequence[Phase], held: frozenset[str]) -> dict[str, Store]:
+    """Held values that can wait in the row of a result, which a later sweep overwrites: the first sweep then brings the
+    result's memory in while it computes, and no row of their own is needed. With each the store of that result."""
+    sweeps = [p for p in phases if p.sweep]
+    stores = [s for n in kernel.nests for s in n.body if isinstance(s, Store)]
+    hosts: dict[str, Store] = {}
+    for name in sorted(held):
+        made = next(s for s in nest.body if not isinstance(s, Store) and s.name == name)
+        last = max(k for k, p in enumerate(sweeps) for s in p.body if not isinstance(s, Store) and s.name == name)
+        for store in (s for p in sweeps[last:] for s in p.body if isinstance(s, Store)):
+            alone = sum(s.buffer == store.buffer for s in stores) == 1 and store.buffer not in kernel.read
+            if (alone and kernel.buffer(store.buffer).dtype == made.dtype and _whole_row(nest, store)
+                    and all(store is not s for s in hosts.values())):
+                hosts[name] = store
+                break
+    return hosts
+
+
+def _whole_row(nest: Nest, store: Store) -> bool:
+    """Whether a store writes all elements of a row, one behind the other."""
+    coefficients, _, others = affine(store.index)
+    stride = 1
+    for axis in reversed(nest.reduction):
+        if coefficients.get(axis.symbol) != stride:
+            return False
+        stride *= axis.size
+    return not others and store.mask is None and not store.accumulate
 
 
 def shared_row_values(kernel: Kernel, nest: Nest) -> frozenset[str]:
