@@ -51,7 +51,11 @@ def held_values(nest: Nest, phases: Sequence[Phase]) -> frozenset[str]:
 
 def hosting_stores(kernel: Kernel, nest: Nest, phases: Sequence[Phase], held: frozenset[str]) -> dict[str, Store]:
     """Held values that can wait in the row of a result, which a later sweep overwrites: the first sweep then brings the
-    result's memory in while it computes, and no row of their own is needed. With each the store of that result."""
+    result's memory in while it computes, and no row of their own is needed. With each the store of that result.
+
+    A result may lie in the memory of an input of its size, which the sweep that stores it is the last to read: then
+    nothing of that size may be read once the value waits there.
+    """
     sweeps = [p for p in phases if p.sweep]
     stores = [s for n in kernel.nests for s in n.body if isinstance(s, Store)]
     hosts: dict[str, Store] = {}
@@ -60,11 +64,27 @@ def hosting_stores(kernel: Kernel, nest: Nest, phases: Sequence[Phase], held: fr
         last = max(k for k, p in enumerate(sweeps) for s in p.body if not isinstance(s, Store) and s.name == name)
         for store in (s for p in sweeps[last:] for s in p.body if isinstance(s, Store)):
             alone = sum(s.buffer == store.buffer for s in stores) == 1 and store.buffer not in kernel.read
-            if (alone and kernel.buffer(store.buffer).dtype == made.dtype and _whole_row(nest, store)
+            if (alone and not _reads_after(kernel, made, sweeps, held, kernel.buffer(store.buffer).size)
+                    and kernel.buffer(store.buffer).dtype == made.dtype and _whole_row(nest, store)
                     and all(store is not s for s in hosts.values())):
                 hosts[name] = store
                 break
     return hosts
+
+
+def _reads_after(kernel: Kernel, made: Stmt, sweeps: Sequence[Phase], held: frozenset[str], size: int) -> bool:
+    """Whether a buffer of ``size`` elements is loaded in the sweep that makes a held value, after it, or in a later
+    one."""
+    first = next(k for k, p in enumerate(sweeps) if any(s is made for s in p.body))
+    rest = sweeps[first].body[next(k for k, s in enumerate(sweeps[first].body) if s is made):]
+    loads = [s for s in rest if isinstance(s, Load)]
+    for sweep in sweeps[first + 1:]:
+        needed: set[str] = set()
+        for stmt in reversed(sweep.body):
+            if isinstance(stmt, Store | Reduce) or (stmt.name in needed and stmt.name not in held):
+                needed.update(operands(stmt))
+                loads += [stmt] if isinstance(stmt, Load) else []
+    return any(kernel.buffer(s.buffer).size == size for s in loads)
 
 
 def _whole_row(nest: Nest, store: Store) -> bool:

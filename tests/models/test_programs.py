@@ -315,3 +315,12 @@ def test_gradient_through_a_transposed_number() -> None:
         return y.detach(), *torch.autograd.grad(y, x)
 
     same_as_eager(fn, lambda: [torch.randn(3, 5, requires_grad=True)])
+
+
+def test_a_result_in_the_memory_of_its_input_waits_until_that_was_read() -> None:
+    def fn(x: Tensor, w: Tensor) -> Tensor:
+        y = x @ w
+        share = y.exp()
+        return share / share.sum(-1, keepdim=True) + y.sigmoid() * y
+
+    same_as_eager(fn, randn((64, 32), (32, 512)))
