@@ -80,8 +80,18 @@ def test_a_chain_is_copied_at_its_ends_alone() -> None:
 
 
 def test_three_dimensions() -> None:
-    after = checked(chain, torch.randn(2, 16, 9, 10, 11), torch.randn(16, 16, 3, 3, 3))
+    after = checked(chain, torch.randn(2, 16, 19, 20, 11), torch.randn(16, 16, 3, 3, 3))
     assert formats(after) == [torch.channels_last_3d, torch.contiguous_format]
+
+
+def test_a_weight_larger_than_its_image_leaves_the_others_to_win() -> None:
+    def narrowing(x: Tensor, w: Tensor, widening: Tensor, wide: Tensor) -> Tensor:
+        return conv(conv(torch.nn.functional.avg_pool2d(chain(x, w), 8), widening), wide)
+
+    after = placed(trace(narrowing, torch.randn(2, 16, 64, 56), WEIGHT, torch.randn(256, 16, 3, 3),
+                         torch.randn(256, 256, 3, 3)))
+    first, *_, last = (n.args[0].meta["val"] for n in calls(after, aten.convolution.default))
+    assert first.is_contiguous(memory_format=torch.channels_last) and last.is_contiguous()
 
 
 def test_one_convolution_loses() -> None:
@@ -142,9 +152,9 @@ def test_what_reads_an_input_beside_a_convolution_reads_the_copy() -> None:
 def test_views_that_no_longer_apply_are_of_the_traced_layout() -> None:
     def viewed(x: Tensor, w: Tensor) -> list[Tensor]:
         y = chain(x, w)
-        return [y.view(2, -1) + 1, y.view(2, 4, 4, 28, 28) + 1]
+        return [y.view(2, -1) + 1, y.view(2, 4, 4, 64, 56) + 1]
 
-    after = checked(viewed, IMAGE, WEIGHT)
+    after = checked(viewed, torch.randn(2, 16, 64, 56), WEIGHT)
     flat, grouped = (n for n in calls(after, aten.view.default) if n.users)
     assert flat.args[0].target is aten.clone.default and flat.args[0].meta["val"].is_contiguous()
     assert grouped.args[0].target is aten.relu.default
