@@ -62,7 +62,9 @@ def hosting_stores(kernel: Kernel, nest: Nest, phases: Sequence[Phase], held: fr
     for name in sorted(held):
         made = next(s for s in nest.body if not isinstance(s, Store) and s.name == name)
         last = max(k for k, p in enumerate(sweeps) for s in p.body if not isinstance(s, Store) and s.name == name)
-        for store in (s for p in sweeps[last:] for s in p.body if isinstance(s, Store)):
+        read = next(k for k, s in enumerate(sweeps[last].body) if s is made)  # what is stored before would be read
+        later = [*sweeps[last].body[read:], *(s for p in sweeps[last + 1:] for s in p.body)]
+        for store in (s for s in later if isinstance(s, Store)):
             alone = sum(s.buffer == store.buffer for s in stores) == 1 and store.buffer not in kernel.read
             if (alone and not _reads_after(kernel, made, sweeps, held, kernel.buffer(store.buffer).size)
                     and kernel.buffer(store.buffer).dtype == made.dtype and _whole_row(nest, store)

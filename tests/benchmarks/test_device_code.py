@@ -24,8 +24,9 @@ from benchmarks.gpu_shapes import gpu_case, trace
 #: Shared memory that a program may have on sm_90, in bytes.
 SHARED = 227 * 1024
 CASES = {c.name: c for c in cases_of("kernels", "")}
-#: Workloads whose tensors can't be loaded 16 bytes at a time: each lane takes one of the two numbers packed in a byte.
-NARROW = {"linear_int4_m1"}
+#: Workloads whose tensors aren't loaded 16 bytes at a time: each lane takes one of the two numbers packed in a byte, or
+#: both parts of a complex number, of which the lane beside it takes both as well.
+NARROW = {"linear_int4_m1", "rope_complex"}
 #: Kernels that move less are launched in more time than they take, however wide their accesses are.
 FEW_BYTES = 1 << 20
 

@@ -160,6 +160,8 @@ for n in (7, 33, 300):
     case(f"softmax_of_scan_{n}", lambda x, y: F.softmax(x.cumsum(1) + y, -1) * y, (2, 9, n + 6), (n + 6,), heavy=big)
 case("scans_down_strips", lambda x: (running_max(x, 1).exp().sum(-1), (x.logcumsumexp(1) - x).square().mean(-1),
      x.cumprod(1)), (3, 8, 33))
+case("softmaxes_that_wait", lambda x, y: (F.softmax(x, -1).sigmoid(), F.softmax(y, -1).exp(), F.softmax(x * y, -1)),
+     (5, 200), (5, 200))
 case("gather_in_a_pad", lambda x, i: F.pad(x[:, i[:, None] + torch.arange(5) * 3], (1, 9)),
      (3, 20), integers(8, 5))
 case("column_sums_times_row_sums", lambda x, y: (x.softmax(-1), x.sum(1) * y.sum(-1, keepdim=True)),
