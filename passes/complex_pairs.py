@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rooffuse.passes.decompose import decompose
 from rooffuse.passes.graph import argument, aten, call_like, is_concrete, packet_name, tensor_meta
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -56,7 +57,7 @@ def complex_pairs(gm: GraphModule) -> GraphModule:
     for node in list(gm.graph.nodes):
         rewriter.visit(node)
     log.debug("complex_pairs: %d values in parts", sum(p.computed for p in rewriter.pairs.values()))
-    return gm
+    return decompose(gm)  # what lengths of pairs are made of
 
 
 def _part_type(node: Any) -> torch.dtype | None:
@@ -231,20 +232,10 @@ def _angle(rewriter: _Rewriter, node: Node) -> bool:
 
 
 def _length(rewriter: _Rewriter, node: Node) -> bool:
-    """``hypot``: the squares of large numbers would overflow, so that both are divided by the larger one."""
     dtype = _part_type(node.args[0])
     if dtype is None:
         return False
-    call = rewriter.call
-    real, imag = (call(aten.abs.default, x) for x in rewriter.parts(node.args[0], dtype))
-    large, small = call(aten.maximum.default, real, imag), call(aten.minimum.default, real, imag)
-    share = call(aten.div.Tensor, small, large)
-    root = call(aten.sqrt.default, call(aten.add.Tensor, call(aten.mul.Tensor, share, share), 1.0))
-    zero, most = (call(aten.full.default, [], x, dtype=dtype, device=large.meta["val"].device)
-                  for x in (0.0, float("inf")))
-    length = call(aten.where.self, call(aten.eq.Scalar, large, 0.0), zero, call(aten.mul.Tensor, large, root))
-    infinite = call(aten.logical_or.default, *(call(aten.isinf.default, x) for x in (real, imag)))
-    result = call(aten.where.self, infinite, most, length)
+    result = rewriter.call(aten.hypot.default, *rewriter.parts(node.args[0], dtype))
     if result.meta["val"].stride() != node.meta["val"].stride():
         return False
     node.replace_all_uses_with(result)

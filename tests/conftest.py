@@ -27,6 +27,17 @@ def _private_kernel_cache() -> Iterator[None]:
 
 
 @pytest.fixture
+def two_threads() -> Iterator[None]:
+    """As with any number but one: torch then gives fp32 convolutions to oneDNN whatever their size."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """``golden(name, text)`` compares ``text`` with the file ``golden/name`` beside the test."""
     folder: Path = request.path.parent / "golden"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from rooffuse.passes.philox import philox
-from rooffuse.passes.running import running_max, running_min
 from torch import Tensor
 
+from . import scan_cases  # noqa: F401  (fills the table)
+from .case_table import CASES, FLOATS, INTEGERS, RAGGED, case, integers
 from .row_parts import (
     best_groups,
     gates,
@@ -23,41 +22,6 @@ from .row_parts import (
     quantised,
     with_sink,
 )
-
-FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
-#: One, odd, prime, just above a power of two, and beyond the lengths at which rows are summed in blocks or looped.
-RAGGED = (1, 2, 7, 31, 65, 129, 1000, 4097, 16385, 20011)
-
-
-@dataclass(frozen=True)
-class Case:
-    """``fn(*make())`` is what a kernel has to compute. ``heavy`` ones are left out where each element is slow."""
-
-    name: str
-    fn: Callable[..., Any]
-    make: Callable[[], list[Tensor]]
-    heavy: bool = False
-
-    def inputs(self) -> list[Tensor]:
-        torch.manual_seed(7)
-        return self.make()
-
-
-CASES: list[Case] = []
-
-
-def case(name: str, fn: Callable[..., Any], *shapes: Any, heavy: bool = False) -> None:
-    """Inputs are given as shapes of normal numbers, or as functions that make a tensor."""
-
-    def make() -> list[Tensor]:
-        return [torch.randn(s) if isinstance(s, tuple) else s() for s in shapes]
-
-    CASES.append(Case(name, fn, make, heavy))
-
-
-def integers(high: int, *shape: int, low: int = 0, dtype: torch.dtype = torch.int64) -> Callable[[], Tensor]:
-    return lambda: torch.randint(low, high, shape, dtype=dtype)
 
 
 def rms_norm(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,51 +102,9 @@ case("constants_with_their_sum", lambda x: (torch.zeros_like(x), torch.zeros_lik
 case("two_sizes", lambda x, y: (x * 2, y.exp()), (5, 6), (7,))
 case("two_row_lengths", lambda x, y: (x.exp(), y + 1), (5, 6), (7, 9))
 
-# scans along rows and down columns, between producers, consumers and reductions
-for n in RAGGED:
-    big = n > 1000
-    case(f"cumsum_row_{n}", lambda x: x.cumsum(-1), (3, n), heavy=big)
-    case(f"cumsum_column_{n}", lambda x: (x * 2).cumsum(0) + 1, (n, 19), heavy=big)
-    case(f"cumsum_with_total_{n}", lambda x: x.exp().cumsum(-1) / x.exp().sum(-1, keepdim=True), (3, n), heavy=big)
-for n in (7, 33, 300):
-    case(f"cumprod_{n}", lambda x: (x * 0.1 + 1).cumprod(-1), (3, n))
-    case(f"cumsum_middle_{n}", lambda x: x.cumsum(1), (3, n, 5))
-    case(f"cumsum_of_normalised_{n}", lambda x: F.softmax(x, -1).cumsum(-1), (5, n))
-    case(f"cumsum_twice_{n}", lambda x: (x.cumsum(-1).cumsum(-1), x.sum(-1)), (5, n))
-    case(f"softmax_of_cumsum_{n}", lambda x: F.softmax(x.cumsum(-1), -1), (5, n))  # each sweep scans anew
-    case(f"largest_cumsum_{n}", lambda x: x.cumsum(-1).amax(-1), (5, n))
-    case(f"cumsum_from_the_end_{n}", lambda x: x.flip(-1).cumsum(-1).flip(-1) * 2, (5, n))
-    case(f"logcumsumexp_{n}", lambda x: x.logcumsumexp(-1) + 1, (3, n), heavy=big)
-    case(f"logcumsumexp_column_{n}", lambda x: (x * 4).logcumsumexp(0), (n, 19), heavy=big)
-    case(f"cummax_{n}", lambda x: running_max(x, -1) * 2, (3, n), heavy=big)
-    case(f"cummin_column_{n}", lambda x: running_min(x + 1, 0), (n, 19), heavy=big)
-    case(f"scan_down_strips_{n}", lambda x: ((x.cumsum(1) * x).amax(-1), x.sum(1)), (3, 24, n + 6), heavy=big)
-    case(f"softmax_of_scan_{n}", lambda x, y: F.softmax(x.cumsum(1) + y, -1) * y, (2, 9, n + 6), (n + 6,), heavy=big)
-case("scans_down_strips", lambda x: (running_max(x, 1).exp().sum(-1), (x.logcumsumexp(1) - x).square().mean(-1),
-     x.cumprod(1)), (3, 8, 33))
-case("softmaxes_that_wait", lambda x, y: (F.softmax(x, -1).sigmoid(), F.softmax(y, -1).exp(), F.softmax(x * y, -1)),
-     (5, 200), (5, 200))
+# index maps
 case("gather_in_a_pad", lambda x, i: F.pad(x[:, i[:, None] + torch.arange(5) * 3], (1, 9)),
      (3, 20), integers(8, 5))
-case("column_sums_times_row_sums", lambda x, y: (x.softmax(-1), x.sum(1) * y.sum(-1, keepdim=True)),
-     (2, 8, 33), (2, 33))
-case("slots_down_strips", lambda x: ((x[..., None] == torch.arange(13)).long().cumsum(1)
-                                     * (x[..., None] == torch.arange(13))).sum(-1), integers(13, 4, 64))
-case("logcumsumexp_infinities", lambda x: x.log().logcumsumexp(-1), lambda: torch.randn(9, 33).relu())
-case("cummax_integers", lambda x: (running_max(x, -1), running_min(x, 1)),
-     integers(90, 7, 33, low=-90, dtype=torch.int8))
-case("cummax_not_a_number", lambda x: (running_max(x, -1), running_min(x, -1)),
-     lambda: torch.where(torch.rand(9, 17) < 0.1, float("nan"), torch.randn(9, 17)))
-case("cumsum_alone", lambda x: x.cumsum(0), (65,))
-case("cumsum_of_one", lambda x: x.cumsum(1) * 2, (5, 1, 3))
-case("cumsum_integers", lambda x: (x.cumsum(-1), x.cumprod(-1)), integers(3, 5, 33, low=-2, dtype=torch.int8))
-case("cumsum_truth", lambda x: (x > 1).cumsum(0) - 1, integers(3, 40, 9))
-case("cumsum_bfloat16", lambda x: x.cumsum(-1), lambda: torch.randn(5, 65).bfloat16())
-case("cumsum_double", lambda x: x.cumsum(0), lambda: torch.randn(65, 9).double())
-case("cumsum_to_double", lambda x: x.cumsum(-1, dtype=torch.float64), (5, 65))
-case("cumsum_transposed", lambda x: x.t().cumsum(-1), (33, 5))
-
-# index maps
 case("concat", lambda x, y: torch.cat([x, y[:, 1:], x * 2], 1), (5, 3), (5, 4))
 case("concat_types", lambda x, y: torch.cat([x, y]), (5, 3), integers(9, 2, 3))
 case("concat_then_softmax", lambda x, y: F.softmax(torch.cat([x, y], -1), -1), (5, 33), (5, 4))
@@ -408,6 +330,12 @@ case("nested_groups", nested_groups, (2, 990))
 case("quantised_bfloat16", lambda x: quantised(32)(x, x[0].exp())[0], lambda: torch.randn(4, 160).bfloat16())
 case("segments_of_channels", lambda x: (F.softmax(x, 1), x.view(2, 3, 11, 20).amax(2)), (2, 33, 20))
 case("segments_of_a_vector", lambda x: layer_norm(x).view(-1, 12) * x.view(-1, 12).sum(-1, keepdim=True), (36,))
+
+# values that wait in a result, and what is known of rows and of strips of them
+case("softmaxes_that_wait", lambda x, y: (F.softmax(x, -1).sigmoid(), F.softmax(y, -1).exp(), F.softmax(x * y, -1)),
+     (5, 200), (5, 200))
+case("column_sums_times_row_sums", lambda x, y: (x.softmax(-1), x.sum(1) * y.sum(-1, keepdim=True)),
+     (2, 8, 33), (2, 33))
 
 # cutouts: results that are a part of the rows they come from
 for n in (9, 64, 301):

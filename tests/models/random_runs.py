@@ -31,6 +31,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from .eager import STRICT, real_strides, sharing
+from .poison import poisoned_memory
 from .random_programs import random_program
 from .random_rounds import EPS, Program, Rounds, agrees, deviation, made, names
 
@@ -42,27 +43,6 @@ ROUNDINGS = 32.0
 #: The exact values are those of float64, so that float64 itself is judged by something coarser.
 FINEST = 2.0**-44
 INTERPRETED = Target("triton", get_device("h100"), torch.device("cpu"), interpreted=True)
-
-
-@contextmanager
-def poisoned_memory() -> Iterator[None]:
-    """Arenas and results are filled before they are written: NaN in floating types, an unlikely number in others."""
-    take, empty = rooffuse.runtime.ArenaPool.take, torch.empty_strided
-
-    def poisoned_arena(self: Any) -> Any:
-        arena = take(self)
-        arena.memory.fill_(0xFF)
-        return arena
-
-    def poisoned_empty(*args: Any, **kwargs: Any) -> Tensor:
-        made = empty(*args, **kwargs)
-        return made.fill_(float("nan") if made.is_floating_point() else 1 if made.dtype == torch.bool else 113)
-
-    with (
-        mock.patch.object(rooffuse.runtime.ArenaPool, "take", poisoned_arena),
-        mock.patch.object(rooffuse.runtime.torch, "empty_strided", poisoned_empty),
-    ):
-        yield
 
 
 @contextmanager

@@ -16,12 +16,7 @@ from .eager import STRICT, real_strides, same_as_eager
 TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 
 
-@pytest.fixture(autouse=True)
-def _two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def convolution(into: int, out: int, kernel: int = 3, **settings: Any) -> nn.Module:

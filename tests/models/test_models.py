@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import rooffuse.backend
-import rooffuse.runtime
 import torch
 from rooffuse.compile import Plan, kernel_steps, plan_graph, triton_source
 from rooffuse.cost_model import get_device
@@ -25,6 +24,7 @@ from rooffuse.targets import Target, target_for
 from torch import Tensor
 from torch.fx import GraphModule
 
+from .poison import poisoned_memory
 from .zoo import MODELS, Model, logits
 
 SLACK = {torch.float32: 4e-6, torch.bfloat16: 1.6e-2}
@@ -33,23 +33,10 @@ STRICT = {"strict": True, "verify": True}
 
 
 @pytest.fixture(autouse=True)
-def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Arenas are filled with bytes that are NaN in every floating type, results with NaN before they are written."""
-    take, empty = rooffuse.runtime.ArenaPool.take, torch.empty_strided
-
-    def poisoned_arena(self: Any) -> Any:
-        arena = take(self)
-        arena.memory.fill_(0xFF)
-        return arena
-
-    def poisoned_empty(*args: Any, **kwargs: Any) -> Tensor:
-        made = empty(*args, **kwargs)
-        return made.fill_(float("nan")) if made.is_floating_point() else made
-
-    monkeypatch.setattr(rooffuse.runtime.ArenaPool, "take", poisoned_arena)
-    monkeypatch.setattr(rooffuse.runtime.torch, "empty_strided", poisoned_empty)
+def _poisoned_memory() -> Iterator[None]:
     torch._dynamo.reset()
-    yield
+    with poisoned_memory():
+        yield
     torch._dynamo.reset()
 
 

@@ -19,13 +19,7 @@ CPU = device_from_dict({"name": "cpu", "kind": "cpu", "peaks": {"fp32": 1e12}, "
 aten = torch.ops.aten
 
 
-@pytest.fixture(autouse=True)
-def _two_threads():
-    """As with any number but one: torch then gives every fp32 convolution of these tests to oneDNN."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def placed(gm: GraphModule, device: Device = CPU, layout: Layout | None = None) -> GraphModule:

@@ -132,6 +132,12 @@ def writes_itself(cache, row, pos):
     return row + 1
 
 
+def scatters_itself(cache, row, pos):
+    index = torch.arange(16).flip(0)[None, None, :, None].expand(cache.shape)
+    torch.ops.aten.copy_.default(cache, torch.ops.aten.scatter.src(cache, 2, index, cache))
+    return row + 1
+
+
 def other_source(cache, row, pos):
     torch.ops.aten.copy_.default(cache, torch.ops.aten.index_copy(cache * 2, 2, pos, row))
     return row + 1
@@ -151,6 +157,7 @@ def shared_middle(cache, row, pos):
         (reads_old_after, "reads the old value"),
         (returns_new, "is returned"),
         (writes_itself, "a view of"),
+        (scatters_itself, "reads what it writes into"),
         (other_source, "not a partial write"),
         (shared_middle, "has other readers"),
     ),
