@@ -1,8 +1,10 @@
-"""Small kernels that have nothing to do with each other, put into one launch.
+"""Kernels that have nothing to do with each other, put into one launch: small ones, and updates of any size.
 
 An optimiser's step over a hundred small parameters is a hundred chains that share no buffer, so that no merge of
 neighbours finds them; each costs a launch and next to no bytes. Groups at one depth of the graph of groups (the length
 of the longest path to them) can't depend on each other, and putting some together at every depth can't close a cycle.
+A large kernel that runs earlier or later keeps its results or its operands in memory for longer; not so the update of a
+large parameter, which lies there anyway.
 """
 from __future__ import annotations
 
@@ -11,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import networkx as nx
 from rooffuse.codegen.errors import NotLowerable
+from rooffuse.codegen.lower_reductions import is_reduction
+from rooffuse.codegen.lower_scans import is_scan
 from torch.fx import Node
 
 from .extract import extract
@@ -32,7 +36,7 @@ def pack_small(grouper: Grouper) -> int:
         depths[k] = max((depths[p] + 1 for p in state.graph.predecessors(k)), default=0)
     levels: dict[int, list[int]] = {}
     for k, depth in depths.items():
-        if _is_small(grouper, k) and all(state.owner[n] == k for n in state.members[k]):
+        if _is_packed(grouper, k) and all(state.owner[n] == k for n in state.members[k]):
             levels.setdefault(depth, []).append(k)
     merged = 0
     for _, groups in sorted(levels.items()):
@@ -41,11 +45,18 @@ def pack_small(grouper: Grouper) -> int:
     return merged
 
 
-def _is_small(grouper: Grouper, k: int) -> bool:
-    """Whether a group is a kernel that takes little more than its launch."""
-    if not grouper.fusible(k) or grouper.pricer.is_library_call(grouper.state.members[k]):
+def _is_packed(grouper: Grouper, k: int) -> bool:
+    """Whether a group is a kernel that takes little more than its launch, or an elementwise update of its caller's
+    tensors from others of them and single numbers."""
+    members, units = grouper.state.members[k], grouper.units
+    if not grouper.fusible(k) or grouper.pricer.is_library_call(members):
         return False
-    return grouper.time_of(k) <= SMALL * grouper.pricer.device.launch_s
+    if grouper.time_of(k) <= SMALL * grouper.pricer.device.launch_s:
+        return True
+    if grouper.outputs_of(k) or any(is_reduction(n) or is_scan(n) for n in members):
+        return False
+    return all(r.source in members or r.source.op == "placeholder" or r.source.meta["val"].numel() == 1
+               for n in members for r in units.reads(n))
 
 
 def _buffers(grouper: Grouper, k: int) -> set[Node]:

@@ -21,6 +21,8 @@ from rooffuse.passes.memory_plan import (
 from rooffuse.passes.op_sets import GATHERS, LIBRARY, POINTWISE, PRIMITIVES, REDUCTIONS, VIEWS, aot_decompositions
 from rooffuse.passes.pipeline import CSE_PASS, PIPELINE, Pass, run_passes
 from rooffuse.passes.random import RANDOM_PASS
+from rooffuse.passes.reduced_pieces import reduced_pieces
+from rooffuse.passes.scan_totals import scan_totals
 from rooffuse.passes.scatters import scatters_pass
 from rooffuse.passes.split_reductions import split_reductions, split_reductions_pass
 from rooffuse.passes.split_scans import split_scans, split_scans_pass
@@ -54,7 +56,9 @@ __all__ = [
     "hazard_edges",
     "peak_live_bytes",
     "plan_memory",
+    "reduced_pieces",
     "run_passes",
+    "scan_totals",
     "scatters_pass",
     "split_reductions",
     "split_reductions_pass",

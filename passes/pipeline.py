@@ -17,8 +17,10 @@ from rooffuse.passes.decompose import decompose
 from rooffuse.passes.exclusive_scans import exclusive_scans
 from rooffuse.passes.foreach import expand_foreach
 from rooffuse.passes.grouped_heads import grouped_heads
+from rooffuse.passes.reduced_pieces import reduced_pieces
 from rooffuse.passes.redundant import redundant
 from rooffuse.passes.reinplace import reinplace
+from rooffuse.passes.scan_totals import scan_totals
 from rooffuse.passes.verify import stale_reads, verify
 from torch.fx import Graph, GraphModule, Node
 from torch.fx._lazy_graph_module import _LazyGraphModule
@@ -50,7 +52,7 @@ def _pass(function: GraphPass) -> Pass:
 # equal. Reinplace needs single users, so dead readers go first and its own leavings last.
 PIPELINE: tuple[Pass, ...] = tuple(
     map(_pass, (expand_foreach, decompose, complex_pairs, dce, constant_fold, redundant, grouped_heads, exclusive_scans,
-                cse, redundant, dce, reinplace, dce))
+                scan_totals, reduced_pieces, cse, redundant, dce, reinplace, dce))
 )
 
 

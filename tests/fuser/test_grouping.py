@@ -257,3 +257,18 @@ def _kernel(step):
 
 def _operations(step):
     return [s.op for s in _kernel(step).statements() if isinstance(s, Compute)]
+
+
+def updates(*tensors):
+    for average, value in zip(tensors[:2], tensors[2:], strict=True):
+        average.lerp_(value, 0.1)
+
+
+def large_results(*tensors):
+    return [x.exp() for x in tensors]
+
+
+def test_updates_of_large_parameters_share_a_launch_and_other_large_kernels_do_not():
+    large = [torch.empty(*sizes) for sizes in ((4096, 4096), (1000, 3000), (4096, 4096), (1000, 3000))]
+    assert len(kernel_steps(planned(updates, *large, device="h100").program)) == 1
+    assert len(kernel_steps(planned(large_results, *large[:2], device="h100").program)) == 2
