@@ -62,12 +62,19 @@ def _shift(distance: int, coefficients: Mapping[sympy.Symbol, int],
     return steps if distance == 0 else None
 
 
-def row_bytes(kernel: Kernel, nest: Nest) -> int:
-    """Bytes of one row of everything that varies along the reduction axes: what a second sweep looks at again."""
-    row = {a.symbol for a in nest.reduction}
+def row_bytes(kernel: Kernel, nest: Nest) -> tuple[int, int]:
+    """Bytes of one row of everything that varies along the reduction axes, which is what a second sweep looks at again:
+    those that each row has for itself, and those that all rows share."""
+    row, parallel = ({a.symbol for a in axes} for axes in (nest.reduction, nest.parallel))
     seen = {(s.buffer, s.index) for s in nest.body if isinstance(s, Load) and s.index.free_symbols & row}
-    return sum(prod(nest.ranges[s] for s in index.free_symbols & row) * kernel.buffer(b).dtype.itemsize
-               for b, index in seen)
+    own = shared = 0
+    for buffer, index in seen:
+        size = prod(nest.ranges[s] for s in index.free_symbols & row) * kernel.buffer(buffer).dtype.itemsize
+        if nest.ranges.keys() >= index.free_symbols and not index.free_symbols & parallel:
+            shared += size
+        else:
+            own += size
+    return own, shared
 
 
 def sweeps(nest: Nest) -> int:

@@ -56,6 +56,9 @@ class NestPrinter(ReductionTiles):
         if t.strip:
             self._print_strip(number)
             return self.lines
+        if t.resident:
+            self.add(f"for {self.name('row')} in range({number}, {self.rows}, {t.programs}):")
+            number, self.indent = self.name("row"), self.indent + "    "
         lanes = f"tl.arange(0, {t.xblock})" + ("[:, None]" if self.nest.reduction else "")
         self.add(f"{x} = {number} * {t.xblock} + {lanes}")
         if self.mask_x:

@@ -6,12 +6,17 @@ from math import prod
 
 from .index import affine
 from .ir import Kernel, Load, Nest, Reduce, Scan, Store, operands
-from .sweeps import inner_values, strip_scans, strip_sums
-from .traffic import sweeps
+from .sweeps import inner_values, plan_phases, strip_scans, strip_sums
+from .traffic import row_bytes, sweeps
 
 #: Elements that a program keeps in registers: 32 in each of 1024 threads, half of what the register file has.
 PERSISTENT_ELEMENTS = 32768
 MAX_WARPS = 32
+#: Programs of a looped kernel that a multiprocessor runs at once unless it says how many.
+RUNNING_PROGRAMS = 2
+#: Longest rows that several programs of a multiprocessor read again: those of two for each of a hundred and more then
+#: fit into second-level caches of 32 MiB. Of longer ones a multiprocessor goes through one at a time.
+SHARED_ROW_BYTES = 1 << 17
 #: Fewest neighbours that a program takes across rows whose elements lie apart: what memory hands out at once, 32 bytes
 #: of bfloat16.
 NARROWEST = 16
@@ -20,7 +25,8 @@ NARROWEST = 16
 @dataclass(frozen=True)
 class Tile:
     """How one nest is cut: ``xblock`` rows by ``rblock`` row elements a program, ``rblock`` 0 without a reduction.
-    ``strip`` is how many rows a program goes through, ``xblock`` at a time, 0 without strip axes."""
+    ``strip`` is how many rows a program goes through, ``xblock`` at a time, 0 without strip axes. ``resident`` programs
+    are one a multiprocessor and take rows until none is left."""
 
     xblock: int
     rblock: int
@@ -28,6 +34,7 @@ class Tile:
     warps: int
     programs: int
     strip: int = 0
+    resident: bool = False
 
 
 def power_of_two(n: int) -> int:
@@ -66,6 +73,11 @@ def kept_tiles(nest: Nest) -> int:
     return (max((sum(made[n] < k < last_use.get(n, 0) for n in made) for k in barriers), default=1) or 1) + scans
 
 
+def accumulators(nest: Nest) -> int:
+    """How many values for each place of a tile the sweep with the most keeps from tile to tile."""
+    return max(sum(1 + (r.op == "expsum" or r.op.startswith("arg")) for r in p.reduces) for p in plan_phases(nest))
+
+
 def _shares_rows(nest: Nest) -> bool:
     """Whether some load is the same for all rows, such as a vector that multiplies each: several rows share it."""
     row = {a.symbol for a in nest.reduction}
@@ -102,6 +114,9 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
                 xblock *= 2
             warps = max(1, min(MAX_WARPS, xblock * full // 512))
             return Tile(xblock, full, True, warps, -(-rows // xblock))
+        if sweeps(nest) > 1 and row_bytes(kernel, nest)[0] > SHARED_ROW_BYTES:
+            step = 8192 if accumulators(nest) <= 2 else 4096
+            return Tile(1, step, False, 16, min(rows, max(programs_wanted // RUNNING_PROGRAMS, 1)), resident=True)
         return Tile(1, 4096, False, 16, rows)
     xblock = min(power_of_two(rows), 64)
     while xblock > 16 and rows // xblock < programs_wanted:

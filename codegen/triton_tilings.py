@@ -6,10 +6,19 @@ from dataclasses import dataclass, replace
 from math import log2, prod
 
 from .contraction import Contraction, contraction_of
-from .ir import Kernel, Nest, Reduce
+from .ir import Kernel, Nest
 from .sweeps import strip_scans, strip_sums
 from .triton_dot import DotTile, dot_tile
-from .triton_tiles import MAX_WARPS, PERSISTENT_ELEMENTS, Tile, choose_tile, kept_tiles, memory_along_rows, power_of_two
+from .triton_tiles import (
+    MAX_WARPS,
+    PERSISTENT_ELEMENTS,
+    Tile,
+    accumulators,
+    choose_tile,
+    kept_tiles,
+    memory_along_rows,
+    power_of_two,
+)
 
 #: Most tilings of a kernel, the default among them.
 MOST_TILINGS = 6
@@ -111,6 +120,8 @@ def _other_tiles(kernel: Kernel, nest: Nest, default: Tile) -> Iterator[tuple[st
                        warps=int(default.warps * w))
         if _fits(nest, tile, default):
             yield name, _counted(nest, replace(tile, persistent=tile.rblock >= row > 0 and default.rblock > 0))
+    if default.resident:
+        yield "a program for each row", _counted(nest, replace(default, resident=False))
     if changes is _ROWS and not nest.strip and not nest.segmented:
         step = min(default.rblock // 2, 4096)
         looped = Tile(1, step, False, max(1, step // (WARP * BUSY_ELEMENTS // 2)), 0)
@@ -119,8 +130,10 @@ def _other_tiles(kernel: Kernel, nest: Nest, default: Tile) -> Iterator[tuple[st
 
 
 def _counted(nest: Nest, tile: Tile) -> Tile:
-    """``tile`` with its number of programs."""
+    """``tile`` with its number of programs; of resident ones it stays."""
     rows = prod(a.size for a in nest.parallel)
+    if tile.resident:
+        return tile
     return replace(tile, programs=-(-rows // (tile.strip or tile.xblock)))
 
 
@@ -134,13 +147,14 @@ def _fits(nest: Nest, tile: Tile, default: Tile) -> bool:
         return False
     if tile.rblock > max(power_of_two(row), default.rblock) or tile.xblock * max(tile.rblock, 1) < WARP * tile.warps:
         return False
-    return _kept(nest, tile) <= max(THREAD_ELEMENTS, _kept(nest, default))
+    most = _kept(nest, default) if tile.warps <= default.warps else 0  # more warps have fewer registers each
+    return _kept(nest, tile) <= max(THREAD_ELEMENTS, most)
 
 
 def _kept(nest: Nest, tile: Tile) -> float:
-    """Elements that a thread keeps: of rows that several sweeps need and of strips' column sums, or of accumulators."""
-    sums = sum(isinstance(s, Reduce) for s in nest.body)
-    kept = kept_tiles(nest) if tile.persistent or tile.strip else max(sums, 1)
+    """Elements that a thread keeps: of rows that several sweeps need and of strips' column sums, or of accumulators and
+    what is added to them."""
+    kept = kept_tiles(nest) if tile.persistent or tile.strip else accumulators(nest) + 1
     kept += len(strip_sums(nest)) + len(strip_scans(nest))
     return tile.xblock * max(tile.rblock, 1) * kept / (WARP * tile.warps)
 

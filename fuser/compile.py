@@ -105,8 +105,9 @@ def plan_graph(gm: GraphModule, target: Target, options: Options, dump: Dump | N
     in_kernels = options.random == "kernel" or (options.random == "auto" and target.language == "triton")
     passes = (*([RANDOM_PASS] if in_kernels else []),
               channels_last_pass(target.device, lambda n: refusal(n) is None, layout), *PIPELINE,
-              split_variance_pass(target.programs, target.row_elements), split_softmax_pass(target.programs),
-              split_scans_pass(target.programs), split_reductions_pass(target.programs),
+              split_variance_pass(target.programs, *target.row_limits),
+              split_softmax_pass(target.programs), split_scans_pass(target.programs),
+              split_reductions_pass(target.programs),
               CSE_PASS,  # the parts of a sum and of a scan of the same are equal
               scatters_pass(lambda n: refusal(n) is None))
     graph = run_passes(gm, passes, lint=options.verify or dump is not None,

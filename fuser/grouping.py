@@ -41,6 +41,8 @@ MAX_MEMBERS = 240
 MAX_BUFFERS = 48
 #: Groups that are merged at once because they run between two that gain from it.
 MOST_BETWEEN = 6
+#: How much longer than all else a kernel may read rows that several of its programs share.
+MOST_REREADING = 1
 #: Why two groups can't be merged by themselves.
 BETWEEN = "another kernel has to run between them"
 #: Why a matrix product that could be part of a kernel isn't.
@@ -261,6 +263,8 @@ class Grouper:
                 kernel = self.lower(extract(self.units, union, outputs)).kernel
             except NotLowerable as reason:
                 return str(reason)
+            if self.pricer.rereading(kernel) > MOST_REREADING * self.price(union, outputs):
+                return "its programs would read the same rows again and again"
             computing = self.pricer.computing(kernel)
             if computing > sum(map(self.time_of, groups)) and computing > sum(map(self._running, groups)):
                 return "the kernel would compute the same again and again"

@@ -17,7 +17,7 @@ from rooffuse.cost_model import Cost, Device, Estimate, Price, estimate, price
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from .computing import ISSUE_FACTOR, computing_seconds
+from .computing import ISSUE_FACTOR, computing_seconds, rereading_seconds
 from .matrix_prices import by_library, in_kernel
 from .units import Units, is_constant
 
@@ -201,3 +201,7 @@ class GroupPricer:
     def computing(self, kernel: Kernel) -> float:
         """Seconds that the operations of a kernel take by themselves."""
         return computing_seconds(kernel, self.device)
+
+    def rereading(self, kernel: Kernel) -> float:
+        """Seconds in which a kernel's programs read rows that several of them share."""
+        return rereading_seconds(kernel, self.device)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 #: Longest chain of operators that is computed again.
 MAX_CHAIN = 16
+#: How many times fewer the results of a reduction are than what is computed from them, so that to store them is next
+#: to nothing.
+SMALLER = 16
 
 
 def recompute_producers(grouper: Grouper) -> int:
@@ -48,10 +51,10 @@ def _move(grouper: Grouper, k: int, value: Node, mutated: Collection[Node], soug
     consumers = sorted({g for u in users for g in grouper.groups_with(u)} - {k})
     if not consumers or any(u not in units.fusible or u not in state.owner for u in users):
         return False
-    chain = _chain(grouper, k, value)
-    if chain is None or chain & sought or any(r.source in mutated for n in chain for r in units.reads(n)):
+    chain, stored = _chain(grouper, k, value)
+    if not chain or chain & sought or any(r.source in mutated for n in chain for r in units.reads(n)):
         return False
-    rest = _still_needed(grouper, k, value)
+    rest = _still_needed(grouper, k, value, stored)
     before = sum(grouper.time_of(g) for g in (*consumers, k))
     changed = {c: state.members[c] | chain for c in consumers} | {k: rest}
     old = {g: state.members[g] for g in changed}
@@ -74,25 +77,31 @@ def _move(grouper: Grouper, k: int, value: Node, mutated: Collection[Node], soug
     return True
 
 
-def _chain(grouper: Grouper, k: int, value: Node) -> frozenset[Node] | None:
-    """``value`` and what it needs inside of its group, if all of that is elementwise and short."""
+def _chain(grouper: Grouper, k: int, value: Node) -> tuple[frozenset[Node], frozenset[Node]]:
+    """``value`` and what it needs inside of its group up to the results of reductions, which are stored instead, and
+    those; empty if that isn't elementwise and short."""
     members, units = grouper.state.members[k], grouper.units
-    chain, work = {value}, [value]
+    chain, work, stored = {value}, [value], set[Node]()
     while work:
         node = work.pop()
         if is_reduction(node) or is_scan(node) or is_store(node) or len(chain) > MAX_CHAIN:
-            return None
+            return frozenset(), frozenset()
         for read in units.reads(node):
-            if read.source in members and read.source not in chain:
+            if read.source not in members or read.source in chain | stored:
+                continue
+            if is_reduction(read.source) and SMALLER * read.source.meta["val"].numel() <= value.meta["val"].numel():
+                stored.add(read.source)
+            else:
                 chain.add(read.source)
                 work.append(read.source)
-    return frozenset(chain)
+    return frozenset(chain), frozenset(stored)
 
 
-def _still_needed(grouper: Grouper, k: int, value: Node) -> frozenset[Node]:
-    """Members of the group without ``value`` as an output: what the other outputs and copies need."""
+def _still_needed(grouper: Grouper, k: int, value: Node, stored: Collection[Node]) -> frozenset[Node]:
+    """Members of the group that stores ``stored`` instead of ``value``: what these, the other outputs and copies
+    need."""
     members, units = grouper.state.members[k], grouper.units
-    work = [o for o in grouper.outputs_of(k) if o is not value]
+    work = [*stored, *(o for o in grouper.outputs_of(k) if o is not value)]
     work += [n for n in members if is_store(n)]
     needed = set(work)
     while work:

@@ -20,15 +20,20 @@ from rooffuse.codegen.row_factors import take_out_row_factors
 from rooffuse.codegen.scatter import check_sums
 from rooffuse.codegen.sweeps import strip_scans, strip_sums
 from rooffuse.codegen.traffic import row_bytes
-from rooffuse.codegen.triton_tiles import PERSISTENT_ELEMENTS, choose_tile, kept_tiles, memory_along_rows, row_tile
+from rooffuse.codegen.triton_tiles import (
+    PERSISTENT_ELEMENTS,
+    RUNNING_PROGRAMS,
+    choose_tile,
+    kept_tiles,
+    memory_along_rows,
+    row_tile,
+)
 from rooffuse.codegen.turned import crosses, turn_in_tiles
 from rooffuse.cost_model import Device, local_device
 from torch.fx import Node
 
 #: Bytes of a row that a C++ kernel may sweep again without going to memory: within the second-level cache.
 CPU_ROW_BYTES = 1 << 19
-#: Programs of a looped kernel that a GPU's multiprocessor runs at once.
-RUNNING_PROGRAMS = 2
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,12 @@ class Target:
         if not nest.reduction or contraction_of(nest) is not None:
             return True
         if self.language == "cpp":
-            return row_bytes(kernel, nest) <= CPU_ROW_BYTES
+            return sum(row_bytes(kernel, nest)) <= CPU_ROW_BYTES
         # A looped row is read again from the second-level cache if the rows of all running programs fit there.
         tile = choose_tile(kernel, nest, self.programs)
-        rows = tile.xblock * min(RUNNING_PROGRAMS * self.device.sms, tile.programs)
-        return tile.persistent or rows * row_bytes(kernel, nest) <= self.device.l2_bytes
+        rows = tile.xblock * min(self.device.sms * (1 if tile.resident else RUNNING_PROGRAMS), tile.programs)
+        own, shared = row_bytes(kernel, nest)
+        return tile.persistent or rows * own + shared <= self.device.l2_bytes
 
     def finish(self, kernel: Kernel, rows: int = JAMMED) -> Kernel:
         """The kernel in the form that suits this target: online sums where a row's second sweep goes to memory, and
@@ -79,12 +85,18 @@ class Target:
                 self._check_scans(kernel, nest)
             if self.language == "cpp" and contraction_of(nest) is None and crosses(kernel, nest, CPU_ROW_BYTES):
                 raise NotLowerable("it would read and write along different axes while it reduces")
-        kernel = merge_online(kernel, lambda k, nest: memory_along_rows(nest) and not self.holds(k, nest))
+        kernel = merge_online(kernel, lambda k, nest: memory_along_rows(nest) and self._sweeps_far(k, nest))
         kernel = take_out_row_factors(kernel)
         if self.language == "cpp":
             kernel = jam_rows(drop_exact_roundings(kernel), lambda k, nest: memory_along_rows(nest), rows)
             kernel = turn_in_tiles(kernel)
         return kernel
+
+    def _sweeps_far(self, kernel: Kernel, nest: Nest) -> bool:
+        """Whether a second sweep costs more than a second exponential: out of a core's cache, out of registers."""
+        if self.language == "cpp":
+            return not self.holds(kernel, nest)
+        return not choose_tile(kernel, nest, self.programs).persistent
 
     def _check_scans(self, kernel: Kernel, nest: Nest) -> None:
         tile = choose_tile(kernel, nest, self.programs)
@@ -114,17 +126,17 @@ class Target:
         return product_shape(product)[0] <= FEW_ROWS
 
     @property
-    def row_elements(self) -> int:
-        """Elements of a row of float32 that stay on chip from one sweep to the next: in a core's cache, in registers,
-        or with the rows of all running programs in the second-level cache."""
+    def row_limits(self) -> tuple[int, int]:
+        """The longest rows that stay on chip from one sweep to the next: elements of those in registers, bytes of those
+        in a core's cache, or with the rows of all other multiprocessors in the second-level cache."""
         if self.language == "cpp":
-            return CPU_ROW_BYTES // 4
-        return max(PERSISTENT_ELEMENTS, self.device.l2_bytes // (4 * RUNNING_PROGRAMS * self.device.sms))
+            return 0, CPU_ROW_BYTES
+        return PERSISTENT_ELEMENTS, self.device.l2_bytes // self.device.sms
 
     @property
     def programs(self) -> int:
         """Concurrent pieces of work that keep the device busy: a few for each of its processors."""
-        return self.device.sms * (8 if self.language == "cpp" else 2)
+        return self.device.sms * (8 if self.language == "cpp" else RUNNING_PROGRAMS)
 
 
 def target_for(device: Device) -> Target:

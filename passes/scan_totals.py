@@ -24,7 +24,7 @@ from torch.fx.node import map_arg
 log = logging.getLogger(__name__)
 
 #: Scans and the reductions that end where they do, with whether those take a list of dimensions.
-_TOTALS = {"aten.cumsum": (aten.sum.dim_IntList, True), "aten.cumprod": (aten.prod.dim_int, False),
+TOTALS = {"aten.cumsum": (aten.sum.dim_IntList, True), "aten.cumprod": (aten.prod.dim_int, False),
            "rooffuse.running_max": (aten.amax.default, True), "rooffuse.running_min": (aten.amin.default, True),
            "aten.logcumsumexp": (aten.logsumexp.default, True)}
 #: Longest rows that are read again where scan and total end up in two kernels.
@@ -49,7 +49,7 @@ def scan_totals(gm: GraphModule) -> GraphModule:
 def _replace(node: Node, mode: FakeTensorMode) -> bool:
     scan: Any = node.args[0]
     value, source = tensor_meta(scan), tensor_meta(scan.args[0]) if scan.args else None
-    if packet_name(scan.target) not in _TOTALS or value is None or source is None or value.dim() == 0 or (
+    if packet_name(scan.target) not in TOTALS or value is None or source is None or value.dim() == 0 or (
             not is_concrete((*value.shape, *value.stride()))):
         return False
     dim = argument(scan, "dim") % value.dim()
@@ -60,7 +60,7 @@ def _replace(node: Node, mode: FakeTensorMode) -> bool:
     first = argument(node, "start" if kept else "index")
     if not isinstance(first, int) or first % length != length - 1:
         return False
-    total, listed = _TOTALS[packet_name(scan.target)]
+    total, listed = TOTALS[packet_name(scan.target)]
     dtype = {"dtype": value.dtype} if packet_name(scan.target) in ("aten.cumsum", "aten.cumprod") else {}
     views = _views_inside(node)
     if views is None:

@@ -19,8 +19,9 @@ from math import prod
 from typing import Any
 
 import torch
-from rooffuse.passes.graph import call_like, is_concrete, packet_name, tensor_meta
+from rooffuse.passes.graph import argument, call_like, is_concrete, packet_name, tensor_meta
 from rooffuse.passes.pipeline import Pass
+from rooffuse.passes.scan_totals import TOTALS
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
@@ -81,7 +82,7 @@ def split_reductions(gm: GraphModule, programs: int) -> GraphModule:
     count = 0
     for node in list(gm.graph.nodes):
         name = packet_name(node.target) if node.op == "call_function" else ""
-        if name not in _OPS:
+        if name not in _OPS or _scanned(node):
             continue
         plan = _strips(node, programs, meeting) or _rows_first(node, meeting) or split_of(node, programs)
         if plan is not None:
@@ -92,6 +93,14 @@ def split_reductions(gm: GraphModule, programs: int) -> GraphModule:
                 _rewrite(gm, rest, packet_name(rest.target), again, mode)
     log.debug("split_reductions: split %d for %d programs", count, programs)
     return gm
+
+
+def _scanned(node: Node) -> bool:
+    """Whether what is reduced is scanned along the same dimension: by as few programs, whose total it is."""
+    source = tensor_meta(node.args[0])
+    scans = [u for u in node.args[0].users if packet_name(u.target) in TOTALS]  # type: ignore[union-attr]
+    return source is not None and source.dim() > 0 and any(
+        _reduced(node, source.dim()) == (argument(u, "dim") % source.dim(),) for u in scans)
 
 
 def _rows_reduced(gm: GraphModule) -> frozenset[tuple[int, ...]]:

@@ -29,6 +29,8 @@ aten = torch.ops.aten
 
 #: Columns that a program takes side by side.
 COLUMNS = 32
+#: Programs with columns that a processor runs at once; of those with long rows it is one.
+RUNNING = 2
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,16 @@ class _Variance:
     dims: tuple[int, ...]
 
 
-def split_variance_pass(programs: int, row_elements: int) -> Pass:
-    """The pass for a device that needs ``programs`` concurrent programs and keeps rows of ``row_elements`` on chip."""
-    return Pass("split_variance", functools.partial(split_variance, programs=programs, row_elements=row_elements),
-                split_variance.__doc__ or "")
+def split_variance_pass(programs: int, row_elements: int, row_bytes: int) -> Pass:
+    """The pass for a device that needs ``programs`` concurrent programs and keeps rows of ``row_elements`` in registers
+    or of ``row_bytes`` in a cache."""
+    run = functools.partial(split_variance, programs=programs, row_elements=row_elements, row_bytes=row_bytes)
+    return Pass("split_variance", run, split_variance.__doc__ or "")
 
 
-def split_variance(gm: GraphModule, programs: int, row_elements: int) -> GraphModule:
-    """Rewrite variances of rows longer than ``row_elements``, or of long ones with fewer results than ``programs``.
+def split_variance(gm: GraphModule, programs: int, row_elements: int, row_bytes: int = 0) -> GraphModule:
+    """Rewrite variances of rows of more than ``row_elements`` and, in memory, ``row_bytes``, or of long ones with fewer
+    results than ``programs``.
 
     Requires: ``meta["val"]`` fake tensors with concrete sizes (others are left alone). Ensures: equal sizes, dtype and
     strides of every value.
@@ -57,7 +61,7 @@ def split_variance(gm: GraphModule, programs: int, row_elements: int) -> GraphMo
     found = [v for v in map(_variance, list(gm.graph.nodes)) if v is not None] if mode is not None else []
     count = 0
     for variance in found:
-        cut = _cut(variance, programs, row_elements)
+        cut = _cut(variance, programs, row_elements, row_bytes)
         if cut is not None and mode is not None:
             _rewrite(gm, variance, *cut, mode)
             count += 1
@@ -100,7 +104,7 @@ def _keeps(node: Node) -> bool:
     return bool(node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False))
 
 
-def _cut(variance: _Variance, programs: int, row_elements: int) -> tuple[int, int] | None:
+def _cut(variance: _Variance, programs: int, row_elements: int, row_bytes: int) -> tuple[int, int] | None:
     """``(dimension, parts)``: the fewest parts that stay on chip and keep the device busy, or None. Where neighbours in
     memory belong to different rows, a program has several of them side by side."""
     value = tensor_meta(variance.x)
@@ -111,7 +115,9 @@ def _cut(variance: _Variance, programs: int, row_elements: int) -> tuple[int, in
     row = prod(value.shape[d] for d in variance.dims)
     results = value.numel() // row
     if min((d for d in range(value.dim()) if value.shape[d] > 1), key=value.stride, default=-1) not in variance.dims:
-        results, row_elements = max(results // COLUMNS, 1), row_elements // COLUMNS
+        results, row_elements = max(results // COLUMNS, 1), max(row_elements, row_bytes // (4 * RUNNING)) // COLUMNS
+    else:
+        row_elements = max(row_elements, row_bytes // _width(variance.x))
     if row <= row_elements and (results >= programs or row <= row_elements // 2):
         return None
     dim = max(variance.dims, key=lambda d: value.shape[d])
@@ -119,6 +125,12 @@ def _cut(variance: _Variance, programs: int, row_elements: int) -> tuple[int, in
     wanted = max(-(-row // row_elements), -(-programs // results) if results < programs else 1)
     parts = next((p for p in range(wanted, min(8 * wanted, size) + 1) if size % p == 0), None)
     return None if parts is None or parts < 2 else (dim, parts)
+
+
+def _width(x: Node) -> int:
+    """Bytes of an element as it lies in memory, before it is widened."""
+    source = tensor_meta(x.args[0]) if packet_name(x.target) == "aten._to_copy" else None
+    return min(v.dtype.itemsize for v in (x.meta["val"], source) if v is not None)
 
 
 def _rewrite(gm: GraphModule, variance: _Variance, dim: int, parts: int, mode: FakeTensorMode) -> None:

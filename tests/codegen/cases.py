@@ -81,6 +81,11 @@ for n in RAGGED:
     case(f"sum_column_{n}", lambda x: x.sum(0), (n, 131), heavy=big)
     case(f"argmin_column_{n}", lambda x: (x.argmin(0), x.amin(0)), (n, 17), heavy=big)
     case(f"transpose_{n}", lambda x: x.t().contiguous() + 1, (n, 5), heavy=big)
+# rows of which a multiprocessor goes through one at a time
+case("softmax_70001", lambda x: F.softmax(x, -1), (5, 70001), heavy=True)
+case("layer_norm_70001", layer_norm, (5, 70001), heavy=True)
+case("entropies_70001", lambda x, y: ((p := F.log_softmax(x, -1)).exp() * (p - F.log_softmax(y, -1))).sum(-1),
+     (5, 70001), (5, 70001), heavy=True)
 for n in (7, 33, 300):
     case(f"label_log_probability_{n}", label_log_probability, (5, n), integers(n, 5))
     case(f"sum_ends_{n}", lambda x: x.sum((0, 2)), (3, n, 5))

@@ -28,6 +28,7 @@ RAGGED = [
     "softmax_row_1000",
     "layer_norm_4097",
     "argmax_row_1000",
+    "softmax_70001",
     "statistics_20011",
     "cumsum_with_total_1000",
     "cumsum_row_4097",
@@ -59,12 +60,19 @@ def norm_backward(dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor) -> tuple[t
     return scaled - x * (scaled * x).mean(-1, keepdim=True), strips
 
 
+def divergence(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    p, q = F.log_softmax(x.float(), -1), F.log_softmax(y.float(), -1)
+    return (p.exp() * (p - q)).sum(-1)
+
+
 REAL = {
     "pointwise": (lambda x, y: F.silu(x) * y, [(8192, 14336), (8192, 14336)]),
     "softmax": (lambda x: F.softmax(x, -1), [(4096, 4096)]),
     "rms_norm": (rms_norm, [(4096, 4096), (4096, 4096), (4096,)]),
     "rope": (rope, [(2, 32, 2048, 128), (2048, 128), (2048, 128)]),
     "cross_entropy": (lambda x: F.log_softmax(x, -1), [(256, 32000)]),
+    "vocabulary": (lambda x: F.softmax(x, -1), [(1024, 128256)]),
+    "two_vocabularies": (divergence, [(1024, 50304), (1024, 50304)]),
     "column_sum": (lambda x: x.sum(0), [(4096, 4096)]),
     "norm_backward": (norm_backward, [(6144, 1024), (6144, 1024), (1024,)]),
     "product": (product, [(512, 1024), (1024, 2048)]),
@@ -139,6 +147,13 @@ def test_long_rows_are_offered_both_kept_and_looped() -> None:
     assert {t.tiles[0].persistent for t in softmax} == {True, False}
     # By price a row that is read again comes last.
     assert [t.tiles[0].persistent for t in softmax] == [True] * (len(softmax) - 1) + [False]
+
+
+def test_long_rows_are_taken_one_at_a_time_by_each_multiprocessor() -> None:
+    default, *others = (t.tiles[0] for t in tilings(real("vocabulary"), 264))
+    assert default.resident and default.programs == 132
+    assert "a program for each row" in {t.name for t in tilings(real("vocabulary"), 264)}
+    assert {t.programs for t in others} == {132, 1024}
 
 
 def test_a_tile_that_does_not_fit_in_registers_is_not_offered() -> None:

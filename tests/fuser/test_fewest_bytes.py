@@ -54,6 +54,25 @@ def loss_and_gradient(x: Tensor) -> tuple[Tensor, Tensor]:
     return entropies.mean(), (log_p.exp() - first.float()).to(x.dtype)
 
 
+def chunked_decay(q: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """The decay up to each position of a chunk, and from there to the chunk's end."""
+    total = F.logsigmoid(g.float()).cumsum(2)
+    return (q * total.exp()).to(q.dtype), (q * (total[:, :, -1:] - total).exp()).to(q.dtype)
+
+
+def gated(x: Tensor, bias: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """What a gated activation's gradient gives to its input and to the bias before it."""
+    a, b = (x + bias).chunk(2, -1)
+    found = torch.cat((grad * b * a.sigmoid(), grad * F.silu(a)), -1)
+    return found, found.sum(0)
+
+
+def rare_words(x: Tensor) -> Tensor:
+    """Logits without those of a probability below a share of the largest."""
+    p = F.softmax(x.float(), -1)
+    return torch.where(p < 0.05 * p.amax(-1, keepdim=True), float("-inf"), x.float())
+
+
 def normalised_step(p: Tensor, g: Tensor, m: Tensor) -> None:
     """A step of momentum in place whose length is that of the parameters."""
     m.mul_(0.9).add_(g)
@@ -68,7 +87,14 @@ def normalised_step(p: Tensor, g: Tensor, m: Tensor) -> None:
     (heads, [(4096, 40 * 128), (128,), (4096, 128), (4096, 128)], 1),
     (lambda x: (x.float().mean(0), x.float().var(0)), [(16384, 2048)], 2),
     (loss_and_gradient, [(4096, 32000)], 2),
-], ids=["channels", "divergence", "router", "windows", "heads", "moments", "loss"])
+    (chunked_decay, [(512, 64, 64, 128)] * 2, 1),
+    (gated, [(8192, 10240), (10240,), (8192, 5120)], 2),
+    (lambda x: F.softmax(x, -1), [(1024, 128256)], 1),
+    (divergence, [(1024, 50304), (1024, 50304)], 2),
+    (lambda x: F.layer_norm(x, (131072,)), [(1024, 131072)], 1),
+    (lambda x: (x.float().cumsum(1), x.float().cumsum(1)[:, -1:] * 2), [(8, 4096, 256)], 1),
+], ids=["channels", "divergence", "router", "windows", "heads", "moments", "loss", "decay", "gated", "vocabulary",
+        "vocabularies", "long rows", "scan and total"])
 def test_everything_is_read_and_written_once(fn: Callable, shapes: list[tuple[int, ...]], launches: int) -> None:
     args = [torch.empty(s, dtype=torch.bfloat16, device="meta") for s in shapes]
     target = target_for(get_device("h100"))
@@ -80,6 +106,17 @@ def test_everything_is_read_and_written_once(fn: Callable, shapes: list[tuple[in
     floor = sum(v.nbytes for v in (*args, *results))
     assert len(steps) == launches
     assert moved <= 1.05 * floor
+
+
+def test_long_rows_are_not_read_again_by_every_program_that_has_a_part_of_them() -> None:
+    """Softmax's maximum and sum of each part, then of all parts and the largest of each, the largest of those, and at
+    last the result from the logits: what is computed from three numbers a row isn't stored."""
+    logits = torch.empty(64, 128256, dtype=torch.bfloat16)
+    plan = planned(rare_words, logits)
+    moved = [step_price(s, target_for(get_device("h100"))).cost.bytes for s in plan.program.steps
+             if isinstance(s, KernelStep | CallStep)]
+    assert sum(moved) <= 1.01 * (3 * logits.nbytes + 2 * logits.nbytes)
+    assert any(r.reason == "its programs would read the same rows again and again" for r in plan.grouping.refusals)
 
 
 def test_a_buffer_is_overwritten_in_the_sweep_that_reads_it() -> None:
