@@ -127,11 +127,13 @@ class Target:
 
     @property
     def row_limits(self) -> tuple[int, int]:
-        """The longest rows that stay on chip from one sweep to the next: elements of those in registers, bytes of those
-        in a core's cache, or with the rows of all other multiprocessors in the second-level cache."""
+        """What stays on chip from one sweep to the next: elements of float32 of any program, in a core's cache, in
+        registers or with those of all running programs in the second-level cache; and bytes of a long row, which is
+        there with one of each other multiprocessor."""
         if self.language == "cpp":
-            return 0, CPU_ROW_BYTES
-        return PERSISTENT_ELEMENTS, self.device.l2_bytes // self.device.sms
+            return CPU_ROW_BYTES // 4, CPU_ROW_BYTES
+        cached = self.device.l2_bytes // self.device.sms
+        return max(PERSISTENT_ELEMENTS, cached // (4 * RUNNING_PROGRAMS)), cached
 
     @property
     def programs(self) -> int:

@@ -29,8 +29,6 @@ aten = torch.ops.aten
 
 #: Columns that a program takes side by side.
 COLUMNS = 32
-#: Programs with columns that a processor runs at once; of those with long rows it is one.
-RUNNING = 2
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,8 @@ class _Variance:
 
 
 def split_variance_pass(programs: int, row_elements: int, row_bytes: int) -> Pass:
-    """The pass for a device that needs ``programs`` concurrent programs and keeps rows of ``row_elements`` in registers
-    or of ``row_bytes`` in a cache."""
+    """The pass for a device that needs ``programs`` concurrent programs and keeps ``row_elements`` of float32 on chip, or
+    a row of ``row_bytes`` in memory."""
     run = functools.partial(split_variance, programs=programs, row_elements=row_elements, row_bytes=row_bytes)
     return Pass("split_variance", run, split_variance.__doc__ or "")
 
@@ -115,7 +113,7 @@ def _cut(variance: _Variance, programs: int, row_elements: int, row_bytes: int) 
     row = prod(value.shape[d] for d in variance.dims)
     results = value.numel() // row
     if min((d for d in range(value.dim()) if value.shape[d] > 1), key=value.stride, default=-1) not in variance.dims:
-        results, row_elements = max(results // COLUMNS, 1), max(row_elements, row_bytes // (4 * RUNNING)) // COLUMNS
+        results, row_elements = max(results // COLUMNS, 1), row_elements // COLUMNS
     else:
         row_elements = max(row_elements, row_bytes // _width(variance.x))
     if row <= row_elements and (results >= programs or row <= row_elements // 2):
