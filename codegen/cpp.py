@@ -117,13 +117,6 @@ class NestPrinter(LaneForm):
             self._print_finale()
         self.close(opened)
 
-    def _invariant(self, stmt: Stmt) -> bool:
-        """Whether a statement gives the same for every row."""
-        if isinstance(stmt, Store):
-            return False
-        parallel = {a.symbol for a in self.nest.parallel}
-        return not self.nest.scopes[stmt.value if isinstance(stmt, Reduce) else stmt.name] & parallel
-
     def _leading_invariant(self) -> int:
         """How many phases there are up to the last of the leading sweeps that are the same for every row."""
         count = 0
