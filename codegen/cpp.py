@@ -12,6 +12,7 @@ from math import prod
 import torch
 from sympy import Integer
 
+from .cpp_cuts import MIN_PIECE
 from .cpp_held import held_values, hosting_stores, shared_row_values
 from .cpp_lanes import LaneForm
 from .cpp_prefetch import PREFETCH_LANES, PREFETCH_ROW
@@ -38,6 +39,7 @@ class NestPrinter(LaneForm):
         self.schedule = schedule
         self.inner = inner_values(nest)
         self.column = self._column_axis()
+        self._vector = self.column or nest.axes[-1] if nest.axes else None
         self.held = frozenset[str]() if self.column else held_values(nest, self.phases)
         self.hosts = hosting_stores(kernel, nest, self.phases, self.held)
         self.shared_rows = (
@@ -179,39 +181,33 @@ class NestPrinter(LaneForm):
         return name in later or any(self._needs(n, later, made) for n in operands(made[name]))
 
     def _print_pointwise(self, parallel: list[Axis]) -> None:
-        lane = parallel[-1]
+        lane, smallest = parallel[-1], MIN_PIECE
         opened, chunked = self._threads(parallel[:-1], lane)
-        body = self.phases[0].body
-        levels = self._by_depth(body, [*self._rest, lane])
-        apart = lane.size <= LANES_APART and bool(self._rest) and not self.colliding
-        for k, statements in enumerate(levels[:-1]):
+        body, loops = self.phases[0].body, [*self._rest, lane]
+        levels = self._by_depth(body, loops)
+        points = levels.pop()
+        if lane.size <= LANES_APART and self._rest and not self.colliding:
+            points = [*levels.pop(), *points]
+            self._written_out, smallest = loops.pop(), 1
+            lane = self._vector = loops[-1]
+        for axis, statements in zip(loops, levels):
             self.add_all(statements)
-            if k < len(self._rest):
-                if apart and k == len(self._rest) - 1:
-                    self.add("#pragma omp simd")
-                self.open(self._loop(self._rest[k]))
+            if axis is not lane:
+                self.open(self._loop(axis))
                 opened += 1
-        if apart:
-            for k in range(lane.size):
-                self.open("")
-                self.add(f"const int64_t {lane.symbol} = {k};")
-                self.add_all(levels[-1])
-                self.close()
-            self.close(opened)
-            return
-        pieces = self._pieces(lane, body)
+        pieces = self._pieces(lane, body, smallest)
         for low, high in pieces:
             self._decide(lane, low, pieces)
             first, last = str(low), str(high)
             if chunked:
                 first = "begin" if low == 0 else f"RF_MAX(begin, INT64_C({low}))"
                 last = "end" if high == lane.size else f"RF_MIN(end, INT64_C({high}))"
-            streams = self._lane_streams(levels[-1], lane, high - low)
+            streams = [] if self._written_out else self._lane_streams(points, lane, high - low)
             if streams:
                 self.open(f"for (int64_t block = {first}; block < {last}; block += {PREFETCH_LANES})")
                 self._prefetch(streams, lane, "block", PREFETCH_LANES)
                 first, last = "block", f"RF_MIN(block + {PREFETCH_LANES}, {last})"
-            self._print_points(lane, first, last, levels[-1])
+            self._print_points(lane, first, last, points)
             self.close(bool(streams))
         self._decided = {}
         self.close(opened)
