@@ -29,6 +29,8 @@ SHORT_LANES = 256
 LANES_APART = 4
 #: Sums are accumulated in blocks of this many terms, so that float32 keeps its precision over long rows.
 SUM_BLOCK = 4096
+#: Most terms of several loops that one accumulator takes, for the same reason.
+LOOP_TERMS = 1024
 
 
 class NestPrinter(LaneForm):
@@ -47,6 +49,7 @@ class NestPrinter(LaneForm):
         self._wanted: frozenset[str] = frozenset()
         self._read_back: frozenset[str] = frozenset()
         self._short = False
+        self._parts_at: int | None = None
 
     # -- choices ------------------------------------------------------------------------------------------------
 
@@ -231,6 +234,7 @@ class NestPrinter(LaneForm):
         for reduce in phase.reduces if self._short else ():
             self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name}[{axes[-1].size}];")
             self.add(f"for (int64_t l = 0; l < {axes[-1].size}; ++l) part_{reduce.name}[l] = {self._start(reduce)};")
+        self._parts_at = None if blocked or self._short or self._apart else self._loop_of_parts(phase, axes)
         self._sweep_loops(phase, axes, self._by_depth(body, axes), 0, blocked, computed)
         for reduce in phase.reduces:
             if self._short:
@@ -242,7 +246,17 @@ class NestPrinter(LaneForm):
                 self._finish_segments(reduce)
             else:
                 self._finish(reduce, self._apart)
-        self._short, self._apart = False, None
+        self._short, self._apart, self._parts_at = False, None, None
+
+    def _loop_of_parts(self, phase: Phase, axes: list[Axis]) -> int | None:
+        """Which of several loops begins a part of a row's sums, so that neither it nor the row has many terms."""
+        terms = [a.size for a in axes]
+        if prod(terms) <= LOOP_TERMS or not any(r.dtype.is_floating_point for r in self._whole_sums(phase)):
+            return None
+        return min(range(1, len(axes)), key=lambda k: max(prod(terms[:k]), prod(terms[k:])), default=None)
+
+    def _whole_sums(self, phase: Phase) -> list[Reduce]:
+        return [r for r in phase.reduces if r.op in ("sum", "prod") and not r.along]
 
     def _sweep_loops(self, phase: Phase, axes: list[Axis], levels: list[list[Stmt]], k: int, blocked: int,
                      computed: set[str]) -> None:
@@ -253,16 +267,27 @@ class NestPrinter(LaneForm):
             else:
                 self.add(self.line(stmt))
         axis, outside = axes[k], dict(self._decided)
+        parts = self._whole_sums(phase) if k == self._parts_at else []
+        self._open_parts(parts)
         if k == len(axes) - 1:
             self._lane_loops(phase, axis, levels[-1], blocked, computed)
-            return
-        pieces = self._pieces(axis, [s for level in levels[k + 1:] for s in level], smallest=1)
-        for low, high in pieces:
-            self._decide(axis, low, pieces)
-            self.open(f"for (int64_t {axis.symbol} = {low}; {axis.symbol} < {high}; ++{axis.symbol})")
-            self._sweep_loops(phase, axes, levels, k + 1, blocked, computed)
-            self.close()
-            self._decided = dict(outside)
+        else:
+            pieces = self._pieces(axis, [s for level in levels[k + 1:] for s in level], smallest=1)
+            for low, high in pieces:
+                self._decide(axis, low, pieces)
+                self.open(f"for (int64_t {axis.symbol} = {low}; {axis.symbol} < {high}; ++{axis.symbol})")
+                self._sweep_loops(phase, axes, levels, k + 1, blocked, computed)
+                self.close()
+                self._decided = dict(outside)
+        self._close_parts(parts)
+
+    def _open_parts(self, reduces: Sequence[Reduce]) -> None:
+        for reduce in reduces:
+            self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name} = {self._start(reduce)};")
+
+    def _close_parts(self, reduces: Sequence[Reduce]) -> None:
+        for reduce in reduces:
+            self.add(f"acc_{reduce.name} {'+' if reduce.op == 'sum' else '*'}= part_{reduce.name};")
 
     def _lane_loops(self, phase: Phase, lane: Axis, body: list[Stmt], blocked: int, computed: set[str]) -> None:
         """The innermost loop over a row, in pieces, or in blocks whose partial sums keep float32's precision."""
@@ -291,11 +316,11 @@ class NestPrinter(LaneForm):
             pieces = [(0, lane.size)]
         if streams:
             self._prefetch(streams, lane, "block" if blocked else "0", min(blocked or lane.size, lane.size))
-        for reduce in blocks:
-            self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name} = {self._start(reduce)};")
+        self._open_parts(blocks)
+        parts = bool(blocked) or self._parts_at is not None
         self._open_lanes(segments)
         clauses = "" if self._short else self._clauses(
-            [r for r in here if r in segments or not r.along or r.op.startswith("arg")], bool(blocked))
+            [r for r in here if r in segments or not r.along or r.op.startswith("arg")], parts)
         if (lane.symbol in self.colliding and any(isinstance(s, Store) for s in body)) or any(
                 isinstance(s, Scan) and not s.strip for s in body):
             clauses = None
@@ -315,12 +340,11 @@ class NestPrinter(LaneForm):
                 self.add(f"const int64_t {lane.symbol} = base + l;")
             else:
                 self.open(f"for (int64_t {lane.symbol} = {low}; {lane.symbol} < {high}; ++{lane.symbol})")
-            self._add_row(body, bool(blocked) or self._short, f"[{lane.symbol}]" if self._short else "", computed)
+            self._add_row(body, parts or self._short, f"[{lane.symbol}]" if self._short else "", computed)
             self.close(2 if online else 1)
             self._decided = dict(outside)
         self._close_lanes(segments)
-        for reduce in blocks:
-            self.add(f"acc_{reduce.name} {'+' if reduce.op == 'sum' else '*'}= part_{reduce.name};")
+        self._close_parts(blocks)
         if blocked:
             self.close()
 

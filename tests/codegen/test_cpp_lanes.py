@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -84,3 +87,21 @@ def test_a_border_shorter_than_a_step_is_a_rest(unit: tuple[CppUnit, dict]) -> N
         assert f"rf_sum_of<{LANES}>" in print_function(lowered.group.kernel, "kernel")
         sums, exact = library.run(f"bordered {size}", lowered, args)[0].double(), fn(args[0].double())[0]
         assert float(((sums - exact) / exact).abs().max()) < 8 * 2.0**-24
+
+
+def total_and_columns(x: Tensor) -> tuple[Tensor, Tensor]:
+    return (x * 0.3).sum(), x.sum((0, 2))
+
+
+def total_and_product(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.sum(), (x * 10).prod()
+
+
+@pytest.mark.parametrize("fn", [total_and_columns, total_and_product])
+def test_sums_over_several_loops_are_taken_in_parts(fn: Callable, tmp_path: Path) -> None:
+    """So that none has thousands of terms, whose roundings all go to one side where they are equal."""
+    args = (torch.full((160, 34, 2), 0.1),)
+    lowered = lower(fn, *args)
+    total = CppUnit({"fn": lowered}, DiskCache(tmp_path)).run("fn", lowered, args)[0].double()
+    exact = fn(args[0].double())[0]
+    assert float((total - exact).abs() / exact) < 32 * 2.0**-24
