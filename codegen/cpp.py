@@ -331,22 +331,31 @@ class NestPrinter(LaneForm):
                 low, high = "block", f"RF_MIN(block + {blocked}, INT64_C({lane.size}))"
             else:
                 self._decide(lane, first, pieces)
-            if online:
-                self.open(f"for (int64_t base = {low}; base < {high}; base += {ONLINE_LANES})")
-            if clauses is not None:
-                self.add("#pragma omp simd" + clauses)
-            if online:
-                self.open(f"for (int64_t l = 0; l < RF_MIN(INT64_C({ONLINE_LANES}), {high} - base); ++l)")
-                self.add(f"const int64_t {lane.symbol} = base + l;")
-            else:
-                self.open(f"for (int64_t {lane.symbol} = {low}; {lane.symbol} < {high}; ++{lane.symbol})")
-            self._add_row(body, parts or self._short, f"[{lane.symbol}]" if self._short else "", computed)
-            self.close(2 if online else 1)
+            known = self._conditions_before(body, lane, {})
+            for holds in (True, False) if known else (True,):  # under a condition that all share g++ adds one by one
+                if known:
+                    self.open(f"if ({' & '.join(known)})" if holds else "else")
+                    self._settle(known, holds)
+                self._print_row_loop(lane, low, high, clauses, online)
+                self._add_row(body, parts or self._short, f"[{lane.symbol}]" if self._short else "", computed)
+                self.close((2 if online else 1) + bool(known))
             self._decided = dict(outside)
         self._close_lanes(segments)
         self._close_parts(blocks)
         if blocked:
             self.close()
+
+    def _print_row_loop(self, lane: Axis, low: str, high: str, clauses: str | None, online: bool) -> None:
+        """Open the loop over ``[low, high)`` of a row: two loops, for lanes of their own, where a sum is online."""
+        if online:
+            self.open(f"for (int64_t base = {low}; base < {high}; base += {ONLINE_LANES})")
+        if clauses is not None:
+            self.add("#pragma omp simd" + clauses)
+        if online:
+            self.open(f"for (int64_t l = 0; l < RF_MIN(INT64_C({ONLINE_LANES}), {high} - base); ++l)")
+            self.add(f"const int64_t {lane.symbol} = base + l;")
+        else:
+            self.open(f"for (int64_t {lane.symbol} = {low}; {lane.symbol} < {high}; ++{lane.symbol})")
 
     def _add_row(self, body: Sequence[Stmt], parts: bool, place: str, computed: set[str]) -> None:
         """The statements at one point of a row: sums to ``parts`` or accumulators, at ``place`` in an array of them."""

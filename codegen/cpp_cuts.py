@@ -100,6 +100,11 @@ class CutLoops(ColumnForm):
         place = f"{stmt.buffer}[{stmt.mask} ? {self.spell_index(stmt.index)} : 0]"
         return f"rf_chosen({stmt.mask}, {self.widen(stmt, place)}, {literal(stmt.other, stmt.dtype)})"
 
+    def _settle(self, conditions: Sequence[str], hold: bool) -> None:
+        """Where all of ``conditions`` hold, or not all: then a single one doesn't."""
+        if hold or len(conditions) == 1:
+            self.add("const bool " + ", ".join(f"{name} = {str(hold).lower()}" for name in conditions) + ";")
+
     def _opposites(self, conditions: Sequence[str]) -> tuple[str, str] | None:
         """Two of ``conditions`` of which always exactly one holds: the sides of a concatenation."""
         made = {s.name: s for s in self.nest.body if not isinstance(s, Store)}

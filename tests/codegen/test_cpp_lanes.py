@@ -105,3 +105,18 @@ def test_sums_over_several_loops_are_taken_in_parts(fn: Callable, tmp_path: Path
     total = CppUnit({"fn": lowered}, DiskCache(tmp_path)).run("fn", lowered, args)[0].double()
     exact = fn(args[0].double())[0]
     assert float((total - exact).abs() / exact) < 32 * 2.0**-24
+
+
+def test_a_condition_that_a_row_shares_is_asked_before_its_loop(tmp_path: Path) -> None:
+    """Within it g++ adds one number after the other, with a condition on the row and results as long as it."""
+    def fn(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        padded = F.pad(x, (0, 1, 2, -1), value=-2.0)
+        return (padded * 0.3 + a).sum(-1), padded
+
+    args = torch.randn(2, 2048), torch.tensor([3.1])
+    lowered = lower(fn, *args)
+    text = print_function(lowered.group.kernel, "kernel")
+    assert "= true;" in text.split("#pragma omp simd")[0]
+    sums, exact = (CppUnit({"fn": lowered}, DiskCache(tmp_path)).run("fn", lowered, args)[0].double(),
+                   fn(*[x.double() for x in args])[0])
+    assert float(((sums - exact) / exact).abs().max()) < 32 * 2.0**-24
