@@ -12,6 +12,7 @@ from math import prod
 import torch
 from sympy import Integer
 
+from .cpp_cuts import MIN_PIECE
 from .cpp_held import held_values, hosting_stores, shared_row_values
 from .cpp_lanes import LaneForm
 from .cpp_prefetch import PREFETCH_LANES, PREFETCH_ROW
@@ -28,6 +29,8 @@ SHORT_LANES = 256
 LANES_APART = 4
 #: Sums are accumulated in blocks of this many terms, so that float32 keeps its precision over long rows.
 SUM_BLOCK = 4096
+#: Most terms of several loops that one accumulator takes, for the same reason.
+LOOP_TERMS = 1024
 
 
 class NestPrinter(LaneForm):
@@ -38,6 +41,7 @@ class NestPrinter(LaneForm):
         self.schedule = schedule
         self.inner = inner_values(nest)
         self.column = self._column_axis()
+        self._vector = self.column or nest.axes[-1] if nest.axes else None
         self.held = frozenset[str]() if self.column else held_values(nest, self.phases)
         self.hosts = hosting_stores(kernel, nest, self.phases, self.held)
         self.shared_rows = (
@@ -45,6 +49,7 @@ class NestPrinter(LaneForm):
         self._wanted: frozenset[str] = frozenset()
         self._read_back: frozenset[str] = frozenset()
         self._short = False
+        self._parts_at: int | None = None
 
     # -- choices ------------------------------------------------------------------------------------------------
 
@@ -117,13 +122,6 @@ class NestPrinter(LaneForm):
             self._print_finale()
         self.close(opened)
 
-    def _invariant(self, stmt: Stmt) -> bool:
-        """Whether a statement gives the same for every row."""
-        if isinstance(stmt, Store):
-            return False
-        parallel = {a.symbol for a in self.nest.parallel}
-        return not self.nest.scopes[stmt.value if isinstance(stmt, Reduce) else stmt.name] & parallel
-
     def _leading_invariant(self) -> int:
         """How many phases there are up to the last of the leading sweeps that are the same for every row."""
         count = 0
@@ -186,39 +184,33 @@ class NestPrinter(LaneForm):
         return name in later or any(self._needs(n, later, made) for n in operands(made[name]))
 
     def _print_pointwise(self, parallel: list[Axis]) -> None:
-        lane = parallel[-1]
+        lane, smallest = parallel[-1], MIN_PIECE
         opened, chunked = self._threads(parallel[:-1], lane)
-        body = self.phases[0].body
-        levels = self._by_depth(body, [*self._rest, lane])
-        apart = lane.size <= LANES_APART and bool(self._rest) and not self.colliding
-        for k, statements in enumerate(levels[:-1]):
+        body, loops = self.phases[0].body, [*self._rest, lane]
+        levels = self._by_depth(body, loops)
+        points = levels.pop()
+        if lane.size <= LANES_APART and self._rest and not self.colliding:
+            points = [*levels.pop(), *points]
+            self._written_out, smallest = loops.pop(), 1
+            lane = self._vector = loops[-1]
+        for axis, statements in zip(loops, levels):
             self.add_all(statements)
-            if k < len(self._rest):
-                if apart and k == len(self._rest) - 1:
-                    self.add("#pragma omp simd")
-                self.open(self._loop(self._rest[k]))
+            if axis is not lane:
+                self.open(self._loop(axis))
                 opened += 1
-        if apart:
-            for k in range(lane.size):
-                self.open("")
-                self.add(f"const int64_t {lane.symbol} = {k};")
-                self.add_all(levels[-1])
-                self.close()
-            self.close(opened)
-            return
-        pieces = self._pieces(lane, body)
+        pieces = self._pieces(lane, body, smallest)
         for low, high in pieces:
             self._decide(lane, low, pieces)
             first, last = str(low), str(high)
             if chunked:
                 first = "begin" if low == 0 else f"RF_MAX(begin, INT64_C({low}))"
                 last = "end" if high == lane.size else f"RF_MIN(end, INT64_C({high}))"
-            streams = self._lane_streams(levels[-1], lane, high - low)
+            streams = [] if self._written_out else self._lane_streams(points, lane, high - low)
             if streams:
                 self.open(f"for (int64_t block = {first}; block < {last}; block += {PREFETCH_LANES})")
                 self._prefetch(streams, lane, "block", PREFETCH_LANES)
                 first, last = "block", f"RF_MIN(block + {PREFETCH_LANES}, {last})"
-            self._print_points(lane, first, last, levels[-1])
+            self._print_points(lane, first, last, points)
             self.close(bool(streams))
         self._decided = {}
         self.close(opened)
@@ -242,6 +234,7 @@ class NestPrinter(LaneForm):
         for reduce in phase.reduces if self._short else ():
             self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name}[{axes[-1].size}];")
             self.add(f"for (int64_t l = 0; l < {axes[-1].size}; ++l) part_{reduce.name}[l] = {self._start(reduce)};")
+        self._parts_at = None if blocked or self._short or self._apart else self._loop_of_parts(phase, axes)
         self._sweep_loops(phase, axes, self._by_depth(body, axes), 0, blocked, computed)
         for reduce in phase.reduces:
             if self._short:
@@ -253,7 +246,17 @@ class NestPrinter(LaneForm):
                 self._finish_segments(reduce)
             else:
                 self._finish(reduce, self._apart)
-        self._short, self._apart = False, None
+        self._short, self._apart, self._parts_at = False, None, None
+
+    def _loop_of_parts(self, phase: Phase, axes: list[Axis]) -> int | None:
+        """Which of several loops begins a part of a row's sums, so that neither it nor the row has many terms."""
+        terms = [a.size for a in axes]
+        if prod(terms) <= LOOP_TERMS or not any(r.dtype.is_floating_point for r in self._whole_sums(phase)):
+            return None
+        return min(range(1, len(axes)), key=lambda k: max(prod(terms[:k]), prod(terms[k:])), default=None)
+
+    def _whole_sums(self, phase: Phase) -> list[Reduce]:
+        return [r for r in phase.reduces if r.op in ("sum", "prod") and not r.along]
 
     def _sweep_loops(self, phase: Phase, axes: list[Axis], levels: list[list[Stmt]], k: int, blocked: int,
                      computed: set[str]) -> None:
@@ -264,16 +267,27 @@ class NestPrinter(LaneForm):
             else:
                 self.add(self.line(stmt))
         axis, outside = axes[k], dict(self._decided)
+        parts = self._whole_sums(phase) if k == self._parts_at else []
+        self._open_parts(parts)
         if k == len(axes) - 1:
             self._lane_loops(phase, axis, levels[-1], blocked, computed)
-            return
-        pieces = self._pieces(axis, [s for level in levels[k + 1:] for s in level], smallest=1)
-        for low, high in pieces:
-            self._decide(axis, low, pieces)
-            self.open(f"for (int64_t {axis.symbol} = {low}; {axis.symbol} < {high}; ++{axis.symbol})")
-            self._sweep_loops(phase, axes, levels, k + 1, blocked, computed)
-            self.close()
-            self._decided = dict(outside)
+        else:
+            pieces = self._pieces(axis, [s for level in levels[k + 1:] for s in level], smallest=1)
+            for low, high in pieces:
+                self._decide(axis, low, pieces)
+                self.open(f"for (int64_t {axis.symbol} = {low}; {axis.symbol} < {high}; ++{axis.symbol})")
+                self._sweep_loops(phase, axes, levels, k + 1, blocked, computed)
+                self.close()
+                self._decided = dict(outside)
+        self._close_parts(parts)
+
+    def _open_parts(self, reduces: Sequence[Reduce]) -> None:
+        for reduce in reduces:
+            self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name} = {self._start(reduce)};")
+
+    def _close_parts(self, reduces: Sequence[Reduce]) -> None:
+        for reduce in reduces:
+            self.add(f"acc_{reduce.name} {'+' if reduce.op == 'sum' else '*'}= part_{reduce.name};")
 
     def _lane_loops(self, phase: Phase, lane: Axis, body: list[Stmt], blocked: int, computed: set[str]) -> None:
         """The innermost loop over a row, in pieces, or in blocks whose partial sums keep float32's precision."""
@@ -302,11 +316,11 @@ class NestPrinter(LaneForm):
             pieces = [(0, lane.size)]
         if streams:
             self._prefetch(streams, lane, "block" if blocked else "0", min(blocked or lane.size, lane.size))
-        for reduce in blocks:
-            self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name} = {self._start(reduce)};")
+        self._open_parts(blocks)
+        parts = bool(blocked) or self._parts_at is not None
         self._open_lanes(segments)
         clauses = "" if self._short else self._clauses(
-            [r for r in here if r in segments or not r.along or r.op.startswith("arg")], bool(blocked))
+            [r for r in here if r in segments or not r.along or r.op.startswith("arg")], parts)
         if (lane.symbol in self.colliding and any(isinstance(s, Store) for s in body)) or any(
                 isinstance(s, Scan) and not s.strip for s in body):
             clauses = None
@@ -317,23 +331,31 @@ class NestPrinter(LaneForm):
                 low, high = "block", f"RF_MIN(block + {blocked}, INT64_C({lane.size}))"
             else:
                 self._decide(lane, first, pieces)
-            if online:
-                self.open(f"for (int64_t base = {low}; base < {high}; base += {ONLINE_LANES})")
-            if clauses is not None:
-                self.add("#pragma omp simd" + clauses)
-            if online:
-                self.open(f"for (int64_t l = 0; l < RF_MIN(INT64_C({ONLINE_LANES}), {high} - base); ++l)")
-                self.add(f"const int64_t {lane.symbol} = base + l;")
-            else:
-                self.open(f"for (int64_t {lane.symbol} = {low}; {lane.symbol} < {high}; ++{lane.symbol})")
-            self._add_row(body, bool(blocked) or self._short, f"[{lane.symbol}]" if self._short else "", computed)
-            self.close(2 if online else 1)
+            known = self._conditions_before(body, lane, {})
+            for holds in (True, False) if known else (True,):  # under a condition that all share g++ adds one by one
+                if known:
+                    self.open(f"if ({' & '.join(known)})" if holds else "else")
+                    self._settle(known, holds)
+                self._print_row_loop(lane, low, high, clauses, online)
+                self._add_row(body, parts or self._short, f"[{lane.symbol}]" if self._short else "", computed)
+                self.close((2 if online else 1) + bool(known))
             self._decided = dict(outside)
         self._close_lanes(segments)
-        for reduce in blocks:
-            self.add(f"acc_{reduce.name} {'+' if reduce.op == 'sum' else '*'}= part_{reduce.name};")
+        self._close_parts(blocks)
         if blocked:
             self.close()
+
+    def _print_row_loop(self, lane: Axis, low: str, high: str, clauses: str | None, online: bool) -> None:
+        """Open the loop over ``[low, high)`` of a row: two loops, for lanes of their own, where a sum is online."""
+        if online:
+            self.open(f"for (int64_t base = {low}; base < {high}; base += {ONLINE_LANES})")
+        if clauses is not None:
+            self.add("#pragma omp simd" + clauses)
+        if online:
+            self.open(f"for (int64_t l = 0; l < RF_MIN(INT64_C({ONLINE_LANES}), {high} - base); ++l)")
+            self.add(f"const int64_t {lane.symbol} = base + l;")
+        else:
+            self.open(f"for (int64_t {lane.symbol} = {low}; {lane.symbol} < {high}; ++{lane.symbol})")
 
     def _add_row(self, body: Sequence[Stmt], parts: bool, place: str, computed: set[str]) -> None:
         """The statements at one point of a row: sums to ``parts`` or accumulators, at ``place`` in an array of them."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from .cpp_columns import ColumnForm
+from .cpp_spelling import literal
 from .index import affine
 from .ir import Axis, Compute, Const, Index, Kernel, Load, Nest, Stmt, Store
 
@@ -18,7 +19,11 @@ _OPPOSITE = {"lt": "ge", "ge": "lt", "le": "gt", "gt": "le"}
 
 
 class CutLoops(ColumnForm):
-    """Knows where conditions change along an axis, and prints those that are decided as constants."""
+    """Knows where conditions change along an axis, and prints those that are decided as constants. ``_vector`` is the
+    axis whose loop is vectorised, ``_written_out`` a short one inside of it."""
+
+    _vector: Axis | None = None
+    _written_out: Axis | None = None
 
     def __init__(self, kernel: Kernel, nest: Nest) -> None:
         super().__init__(kernel, nest)
@@ -62,6 +67,7 @@ class CutLoops(ColumnForm):
         ``lane`` and not ``settled`` yet: where all hold, as they do away from the border of what is padded, the loop
         needs none of them. A load under a condition that is the same for all lanes isn't vectorised."""
         made = {s.name: s for s in self.nest.body if not isinstance(s, Store)}
+        inside = {a.symbol for a in (lane, self._written_out) if a is not None}
         work = [s.mask for s in body if isinstance(s, Load) and s.mask is not None]
         found: dict[str, None] = {}
         while work:
@@ -69,11 +75,35 @@ class CutLoops(ColumnForm):
             stmt = made[name]
             if name in found or name in settled or name in self._decided:
                 continue
-            if lane.symbol not in self.nest.scopes[name]:
+            if not self.nest.scopes[name] & inside:
                 found[name] = None
             if isinstance(stmt, Compute) and stmt.op == "and":
                 work.extend(stmt.args)
         return list(found)
+
+    def _changes_along(self, condition: str, axis: Axis) -> bool:
+        """Whether a condition changes along an axis, as far as it isn't decided."""
+        if condition in self._decided or axis.symbol not in self.nest.scopes[condition]:
+            return False
+        stmt = next(s for s in self.nest.body if not isinstance(s, Store) and s.name == condition)
+        if isinstance(stmt, Compute) and stmt.op == "and":
+            return any(self._changes_along(a, axis) for a in stmt.args)
+        return True
+
+    def spell_load(self, stmt: Load) -> str:
+        """Loads that lie side by side and are vectorised as one must not be conditional: g++ 12 gives all of their
+        vectors the condition of the first. Those choose their place instead."""
+        axis = self._vector
+        if (axis is None or stmt.mask is None or abs(affine(stmt.index)[0].get(axis.symbol, 0)) < 2
+                or not self._changes_along(stmt.mask, axis)):
+            return super().spell_load(stmt)
+        place = f"{stmt.buffer}[{stmt.mask} ? {self.spell_index(stmt.index)} : 0]"
+        return f"rf_chosen({stmt.mask}, {self.widen(stmt, place)}, {literal(stmt.other, stmt.dtype)})"
+
+    def _settle(self, conditions: Sequence[str], hold: bool) -> None:
+        """Where all of ``conditions`` hold, or not all: then a single one doesn't."""
+        if hold or len(conditions) == 1:
+            self.add("const bool " + ", ".join(f"{name} = {str(hold).lower()}" for name in conditions) + ";")
 
     def _opposites(self, conditions: Sequence[str]) -> tuple[str, str] | None:
         """Two of ``conditions`` of which always exactly one holds: the sides of a concatenation."""
@@ -127,8 +157,21 @@ class CutLoops(ColumnForm):
         if lane.symbol not in self.colliding:
             self.add("#pragma omp simd")
         self.open(f"for (int64_t {lane.symbol} = {first}; {lane.symbol} < {last}; ++{lane.symbol})")
-        self.add_all(body)
+        if self._written_out is None:
+            self.add_all(body)
+        else:
+            self._write_out(self._written_out, body)
         self.close()
+
+    def _write_out(self, short: Axis, body: Sequence[Stmt]) -> None:
+        """The points of a short axis one after the other."""
+        once, each = self._by_depth(body, [short])
+        self.add_all(once)
+        for k in range(short.size):
+            self.open("")
+            self.add(f"const int64_t {short.symbol} = {k};")
+            self.add_all(each)
+            self.close()
 
     def _decide(self, axis: Axis, low: int, pieces: list[tuple[int, int]]) -> None:
         """Fix the conditions that hold throughout the piece that begins at ``low``."""

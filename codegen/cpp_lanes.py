@@ -46,15 +46,27 @@ class LaneForm(Prefetching):
             return None
         touched = {self.kernel.buffer(s.buffer).dtype.itemsize for s in body if isinstance(s, Load | Store)}
         lanes = BYTE_LANES if 1 in touched else LANES
-        return lanes if all(lane_block(high - low, lanes) for low, high in pieces) else None
+        steps = [high - low for low, high in pieces if high - low >= lanes]  # a shorter piece is all rest
+        return lanes if steps and all(lane_block(size, lanes) for size in steps) else None
 
     def _print_apart(self, reduces: Sequence[Reduce], lane: Axis, lanes: int, piece: tuple[int, int],
                      streams: Sequence[Stream], print_body: Callable[[bool], None]) -> None:
         """The loops over one piece of a row: blocks of steps over the lanes, then what is left over of a step.
         ``print_body`` prints the statements, told whether sums go to parts, as those of ``reduces`` do in long rows."""
         low, high = piece
-        block = lane_block(high - low, lanes)
         whole = low + (high - low) // lanes * lanes
+        if low < whole:
+            self._print_blocks(reduces, lane, lanes, (low, whole), streams, print_body)
+        if whole < high:
+            self._open_step(lane, high - whole, str(whole))
+            print_body(False)
+            self.close()
+
+    def _print_blocks(self, reduces: Sequence[Reduce], lane: Axis, lanes: int, piece: tuple[int, int],
+                      streams: Sequence[Stream], print_body: Callable[[bool], None]) -> None:
+        """The loops over whole steps of a row."""
+        low, whole = piece
+        block = lane_block(whole - low, lanes)
         blocks = [r for r in reduces if whole - low > block and r.op in ("sum", "prod")]
         first, last = str(low), str(whole)
         if whole - low > block:
@@ -75,10 +87,6 @@ class LaneForm(Prefetching):
             self.add("#pragma omp simd")
             self.add(f"for (int64_t l = 0; l < {lanes}; ++l) acc_{reduce.name}[l] {sign}= part_{reduce.name}[l];")
         self.close(whole - low > block)
-        if whole < high:
-            self._open_step(lane, high - whole, str(whole))
-            print_body(False)
-            self.close()
 
     def _open_step(self, lane: Axis, lanes: int, start: str) -> None:
         self.add("#pragma omp simd")

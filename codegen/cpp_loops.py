@@ -102,6 +102,13 @@ class LoopWriter(CppStatements):
             return frozenset(a.symbol for a in self.nest.axes)
         return self.nest.scopes[stmt.name]
 
+    def _invariant(self, stmt: Stmt) -> bool:
+        """Whether a statement gives the same for every row."""
+        if isinstance(stmt, Store):
+            return False
+        parallel = {a.symbol for a in self.nest.parallel}
+        return not self.nest.scopes[stmt.value if isinstance(stmt, Reduce) else stmt.name] & parallel
+
     def _by_depth(self, body: Sequence[Stmt], loops: Sequence[Axis]) -> list[list[Stmt]]:
         """``body`` sorted by the innermost of ``loops`` that each statement varies over; entry 0 is outside of all."""
         result: list[list[Stmt]] = [[] for _ in range(len(loops) + 1)]

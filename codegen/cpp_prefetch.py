@@ -84,6 +84,8 @@ class Prefetching(StripForm):
                        for s in body)
         if in_order or not self.nest.parallel or not any(phase is p for p in sweeps):
             return []
+        if all(map(self._invariant, phase.body)):  # printed once and before the rows, it has none to be ahead of
+            return []
         return [*self._next_row(phase, sweeps, body, lane), *self._stored_next(phase, sweeps, lane)]
 
     def _stored_next(self, phase: Phase, sweeps: Sequence[Phase], lane: Axis) -> list[Stream]:

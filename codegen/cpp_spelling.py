@@ -88,6 +88,7 @@ template <typename To, typename From> static inline To rf_same_bits(From x) {
 // is the processor's instruction, which keeps a NaN on the left; the second is none where the right is a constant.
 template <typename T> static inline T rf_max(T a, T b) { const T m = a < b ? b : a; return b != b ? b : m; }
 template <typename T> static inline T rf_min(T a, T b) { const T m = a > b ? b : a; return b != b ? b : m; }
+template <typename T> static inline T rf_chosen(bool first, T a, T b) { return first ? a : b; }
 static inline double rf_logaddexp(double a, double b) {  // equal infinities have no distance
   return rf_max(a, b) + __builtin_log1p(__builtin_exp(a == b ? 0.0 : -__builtin_fabs(a - b)));
 }
@@ -341,9 +342,12 @@ class CppStatements(Printer):
     def spell_index_value(self, stmt: Index) -> str:
         return f"({COMPUTE[stmt.dtype]})({self.spell_index(stmt.expr)})"
 
+    def widen(self, stmt: Load, element: str) -> str:
+        """The element of memory that a load reads, in the type it is computed in."""
+        return WIDEN.get(self.kernel.buffer(stmt.buffer).dtype, "{}").format(element)
+
     def spell_load(self, stmt: Load) -> str:
-        dtype = self.kernel.buffer(stmt.buffer).dtype
-        text = WIDEN.get(dtype, "{}").format(f"{stmt.buffer}[{self.spell_index(stmt.index)}]")
+        text = self.widen(stmt, f"{stmt.buffer}[{self.spell_index(stmt.index)}]")
         return text if stmt.mask is None else f"{stmt.mask} ? {text} : {literal(stmt.other, stmt.dtype)}"
 
     def spell_store(self, stmt: Store) -> str:

@@ -41,6 +41,12 @@ def windows(x: Tensor) -> Tensor:
     return x.view(n, h // 2, 2, w // 3, 3, c).transpose(2, 3).contiguous()
 
 
+def in_threes(x: Tensor) -> Tensor:
+    """Elements of padded rows that lie side by side, each with a computation of its own."""
+    padded = F.pad(x, (8, 8))
+    return torch.stack([padded[:, ::3] * 2 + 1, padded[:, 1::3] * 3 + 1, padded[:, 2::3] * 3 + 4], -1)
+
+
 def few(op: str) -> Callable[[Tensor], Tensor]:
     """Rows of 33 elements, each of which is reduced from three."""
     def fn(x: Tensor) -> Tensor:
@@ -149,6 +155,9 @@ for op in ("sum", "mean", "prod", "amax", "amin", "any", "all"):
     case(f"few_{op}", few(op), (5, 3, 33))
 case("pad", lambda x: F.pad(x, (1, 2, 3, 0), value=2.5) * 2, (5, 3))
 case("pad_negative", lambda x: F.pad(x, (-1, 2, 1, -2)), (5, 7))
+case("pad_few_channels", lambda x: F.pad(x, (0, 1, 2, -1), value=2.0), (9, 9, 8, 3))
+case("pad_images", lambda x: F.pad(x, (0, 0, 1, 1, 1, 1)).relu(), (8, 9, 9, 3))
+case("pad_in_threes", in_threes, (70, 8))
 case("pad_away", lambda x: F.pad(x, (-3, 4)), (5, 3))
 case("slice_steps", lambda x: x[1:9:3, ::2] * 2, (11, 7))
 case("slice_from_end", lambda x: x[-4:-1] + x[:3], (11, 7))

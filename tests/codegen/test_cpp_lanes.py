@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -32,6 +35,11 @@ def around(x: Tensor) -> Tensor:
     return F.pad(x, (40, 40)).square().sum(-1)
 
 
+def bordered(x: Tensor) -> tuple[Tensor, Tensor]:
+    padded = F.pad(x, (2, 1, 2, -1), value=-2.0)
+    return (padded * 0.3 + 3.1).sum(-1), padded.amax(-1)
+
+
 @pytest.fixture(scope="module")
 def unit(tmp_path_factory) -> tuple[CppUnit, dict]:
     calls = {}
@@ -41,12 +49,12 @@ def unit(tmp_path_factory) -> tuple[CppUnit, dict]:
         odd[1, 0], odd[2, -1], odd[3, size // 2], odd[4] = torch.nan, torch.nan, -torch.inf, torch.nan
         calls |= {f"moments {size}": (moments, (x,)), f"half {size}": (moments, (x.bfloat16().float(),)),
                   f"extremes {size}": (extremes, (odd,)), f"masked {size}": (masked, (x, x > 1)),
-                  f"around {size}": (around, (x,))}
+                  f"around {size}": (around, (x,)), f"bordered {size}": (bordered, (x[:2],))}
     lowered = {n: lower(fn, *args) for n, (fn, args) in calls.items()}
     return CppUnit(lowered, DiskCache(tmp_path_factory.mktemp("kernels"))), {n: (*calls[n], lowered[n]) for n in calls}
 
 
-@pytest.mark.parametrize("what", ["moments", "half", "extremes", "masked", "around"])
+@pytest.mark.parametrize("what", ["moments", "half", "extremes", "masked", "around", "bordered"])
 def test_rows_of_any_length(unit: tuple[CppUnit, dict], what: str) -> None:
     library, calls = unit
     for size in SIZES:
@@ -69,3 +77,46 @@ def test_lanes_are_as_many_as_the_narrowest_type_has() -> None:
     assert f"[{LANES}]" in print_function(lower(moments, x).group.kernel, "kernel")
     assert f"[{BYTE_LANES}]" in print_function(lower(masked, x, x > 0).group.kernel, "kernel")
     assert "_of<" not in print_function(lower(moments, torch.randn(4, 1000)).group.kernel, "kernel")
+
+
+def test_a_border_shorter_than_a_step_is_a_rest(unit: tuple[CppUnit, dict]) -> None:
+    """Sums of equal numbers go by lane whatever g++ makes of their loop: one after the other they round to one side."""
+    library, calls = unit
+    for size in (32, 512, 768, 4096):
+        fn, args, lowered = calls[f"bordered {size}"]
+        assert f"rf_sum_of<{LANES}>" in print_function(lowered.group.kernel, "kernel")
+        sums, exact = library.run(f"bordered {size}", lowered, args)[0].double(), fn(args[0].double())[0]
+        assert float(((sums - exact) / exact).abs().max()) < 8 * 2.0**-24
+
+
+def total_and_columns(x: Tensor) -> tuple[Tensor, Tensor]:
+    return (x * 0.3).sum(), x.sum((0, 2))
+
+
+def total_and_product(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.sum(), (x * 10).prod()
+
+
+@pytest.mark.parametrize("fn", [total_and_columns, total_and_product])
+def test_sums_over_several_loops_are_taken_in_parts(fn: Callable, tmp_path: Path) -> None:
+    """So that none has thousands of terms, whose roundings all go to one side where they are equal."""
+    args = (torch.full((160, 34, 2), 0.1),)
+    lowered = lower(fn, *args)
+    total = CppUnit({"fn": lowered}, DiskCache(tmp_path)).run("fn", lowered, args)[0].double()
+    exact = fn(args[0].double())[0]
+    assert float((total - exact).abs() / exact) < 32 * 2.0**-24
+
+
+def test_a_condition_that_a_row_shares_is_asked_before_its_loop(tmp_path: Path) -> None:
+    """Within it g++ adds one number after the other, with a condition on the row and results as long as it."""
+    def fn(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        padded = F.pad(x, (0, 1, 2, -1), value=-2.0)
+        return (padded * 0.3 + a).sum(-1), padded
+
+    args = torch.randn(2, 2048), torch.tensor([3.1])
+    lowered = lower(fn, *args)
+    text = print_function(lowered.group.kernel, "kernel")
+    assert "= true;" in text.split("#pragma omp simd")[0]
+    sums, exact = (CppUnit({"fn": lowered}, DiskCache(tmp_path)).run("fn", lowered, args)[0].double(),
+                   fn(*[x.double() for x in args])[0])
+    assert float(((sums - exact) / exact).abs().max()) < 32 * 2.0**-24

@@ -309,6 +309,14 @@ def test_columns_of_equal_rows_are_summed() -> None:
     same_as_eager(fn, randn((15, 16, 3)))
 
 
+def test_rows_that_are_all_equal_are_reduced_before_the_first() -> None:
+    """Once for all of them, where no row's place is known to ask memory for."""
+    def fn(x: Tensor) -> Tensor:
+        return F.rms_norm(x.expand(9, 64) * 2, [64])
+
+    same_as_eager(fn, randn((1,)))
+
+
 def test_gradient_through_a_transposed_number() -> None:
     def fn(x: Tensor) -> Any:
         y = (x * x.norm().transpose(0, 0)).sum()
