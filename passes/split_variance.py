@@ -42,8 +42,8 @@ class _Variance:
 
 
 def split_variance_pass(programs: int, row_elements: int, row_bytes: int) -> Pass:
-    """The pass for a device that needs ``programs`` concurrent programs and keeps ``row_elements`` of float32 on chip, or
-    a row of ``row_bytes`` in memory."""
+    """The pass for a device that needs ``programs`` concurrent programs and keeps ``row_elements`` of float32 on chip,
+    or a row of ``row_bytes`` in memory."""
     run = functools.partial(split_variance, programs=programs, row_elements=row_elements, row_bytes=row_bytes)
     return Pass("split_variance", run, split_variance.__doc__ or "")
 
