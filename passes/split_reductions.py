@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -41,8 +42,17 @@ RUNNING = 2
 #: Fewest rows of a strip, so that its column sums are small beside what it reads, and most, so that sums keep float32's
 #: precision.
 SHORTEST_STRIP, LONGEST_STRIP = 8, 512
+#: Operators between a mean and the variance that needs it, at most.
+MOST_STEPS = 6
+#: Longest rows, with room for powers of two, of which segments are reduced on the way: a few values of each element are
+#: kept in registers.
+SEGMENTED_ROW = 8192
 _OPS = {"aten.sum": aten.sum.dim_IntList, "aten.mean": aten.sum.dim_IntList, "aten.amax": aten.amax.default,
         "aten.amin": aten.amin.default}
+
+
+#: Pairs of a number of rows and how many elements each has.
+_Rows = frozenset[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -58,9 +68,10 @@ class Split:
 
 @dataclass(frozen=True)
 class _RowsFirst:
-    """Reduce the last of the reduced ``dims`` before the others."""
+    """Reduce the last ``along`` of the reduced ``dims`` before the others."""
 
     dims: tuple[int, ...]
+    along: int
 
 
 def split_reductions_pass(programs: int) -> Pass:
@@ -75,7 +86,7 @@ def split_reductions(gm: GraphModule, programs: int) -> GraphModule:
     Requires: ``meta["val"]`` fake tensors with concrete sizes (others are left alone). Ensures: equal sizes, dtype and
     strides of every value; sums accumulate in float32 between the stages where the input is narrower.
     """
-    meeting = _rows_reduced(gm)
+    meeting, wide = _rows_reduced(gm)
     mode = detect_fake_mode([node.meta.get("val") for node in gm.graph.nodes])
     if mode is None:
         return gm
@@ -84,7 +95,7 @@ def split_reductions(gm: GraphModule, programs: int) -> GraphModule:
         name = packet_name(node.target) if node.op == "call_function" else ""
         if name not in _OPS or _scanned(node):
             continue
-        plan = _strips(node, programs, meeting) or _rows_first(node, meeting) or split_of(node, programs)
+        plan = _strips(node, programs, meeting) or _rows_first(node, meeting, wide) or split_of(node, programs)
         if plan is not None:
             rest = _rewrite(gm, node, name, plan, mode)
             count += 1
@@ -103,48 +114,91 @@ def _scanned(node: Node) -> bool:
         _reduced(node, source.dim()) == (argument(u, "dim") % source.dim(),) for u in scans)
 
 
-def _rows_reduced(gm: GraphModule) -> frozenset[tuple[int, ...]]:
-    """Shapes ``(rows, columns)`` of what the graph reduces along rows."""
-    found = set()
+def _rows_reduced(gm: GraphModule) -> tuple[_Rows, _Rows]:
+    """Numbers and sizes of the rows that the graph reduces: those of one dimension, and those of several."""
+    rows, wide = set[tuple[int, int]](), set[tuple[int, int]]()
     for node in gm.graph.nodes:
         if node.op == "call_function" and packet_name(node.target) in _OPS:
             source = tensor_meta(node.args[0])
             if source is None or source.dim() < 2 or not is_concrete((*source.shape, *source.stride())):
                 continue
-            if _reduced(node, source.dim()) == (source.dim() - 1,) and source.stride(-1) == 1:
-                found.add((prod(source.shape[:-1]), source.shape[-1]))
-    return frozenset(found)
+            dims = _reduced(node, source.dim())
+            along = _trailing(dims, source.dim())
+            if along != len(dims) or not 0 < along < source.dim() or source.stride(-1) != 1:
+                continue
+            if along == 1:
+                rows.add((prod(source.shape[:-1]), source.shape[-1]))
+            elif source.is_contiguous():
+                wide.add((prod(source.shape[:-along]), prod(source.shape[-along:])))
+    return frozenset(rows), frozenset(wide)
 
 
-def _strips(node: Node, programs: int, meeting: frozenset[tuple[int, ...]]) -> Split | None:
+def _strips(node: Node, programs: int, meeting: _Rows) -> Split | None:
     """The cut of a sum down columns whose rows are reduced, too; None for any other, and where no number of strips
     near that of programs divides the rows."""
     source, result = tensor_meta(node.args[0]), tensor_meta(node)
     if source is None or result is None or not is_concrete((*source.shape, *source.stride())) or source.dim() < 2:
         return None
     dims, rows = _reduced(node, source.dim()), prod(source.shape[:-1])
-    if packet_name(node.target) not in ("aten.sum", "aten.mean") or dims != tuple(range(source.dim() - 1)):
+    if packet_name(node.target) not in ("aten.sum", "aten.mean") or not dims or (
+            dims != tuple(range(dims[0], source.dim() - 1))):
         return None
-    if (rows, source.shape[-1]) not in meeting or source.stride(-1) != 1:
+    if (rows, source.shape[-1]) not in meeting or source.stride(-1) != 1 or (dims[0] > 0 and _in_two_sweeps(node)):
         return None
     dim = max(dims, key=lambda d: source.shape[d])
     size = source.shape[dim]
-    wanted = max(programs // RUNNING, rows // LONGEST_STRIP)
-    parts = max((p for p in range(1, min(wanted, size) + 1) if size % p == 0), default=1)
-    if parts < max(wanted // 2, 2) or rows // parts < SHORTEST_STRIP:
+    wanted, sums = max(programs // RUNNING, rows // LONGEST_STRIP), prod(source.shape[:dims[0]])
+    parts = max((p for p in range(1, min(-(-wanted // sums), size) + 1) if size % p == 0), default=1)
+    if parts < 2 or sums * parts < wanted // 2 or rows // (sums * parts) < SHORTEST_STRIP:
         return None
     return Split(dims, dim, parts, size // parts, 0)
 
 
-def _rows_first(node: Node, meeting: frozenset[tuple[int, ...]]) -> _RowsFirst | None:
-    """The order for a reduction of rows, and of what is left of each, where the graph reduces such rows."""
+def _in_two_sweeps(node: Node) -> bool:
+    """Whether a sum needs another one of the same shape first, as a variance its mean, or such a one needs it: a strip
+    gives only a part of both."""
+    shape, dims = node.args[0].meta["val"].shape, _reduced(node, node.args[0].meta["val"].dim())  # type: ignore
+
+    def meets(begin: Node, neighbours: Callable[[Node], Iterable[Node]]) -> bool:
+        near, seen = [begin], {begin}
+        for _ in range(MOST_STEPS):
+            near = [n for m in near for n in neighbours(m) if n not in seen]
+            seen.update(near)
+            for n in near:
+                source = tensor_meta(n.args[0]) if packet_name(n.target) in _OPS else None
+                if source is not None and source.shape == shape and _reduced(n, source.dim()) == dims:
+                    return True
+        return False
+
+    return meets(node, lambda n: n.users) or meets(node, lambda n: n.all_input_nodes)
+
+
+def _rows_first(node: Node, meeting: _Rows, wide: _Rows) -> _RowsFirst | None:
+    """The order for a reduction of rows, and of what is left of each, where the graph reduces such rows or such ones of
+    which these are segments, as channels are of a normalised group."""
     source = tensor_meta(node.args[0])
     if source is None or source.dim() < 2 or not is_concrete((*source.shape, *source.stride())) or source.is_complex():
         return None
     dims, last = _reduced(node, source.dim()), source.dim() - 1
     if last not in dims or prod(source.shape[d] for d in dims[:-1]) == 1 or source.stride(-1) != 1:
         return None
-    return _RowsFirst(dims) if (prod(source.shape[:-1]), source.shape[-1]) in meeting else None
+    if (prod(source.shape[:-1]), source.shape[-1]) in meeting:
+        return _RowsFirst(dims, 1)
+    along = _trailing(dims, source.dim())
+    segment = prod(source.shape[-along:])
+    whole = any(rows * row == source.numel() and row % segment == 0 and row > segment
+                and _padded(row // segment) * _padded(segment) <= SEGMENTED_ROW for rows, row in meeting | wide)
+    return _RowsFirst(dims, along) if whole and along < len(dims) and source.is_contiguous() else None
+
+
+def _padded(size: int) -> int:
+    """The power of two that a program's tile has for ``size`` elements."""
+    return 1 << (size - 1).bit_length()
+
+
+def _trailing(dims: tuple[int, ...], rank: int) -> int:
+    """How many of the last dimensions are all in ``dims``."""
+    return next((n for n in range(rank) if rank - 1 - n not in dims), rank)
 
 
 def split_of(node: Node, programs: int) -> Split | None:
@@ -199,7 +253,7 @@ def _rewrite(gm: GraphModule, node: Node, name: str, plan: Split | _RowsFirst, m
     with graph.inserting_before(node):
         current: Any = source
         if isinstance(plan, _RowsFirst):
-            first, second = [plan.dims[-1]], list(plan.dims[:-1])
+            first, second = list(plan.dims[-plan.along:]), list(plan.dims[:-plan.along])
         else:
             if plan.padding:
                 pads = [0, 0] * (value.dim() - 1 - plan.dim) + [0, plan.padding]

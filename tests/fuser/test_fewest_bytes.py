@@ -67,6 +67,21 @@ def gated(x: Tensor, bias: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     return found, found.sum(0)
 
 
+def shifted_norm_backward(x: Tensor, scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What a norm with a scale for each image gives to its input and, summed over the image, to scale and shift."""
+    mean = x.float().mean(-1, keepdim=True)
+    rstd = torch.rsqrt((x.float() - mean).square().mean(-1, keepdim=True) + 1e-6)
+    normal = (x.float() - mean) * rstd
+    wide = grad.float() * (1 + scale[:, None])
+    inner = wide - wide.mean(-1, keepdim=True) - normal * (wide * normal).mean(-1, keepdim=True)
+    return (inner * rstd).to(x.dtype), (grad * normal).sum(1).to(x.dtype), grad.sum(1)
+
+
+def group_norm_backward(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+    mean, rstd = (v.to(x.dtype) for v in torch.native_group_norm(x, weight, None, x.shape[0], 256, 1024, 32, 1e-5)[1:])
+    return torch.ops.aten.native_group_norm_backward(grad, x, mean, rstd, weight, x.shape[0], 256, 1024, 32, [True] * 3)
+
+
 def rare_words(x: Tensor) -> Tensor:
     """Logits without those of a probability below a share of the largest."""
     p = F.softmax(x.float(), -1)
@@ -92,9 +107,11 @@ def normalised_step(p: Tensor, g: Tensor, m: Tensor) -> None:
     (lambda x: F.softmax(x, -1), [(1024, 128256)], 1),
     (divergence, [(1024, 50304), (1024, 50304)], 2),
     (lambda x: F.layer_norm(x, (131072,)), [(1024, 131072)], 1),
+    (shifted_norm_backward, [(16, 1024, 1152), (16, 1152), (16, 1024, 1152)], 2),
+    (group_norm_backward, [(16, 256, 1024), (256,), (16, 256, 1024)], 2),
     (lambda x: (x.float().cumsum(1), x.float().cumsum(1)[:, -1:] * 2), [(8, 4096, 256)], 1),
 ], ids=["channels", "divergence", "router", "windows", "heads", "moments", "loss", "decay", "gated", "vocabulary",
-        "vocabularies", "long rows", "scan and total"])
+        "vocabularies", "long rows", "images", "groups", "scan and total"])
 def test_everything_is_read_and_written_once(fn: Callable, shapes: list[tuple[int, ...]], launches: int) -> None:
     args = [torch.empty(s, dtype=torch.bfloat16, device="meta") for s in shapes]
     target = target_for(get_device("h100"))

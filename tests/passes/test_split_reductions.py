@@ -83,3 +83,44 @@ def test_rows_that_no_number_of_strips_divides_are_left_alone(shape):
     gm = traced(row_and_column, torch.empty(shape))
     before = str(gm.graph)
     assert str(split_reductions(gm, programs=264).graph) == before
+
+
+@pytest.mark.parametrize("shape,dims", [((4, 16, 512), (0, 2)), ((4, 16, 16, 32), (0, 2, 3))])
+def test_segments_of_reduced_rows_are_summed_before_the_rest(shape, dims):
+    """Channels beside their groups: the sums of a channel in each image come first, then those over the images."""
+    def fn(x):
+        return x.view(4, 4, -1).mean(-1), (x * 2).sum(dims)
+
+    gm = split_reductions(traced(fn, torch.randn(shape)), programs=264)
+    gm.recompile()
+    stages = [tuple(n.meta["val"].shape) for n in gm.graph.nodes if "sum" in str(n.target)]
+    assert stages == [(4, 16), (16,)]
+    x = torch.randn(shape)
+    torch.testing.assert_close(gm(x)[1], fn(x.double())[1].float(), atol=1e-4, rtol=1e-5)
+
+
+def test_rows_whose_segments_do_not_fit_are_left_alone():
+    gm = traced(lambda x: (x.view(4, 4, -1).mean(-1), x.sum((0, 2))), torch.randn(4, 20, 1024))
+    assert str(split_reductions(gm, programs=1).graph) == str(gm.graph)
+
+
+def test_columns_of_each_image_are_summed_in_strips_beside_its_rows():
+    gm = split_reductions(traced(lambda x: (x.amax(-1), x.sum(1)), torch.empty(16, 1024, 1152)), programs=264)
+    stages = [tuple(n.meta["val"].shape) for n in gm.graph.nodes if "sum" in str(n.target)]
+    assert stages == [(16, 8, 1152), (16, 1152)]
+
+
+def test_a_mean_and_the_variance_that_needs_it_are_not_summed_in_strips():
+    def fn(x):
+        away = x - x.mean(1, keepdim=True)
+        return x.amax(-1), (away * away).sum(1)
+
+    gm = split_reductions(traced(fn, torch.empty(16, 1024, 1152)), programs=264)
+    assert all(n.meta["val"].shape != (16, 8, 1152) for n in gm.graph.nodes if "sum" in str(n.target))
+
+
+@pytest.mark.parametrize("scan", [lambda x: x.cumsum(1), lambda x: x.cumprod(1)])
+def test_a_total_beside_its_scan_is_left_alone(scan):
+    gm = traced(lambda x: (scan(x), x.sum(1)), torch.empty(8, 4096, 256))
+    assert str(split_reductions(gm, programs=264).graph) == str(gm.graph)
+    assert str(split_reductions(traced(lambda x: x.sum(1), torch.empty(8, 4096, 256)), 264).graph).count("sum") > 1
