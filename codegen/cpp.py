@@ -70,7 +70,7 @@ class NestPrinter(LaneForm):
                     along_row += elements
                 elif row.symbol in coefficients:
                     for axis in self.nest.parallel:
-                        if coefficients.get(axis.symbol) == 1 and axis.size >= 8 and all(
+                        if coefficients.get(axis.symbol) == 1 and axis.size >= 8 and any(
                                 axis.symbol in scope for scope in reduced):
                             votes[axis] = votes.get(axis, 0) + elements
         best = max(votes, key=lambda a: votes[a], default=None)

@@ -101,8 +101,9 @@ class ColumnForm(SegmentArrays):
         axes = list(self.nest.reduction)
         first = axes[0]
         self._blocked = first.size > COLUMN_BLOCK and any(r.op in ("sum", "prod") for r in phase.reduces)
+        arrays = {r.name: self.lanes if self._varies(r, lane) else None for r in phase.reduces}
         for reduce in phase.reduces:
-            self._declare_accumulator(reduce, self.lanes)
+            self._declare_accumulator(reduce, arrays[reduce.name])
         self._start_scans(phase.body, self.lanes)
         opened = 0
         if self._blocked:
@@ -110,10 +111,8 @@ class ColumnForm(SegmentArrays):
             opened += 1
             for reduce in phase.reduces:
                 if reduce.op in ("sum", "prod"):
-                    self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name}[{self.lanes}];")
-                    self.add(f"for (int64_t j = 0; j < {self.lanes}; ++j) "
-                             f"part_{reduce.name}[j] = {self._start(reduce)};")
-        levels = self._by_depth([s for s in phase.body if lane.symbol not in self._scope(s)], axes)
+                    self._start_part(reduce, arrays[reduce.name])
+        levels = self._by_depth([s for s in phase.body if not self._varies(s, lane)], axes)
         for k, axis in enumerate(axes):
             for stmt in levels[k]:
                 self.add(self.line(stmt))
@@ -124,20 +123,37 @@ class ColumnForm(SegmentArrays):
                 self.open(self._loop(axis))
             opened += 1
         for stmt in levels[-1]:
-            self.add(self.line(stmt))
-        self._print_lanes([s for s in phase.body if lane.symbol in self._scope(s)], lane, shared, inside_sweep=True)
+            if isinstance(stmt, Reduce):
+                self._accumulate(stmt, self._blocked)
+            else:
+                self.add(self.line(stmt))
+        self._print_lanes([s for s in phase.body if self._varies(s, lane)], lane, shared, inside_sweep=True)
         inner = len(axes)
         self.close(inner)
         if self._blocked:
             for reduce in phase.reduces:
                 if reduce.op in ("sum", "prod"):
-                    sign = "+" if reduce.op == "sum" else "*"
-                    self.add(f"for (int64_t j = 0; j < {self.lanes}; ++j) "
-                             f"acc_{reduce.name}[j] {sign}= part_{reduce.name}[j];")
+                    sign, array = "+" if reduce.op == "sum" else "*", arrays[reduce.name]
+                    place = "" if array is None else "[j]"
+                    each = "" if array is None else f"for (int64_t j = 0; j < {array}; ++j) "
+                    self.add(f"{each}acc_{reduce.name}{place} {sign}= part_{reduce.name}{place};")
         self.close(opened - inner)
         for reduce in phase.reduces:
             source = "at" if reduce.op.startswith("arg") else "acc"
-            target = f"lanes_{reduce.name}"
-            if reduce.name not in shared:
-                continue
-            self.add(f"for (int64_t j = 0; j < {self.lanes}; ++j) {target}[j] = {source}_{reduce.name}[j];")
+            if arrays[reduce.name] is None:
+                self._finish(reduce)
+            elif reduce.name in shared:
+                self.add(f"for (int64_t j = 0; j < {self.lanes}; ++j) "
+                         f"lanes_{reduce.name}[j] = {source}_{reduce.name}[j];")
+
+    def _varies(self, stmt: Stmt, lane: Axis) -> bool:
+        """Whether a statement has to be done for each lane."""
+        return lane.symbol in (self.nest.scopes[stmt.value] if isinstance(stmt, Reduce) else self._scope(stmt))
+
+    def _start_part(self, reduce: Reduce, array: int | None) -> None:
+        kind, start = COMPUTE[reduce.dtype], self._start(reduce)
+        if array is None:
+            self.add(f"{kind} part_{reduce.name} = {start};")
+        else:
+            self.add(f"{kind} part_{reduce.name}[{array}];")
+            self.add(f"for (int64_t j = 0; j < {array}; ++j) part_{reduce.name}[j] = {start};")

@@ -61,14 +61,25 @@ static inline rf_bf16 rf_to_bf16(float x) {
   const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   return (rf_bf16)(x != x ? 0x7fc0u : rounded);
 }
+// The same as a float again. A NaN's bits are added: chosen, they are a constant that g++ follows through the next
+// operations on a path of its own, which keeps the loop from being vectorised.
+static inline float rf_round_bf16(float x) {
+  uint32_t u; __builtin_memcpy(&u, &x, 4);
+  return rf_bits(((u + 0x7fffu + ((u >> 16) & 1u)) & 0xffff0000u) | (x != x ? 0x7fc00000u : 0u));
+}
 // For values whose NaNs have zeros in the lower half (cpp_nans); processors whose own NaNs haven't get the above.
 #if defined(__x86_64__) || defined(__aarch64__) || defined(__riscv)
 static inline rf_bf16 rf_to_bf16_unchecked(float x) {
   uint32_t u; __builtin_memcpy(&u, &x, 4);
   return (rf_bf16)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
+static inline float rf_round_bf16_unchecked(float x) {
+  uint32_t u; __builtin_memcpy(&u, &x, 4);
+  return rf_bits((u + 0x7fffu + ((u >> 16) & 1u)) & 0xffff0000u);
+}
 #else
 #define rf_to_bf16_unchecked rf_to_bf16
+#define rf_round_bf16_unchecked rf_round_bf16
 #endif
 static inline rf_fp16 rf_to_fp16(float x) { return (rf_fp16)x; }
 int64_t rf_zero = 0;  // not static: the compiler can't know its value
@@ -250,6 +261,8 @@ def _round_to(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
     if stmt.rounding == torch.float16:
         return f"rf_round_fp16({args[0]})"
     assert stmt.rounding is not None and isinstance(p, CppStatements)
+    if stmt.rounding == torch.bfloat16:
+        return f"rf_round_bf16{p.unchecked(args[0])}({args[0]})"
     return WIDEN[stmt.rounding].format(p.narrow(args[0], args[0], stmt.rounding))
 
 
@@ -324,10 +337,14 @@ class CppStatements(Printer):
     def _short_nans(self) -> frozenset[str]:
         return short_nans(self.kernel, self.nest)
 
+    def unchecked(self, name: str) -> str:
+        """How the functions are called that round ``name`` to bfloat16 and needn't look for its NaNs."""
+        return "_unchecked" if name in self._short_nans else ""
+
     def narrow(self, text: str, name: str, dtype: torch.dtype) -> str:
         """``text``, whose NaNs are those of the value ``name``, as an element of ``dtype``."""
-        if dtype == torch.bfloat16 and name in self._short_nans:
-            return f"rf_to_bf16_unchecked({text})"
+        if dtype == torch.bfloat16:
+            return f"rf_to_bf16{self.unchecked(name)}({text})"
         return NARROW.get(dtype, "{}").format(text)
 
     def spell_floordiv(self, a: str, n: str, positive: bool) -> str:

@@ -351,6 +351,14 @@ case("softmaxes_that_wait", lambda x, y: (F.softmax(x, -1).sigmoid(), F.softmax(
 case("column_sums_times_row_sums", lambda x, y: (x.softmax(-1), x.sum(1) * y.sum(-1, keepdim=True)),
      (2, 8, 33), (2, 33))
 
+# columns beside sums that all of them share, and values rounded on the way
+for n in (8, 700):
+    case(f"shares_of_a_sum_{n}", lambda x, w: (x * (w / w.sum(0))[..., None]).sum(0), (n, 6, 70),
+         lambda n=n: torch.rand(n, 6) + 0.5)
+    case(f"largest_weights_{n}", lambda x, w: ((x * (w == w.amax(0))[..., None]).sum(0), w.argmax(0)), (n, 6, 70),
+         (n, 6))
+case("rounded_then_erf", lambda x: F.gelu((x * 3).bfloat16()), lambda: torch.randn(7, 65).log())
+
 # cutouts: results that are a part of the rows they come from
 for n in (9, 64, 301):
     case(f"with_sink_{n}", with_sink, (3, 5, n), (3,))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import platform
+import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from rooffuse.codegen.build_cpp import FLAGS, find_compiler
 from rooffuse.codegen.cache import DiskCache
 from rooffuse.codegen.cpp_lanes import BLOCK, BYTE_LANES, LANES, lane_block
+from rooffuse.codegen.cpp_spelling import PRELUDE
 from rooffuse.codegen.cpp_unit import print_function
 from torch import Tensor
 
@@ -120,3 +125,26 @@ def test_a_condition_that_a_row_shares_is_asked_before_its_loop(tmp_path: Path) 
     sums, exact = (CppUnit({"fn": lowered}, DiskCache(tmp_path)).run("fn", lowered, args)[0].double(),
                    fn(*[x.double() for x in args])[0])
     assert float(((sums - exact) / exact).abs().max()) < 32 * 2.0**-24
+
+
+def test_a_sum_that_all_columns_share_leaves_them_the_lanes() -> None:
+    """The loop goes along memory, and the shared sum is one number in it."""
+    args = torch.randn(8, 64, 1024), torch.rand(8, 64)
+    text = print_function(lower(lambda x, w: (x * (w / w.sum(0))[..., None]).sum(0), *args).group.kernel, "kernel")
+    inner = re.findall(r"for \(int64_t j = 0; j < end - begin; \+\+j\) {\n\s*const int64_t (p\d)", text)
+    assert set(inner) == {"p1"}
+    assert len(re.findall(r"float acc_v\d+ = 0.0f;", text)) == 1
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads the names of x86 vector registers")
+def test_a_value_rounded_on_the_way_keeps_its_loop_vectorised(tmp_path: Path) -> None:
+    """Chosen as a constant for what is no number, the error function of it was scalar code, ten times as slow."""
+    args = (torch.randn(64, 4096),)
+    text = print_function(lower(lambda x: F.gelu((x * 3).bfloat16()), *args).group.kernel, "kernel")
+    source = tmp_path / "kernel.cpp"
+    source.write_text(PRELUDE + text.replace("static void kernel", "void kernel"))
+    flags = [flag for flag in FLAGS if flag != "-shared"]
+    assembly = subprocess.run([find_compiler(), *flags, "-S", "-o", "-", str(source)], check=True, capture_output=True,
+                              text=True).stdout
+    loop = assembly[assembly.index("kernel"):]
+    assert len(re.findall(r"div[ps]s\s", loop)) == len(re.findall(r"divps\s", loop)) > 0
