@@ -292,3 +292,64 @@ def smoothed_loss(device: str, dtype: torch.dtype):
         return (total - 0.9 * right - 0.1 * wide.mean(-1) + 1e-4 * total.square()).mean()
 
     return fn, (new(rows, words), torch.randint(0, words, (rows,), device=device))
+
+
+@case("kernels", "chunked_decay")
+def chunked_decay(device: str, dtype: torch.dtype):
+    """Queries and keys of gated linear attention, decayed from the chunk's beginning and to its end (Yang, 2024)."""
+    new, chunks = normal(device, dtype), scaled(device, 1024, 32)
+
+    def fn(q, k, gate):
+        total = (F.logsigmoid(gate.float()) / 16).cumsum(1)
+        return ((q * total.exp()).to(q.dtype), (k * (-total).exp()).to(k.dtype),
+                (k * (total[:, -1:] - total).exp()).to(k.dtype))
+
+    return fn, tuple(new(chunks, 64, 512) for _ in range(3))
+
+
+@case("kernels", "gated_bias_backward")
+def gated_bias_backward(device: str, dtype: torch.dtype):
+    """What a gated activation gives back to its input, and to the bias before the split."""
+    new, rows = normal(device, dtype), scaled(device, 8192, 512)
+
+    def fn(x, bias, grad):
+        gate, up = (x + bias).chunk(2, -1)
+        share = gate.sigmoid()
+        found = torch.cat((grad * up * share * (1 + gate * (1 - share)), grad * gate * share), -1)
+        return found, found.sum(0)
+
+    return fn, (new(rows, 8192), new(8192), new(rows, 4096))
+
+
+@case("kernels", "adaptive_norm_backward")
+def adaptive_norm_backward(device: str, dtype: torch.dtype):
+    """A norm that each image scales and shifts its own way, as in diffusion transformers (Peebles and Xie, 2023)."""
+    new, images = normal(device, dtype), scaled(device, 16, 2)
+
+    def fn(x, scale, grad):
+        _, pullback = torch.func.vjp(lambda a, s: F.layer_norm(a, (1152,)) * (1 + s[:, None]), x, scale)
+        return (*pullback(grad), grad.sum(1))
+
+    return fn, (new(images, 1024, 1152), new(images, 1152), new(images, 1024, 1152))
+
+
+@case("kernels", "group_norm_backward")
+def group_norm_backward(device: str, dtype: torch.dtype):
+    new, images = normal(device, dtype), scaled(device, 16, 2)
+
+    def fn(x, weight, bias, grad):
+        return torch.func.vjp(lambda *a: F.group_norm(a[0], 32, *a[1:]), x, weight, bias)[1](grad)
+
+    return fn, (new(images, 256, 32, 32), new(256), new(256), new(images, 256, 32, 32))
+
+
+@case("kernels", "weighted_parts")
+def weighted_parts(device: str, dtype: torch.dtype):
+    """Attention's results for parts of the keys put together by their logarithms of sums (flash decoding, 2023)."""
+    new, count = normal(device, dtype), scaled(device, 64, 8)
+
+    def fn(parts, totals):
+        weights = (totals - totals.logsumexp(0)).exp()
+        return (parts * weights[..., None]).sum(0).to(parts.dtype)
+
+    return fn, (new(8, count, 32, 128), new(8, count, 32).float())
