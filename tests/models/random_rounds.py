@@ -97,7 +97,7 @@ def storage(t: Tensor) -> int:
 #: Functions of several steps: rounding inside of them is as if their operands had been rounded.
 COMPOUND = frozenset(
     """layer_norm rms_norm group_norm batch_norm instance_norm var var_mean std norm normalize softmax log_softmax
-    logsumexp prod cumsum bilinear interpolate scaled_dot_product_attention""".split()
+    logsumexp prod cumsum cumprod logcumsumexp bilinear interpolate scaled_dot_product_attention""".split()
 )
 
 
