@@ -241,7 +241,7 @@ class NestLowering:
         values = [self._reduced_value(reduction, source_coords(reduction, coords, place)) for place in inner]
         value = lower_reductions.joined(b, reduction, values) if len(values) > 1 else values[0]
         if down_strip:
-            b.require_scope_of(value, {a.symbol for a in b.axes if a.reduction}, node.name)
+            b.require_scope_of(value, node.name)
         result = lower_reductions.emit(b, reduction, value, down_strip, along)
         bias = lower_contractions.addend(node)
         if bias is not None:

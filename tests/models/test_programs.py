@@ -309,6 +309,15 @@ def test_columns_of_equal_rows_are_summed() -> None:
     same_as_eager(fn, randn((15, 16, 3)))
 
 
+def test_columns_of_rows_that_repeat_themselves_are_summed() -> None:
+    """Such a row is cut where it repeats, and then its columns don't vary along the repetitions."""
+    def fn(x: Tensor) -> Tensor:
+        y = x.tile(2)
+        return (y - y.mean(-1, keepdim=True)).sum(-2)
+
+    same_as_eager(fn, randn((6, 5, 4)))
+
+
 def test_rows_that_are_all_equal_are_reduced_before_the_first() -> None:
     """Once for all of them, where no row's place is known to ask memory for."""
     def fn(x: Tensor) -> Tensor:
