@@ -29,7 +29,7 @@ from .exact_rounding import holds_exactly
 from .float8 import FLOAT8
 from .fxinfo import dtype_of, numel_of, op_name, shape_of, span_of, strides_of, value_of
 from .index import bounds, dot, ravel, unravel
-from .ir import Axis, Load, Store, compute_dtype, operands
+from .ir import Axis, Load, Nest, Store, compute_dtype, operands
 from .lower_reductions import COMBINED, Reduction, is_reduction, reduction_of, source_coords
 from .lower_scans import is_scan
 from .lower_segments import axes_along, axes_placed
@@ -103,6 +103,11 @@ class NestLowering:
         if key not in self._values:
             self._values[key] = self._pull(node, coords)
         return self._values[key]
+
+    def computed(self, nest: Nest) -> set[Node]:
+        """Nodes of which ``nest``, which this lowering has filled, has values that aren't read from memory."""
+        names = {s.name for s in nest.body if not isinstance(s, Store)}
+        return {node for (node, _, _), name in self._values.items() if name in names and node not in self.buffers}
 
     def _pull(self, node: Node, coords: Coords) -> str:
         if node in self.buffers:
