@@ -341,3 +341,24 @@ def test_a_result_in_the_memory_of_its_input_waits_until_that_was_read() -> None
         return (share / share.sum(-1, keepdim=True) + y.sigmoid() * y) @ w.t()
 
     same_as_eager(fn, randn((64, 32), (32, 512)))
+
+
+def test_what_a_row_shares_is_overwritten_after_all_its_points_have_read_it() -> None:
+    """Under a condition each point of the row reads it for itself, after the row's own read."""
+    def padded(x: Tensor, y: Tensor) -> Tensor:
+        z = F.pad((y - x)[:, :-1], (1, 0)).sum(1, keepdim=True) + x
+        x.clamp_(max=0.1)
+        return z
+
+    def joined(x: Tensor, y: Tensor) -> Tensor:
+        z = torch.cat([x.expand(-1, 9) * 2, y], 1).amax(1, keepdim=True) + x
+        x.mul_(2)
+        return z
+
+    def scanned(x: Tensor, y: Tensor) -> Tensor:
+        z = x + y * 0.5
+        x.clamp_(max=0.1)
+        return F.pad(z.cumsum(1)[:, :-1], (1, 0)) + z
+
+    for fn in (padded, joined, scanned):
+        same_as_eager(fn, lambda: [torch.randn(31, 1).double(), torch.randn(31, 129).double()])
