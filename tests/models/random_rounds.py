@@ -102,7 +102,10 @@ COMPOUND = frozenset(
 
 
 class Rounding(TorchFunctionMode):
-    """Multiplies what compound functions take by 1 ± 2 ``eps``, and by ``noise`` any other value."""
+    """Multiplies what compound functions take and give by 1 ± 2 ``eps``, and by ``noise`` any other value.
+
+    What they give may be a large number of which a line keeps a small difference, as that of a scan to its end.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,9 +118,9 @@ class Rounding(TorchFunctionMode):
         return value * (1 + 2 * self.eps * random)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.eps and getattr(function, "__name__", "") in COMPOUND:
-            args = [self.noise(a) for a in args]
-        return function(*args, **(kwargs or {}))
+        if not self.eps or getattr(function, "__name__", "") not in COMPOUND:
+            return function(*args, **(kwargs or {}))
+        return self.noise(function(*[self.noise(a) for a in args], **(kwargs or {})))
 
 
 class Rounds:
