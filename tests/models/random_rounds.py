@@ -118,9 +118,15 @@ class Rounding(TorchFunctionMode):
         return value * (1 + 2 * self.eps * random)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not self.eps or getattr(function, "__name__", "") not in COMPOUND:
+        name = getattr(function, "__name__", "")
+        if not self.eps or name not in COMPOUND:
             return function(*args, **(kwargs or {}))
-        return self.noise(function(*[self.noise(a) for a in args], **(kwargs or {})))
+        result = self.noise(function(*[self.noise(a) for a in args], **(kwargs or {})))
+        if name == "log_softmax" and result.numel():
+            # The largest less itself is 0 only where both are rounded: not where its product is fused into the sum.
+            size = args[0].detach().abs().max()
+            result = result + (self.noise(size.expand(result.shape)) - size)
+        return result
 
 
 class Rounds:
