@@ -13,6 +13,7 @@ from .errors import NotLowerable
 from .index import bounds, floordiv, joined, mod, symbol
 from .ir import Axis, Compute, Const, Index, Load, Nest, Reduce, Scan, Stmt, Store, compute_dtype, needed_statements
 from .positions import quotient
+from .simplify import split_axes
 
 Number = int | float | bool
 #: Statements of one nest: past this compilers take seconds, and work is being done again and again.
@@ -200,9 +201,11 @@ class NestBuilder:
         if axes - Nest(self.axes, tuple(self.body)).store_scope(store):
             raise NotLowerable(f"{what} adds the same to the same place again and again")
 
-    def require_scope_of(self, value: str, axes: set[Symbol], what: str) -> None:
-        """Raise NotLowerable unless ``value`` varies over all of ``axes``: a sum down a strip is one of whole rows."""
-        if axes - Nest(self.axes, tuple(self.body)).scopes[value]:
+    def require_scope_of(self, value: str, what: str) -> None:
+        """Raise NotLowerable unless ``value`` varies over all of the row: a sum down a strip is one of whole rows. In a
+        row that repeats itself, ``r % 4``, it doesn't: the row will be cut there."""
+        nest = split_axes(Nest(self.axes, tuple(self.body)))
+        if {a.symbol for a in nest.reduction} - nest.scopes[value]:
             raise NotLowerable(f"{what} sums what is the same along its rows")
 
     def scope_has_reduction_axis(self, coords: Sequence[Expr]) -> bool:

@@ -29,7 +29,7 @@ from .exact_rounding import holds_exactly
 from .float8 import FLOAT8
 from .fxinfo import dtype_of, numel_of, op_name, shape_of, span_of, strides_of, value_of
 from .index import bounds, dot, ravel, unravel
-from .ir import Axis, Load, Store, compute_dtype, operands
+from .ir import Axis, Load, Nest, Store, compute_dtype, operands
 from .lower_reductions import COMBINED, Reduction, is_reduction, reduction_of, source_coords
 from .lower_scans import is_scan
 from .lower_segments import axes_along, axes_placed
@@ -60,6 +60,8 @@ def refusal(node: Node) -> str | None:
                 return f"{tensor.name} is empty"
             if value_of(tensor).layout != torch.strided:
                 return f"{tensor.name} isn't strided"
+            if value_of(tensor).is_neg():
+                return f"{tensor.name} is negated lazily, and a kernel sees but its memory"
         if is_reduction(node):
             reduction_of(node)
         if lower_stores.is_store(node):
@@ -101,6 +103,11 @@ class NestLowering:
         if key not in self._values:
             self._values[key] = self._pull(node, coords)
         return self._values[key]
+
+    def computed(self, nest: Nest) -> set[Node]:
+        """Nodes of which ``nest``, which this lowering has filled, has values that aren't read from memory."""
+        names = {s.name for s in nest.body if not isinstance(s, Store)}
+        return {node for (node, _, _), name in self._values.items() if name in names and node not in self.buffers}
 
     def _pull(self, node: Node, coords: Coords) -> str:
         if node in self.buffers:
@@ -239,7 +246,7 @@ class NestLowering:
         values = [self._reduced_value(reduction, source_coords(reduction, coords, place)) for place in inner]
         value = lower_reductions.joined(b, reduction, values) if len(values) > 1 else values[0]
         if down_strip:
-            b.require_scope_of(value, {a.symbol for a in b.axes if a.reduction}, node.name)
+            b.require_scope_of(value, node.name)
         result = lower_reductions.emit(b, reduction, value, down_strip, along)
         bias = lower_contractions.addend(node)
         if bias is not None:

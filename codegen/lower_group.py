@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rooffuse.passes.extremes import compared_with_extremes, is_computed
 from torch.fx import Graph, Node
 
 from . import lower_pieces, lower_stores, lower_views
@@ -61,6 +62,7 @@ def lower_group(graph: Graph, name: str = "fused", eager_rounding: bool = False)
     for target in targets:
         _place(target, nests, members, buffers, eager_rounding)
     finished = tuple(simplify_nest(n.domain.builder.finish()) for n in nests)
+    _refuse_twice(graph, [n.lowering.computed(nest) for n, nest in zip(nests, finished)])
     return _assemble(name, finished, placeholders, buffers, outputs)
 
 
@@ -88,6 +90,15 @@ def _place(target: Part, nests: list[_OpenNest], members: set[Node], buffers: di
                 nests.append(nest)
             return
     raise reason
+
+
+def _refuse_twice(graph: Graph, computed: list[set[Node]]) -> None:
+    """Raise NotLowerable if several nests compute what is looked for by its value: one that goes along rows may take
+    other steps than one that goes from element to element."""
+    sought = compared_with_extremes(graph, returned=True)
+    for node in graph.nodes if sought else ():
+        if node in sought and is_computed(node) and sum(node in nodes for nodes in computed) > 1:
+            raise NotLowerable(f"{node.name} would be computed twice, and is looked for by its extreme value")
 
 
 def _places(domain: Domain, target: Part, visited: Node, own: bool) -> tuple[Coords, ...]:

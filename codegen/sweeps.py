@@ -131,9 +131,10 @@ def plan_phases(nest: Nest) -> tuple[Phase, ...]:
         if isinstance(stmt, Store) and _is_inner_store(nest, stmt):
             sweeps[max(level[n] for n in operands(stmt))].append(stmt)
     _overwrite_last(nest, sweeps, inner)
+    before = _outer_levels(nest, sweeps, level, inner)
     phases: list[Phase] = []
-    for k, wanted in enumerate(sweeps):
-        outer = tuple(s for s in nest.body if _outer_at(nest, s, k, level, inner))
+    for k, wanted in enumerate([*sweeps, []]):
+        outer = tuple(s for s, place in zip(nest.body, before) if place == k)
         if outer:
             phases.append(Phase(False, outer))
         if wanted:
@@ -156,9 +157,20 @@ def _overwrite_last(nest: Nest, sweeps: list[list[Stmt]], inner: frozenset[str])
                     moved = True
 
 
-def _outer_at(nest: Nest, stmt: Stmt, k: int, level: dict[str, int], inner: frozenset[str]) -> bool:
-    if isinstance(stmt, Reduce):
-        return False
-    if isinstance(stmt, Store):
-        return not _is_inner_store(nest, stmt) and max(level[n] for n in operands(stmt)) == k
-    return stmt.name not in inner and level[stmt.name] == k
+def _outer_levels(
+    nest: Nest, sweeps: list[list[Stmt]], level: dict[str, int], inner: frozenset[str]
+) -> list[int | None]:
+    """For each statement of the body, before which sweep it runs if it does once a row: a store after all that reads
+    its buffer, which may be a sweep that asks at every point for what the row shares."""
+    reads = [{s.buffer for s in _closure(nest, wanted, inner) if isinstance(s, Load)} for wanted in sweeps]
+    found: list[int | None] = []
+    for stmt in nest.body:
+        if isinstance(stmt, Reduce) or (_is_inner_store(nest, stmt) if isinstance(stmt, Store) else stmt.name in inner):
+            found.append(None)
+        elif not isinstance(stmt, Store):
+            found.append(level[stmt.name])
+        else:
+            rows = (level[s.name] for s in nest.body if isinstance(s, Load) and s.buffer == stmt.buffer)
+            after = (k + 1 for k, buffers in enumerate(reads) if stmt.buffer in buffers)
+            found.append(max((*(level[n] for n in operands(stmt)), *rows, *after)))
+    return found

@@ -31,7 +31,8 @@ SMALLER = 16
 def recompute_producers(grouper: Grouper) -> int:
     """Move every stored value that is cheaper to compute again into its consumers; returns how many were moved."""
     moved = 0
-    mutated, sought = set(mutated_roots(grouper.units.graph)), compared_with_extremes(grouper.units.graph)
+    mutated, sought = set(mutated_roots(grouper.units.graph)), compared_with_extremes(
+        grouper.units.graph, returned=True)
     for k in sorted(grouper.state.members, key=lambda g: grouper.state.first[g], reverse=True):
         if not grouper.fusible(k):
             continue

@@ -177,6 +177,9 @@ def _conjugate(rewriter: _Rewriter, node: Node) -> bool:
     if dtype is None:
         return False
     real, imag = rewriter.parts(node.args[0], dtype)
+    if not isinstance(node.args[0], Node):  # a gradient's number: traced as if it weren't conjugated lazily, but it is
+        rewriter.pairs[node] = _Pair(real, -imag, False)
+        return True
     rewriter.pairs[node] = _Pair(real, rewriter.call(aten.neg.default, imag), True)
     return True
 

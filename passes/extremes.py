@@ -17,9 +17,15 @@ _EQUALITIES = frozenset({aten.eq.Tensor, aten.ne.Tensor})
 _PASSED_ON = frozenset({aten._to_copy.default, aten.clone.default, aten.where.self})
 
 
-def compared_with_extremes(graph: Graph) -> frozenset[Node]:
-    """Nodes whose values are compared for equality with their own maximum or minimum."""
+def compared_with_extremes(graph: Graph, returned: bool = False) -> frozenset[Node]:
+    """Nodes whose values are compared for equality with their own maximum or minimum; with ``returned`` also those that
+    ``graph`` returns together with it, since another graph, as that of a gradient, may compare them."""
     found: set[Node] = set()
+    results = [_origins(node) for node in graph.output_node().all_input_nodes] if returned and any(
+        node.target in _EXTREMES for node in graph.nodes) else []
+    for extreme in {node for origins in results for node in origins if node.target in _EXTREMES}:
+        values = _origins(extreme.args[0])  # type: ignore[arg-type]
+        found = found.union(*(values & origins for origins in results))
     for node in graph.nodes:
         if node.target not in _EQUALITIES:
             continue
@@ -29,6 +35,11 @@ def compared_with_extremes(graph: Graph) -> frozenset[Node]:
                 if extreme.target in _EXTREMES:
                     found |= values & _origins(extreme.args[0])
     return frozenset(found)
+
+
+def is_computed(node: Node) -> bool:
+    """Whether ``node`` makes new numbers, rather than passes on some that there are."""
+    return node.op == "call_function" and viewed_arg(node) is None and node.target not in _PASSED_ON
 
 
 def _origins(node: Node) -> set[Node]:

@@ -60,7 +60,9 @@ def _same_value(node: Node) -> Node | None:
     if packet_name(node.target) in _COPIES:
         source = node.args[0]
         origin = tensor_meta(source)
-        return source if origin is not None and same_layout(origin, value) else None
+        # A copy of what is negated lazily is where it is negated.
+        same = origin is not None and same_layout(origin, value) and origin.is_neg() == value.is_neg()
+        return source if same else None
     if node.target is aten.cat.default:
         return _same_cat(node, value)
     if node.target is aten.slice_scatter.default:

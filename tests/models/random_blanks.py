@@ -27,6 +27,7 @@ class Blanks:
         self.writer, self.draw = writer, writer.draw
         self.current, self.dim = torch.empty(()), 0
         self.said: dict[str, str] = {}
+        self.written: set[int] = set()
 
     def fill(self, template: str) -> str:
         def blank(match: re.Match[str]) -> str:
@@ -61,7 +62,7 @@ class Blanks:
             return self._x(4, True)
         except Refused:
             d = self.draw
-            return self._new([d.choice((1, 2, 3)), d.choice((1, 2, 4, 6)), d.choice((5, 8, 9)), d.choice((4, 7, 8))])
+            return self._new([d.choice((1, 2, 3)), d.choice((1, 2, 3, 4, 6)), d.choice((5, 8, 9)), d.choice((4, 7, 8))])
 
     def _new(self, shape: list[int], kind: str = "float") -> str:
         if len(self.writer.inputs) >= 8:
@@ -111,14 +112,20 @@ class Blanks:
 
     def _m(self) -> str:
         """A tensor to write to: not one in which elements share memory."""
-        return self._named(
+        name = self._named(
             lambda t: t.dim() >= 1 and t.is_floating_point() and torch._debug_has_internal_overlap(t) != 1
         )
+        self.written = {storage(self.current)}
+        return name
 
     def _other(self) -> str:
         """Another one to write to at the same time: a list with the same memory twice isn't defined."""
-        place = storage(self.current)
-        return self.writer.pick(lambda t: t.dim() >= 1 and t.is_floating_point() and storage(t) != place)
+        found = self.writer.pick(lambda t: t.dim() >= 1 and t.is_floating_point() and storage(t) not in self.written)
+        self.written.add(storage(self.writer.pool[found]))
+        return found
+
+    def _third(self) -> str:
+        return self._other()
 
     def _from(self) -> str:
         """A value to write: a copy, since what overlaps its destination isn't defined."""

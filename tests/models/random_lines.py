@@ -180,6 +180,54 @@ F.group_norm({x2}, {groups})
 F.batch_norm({x2}, None, None, training=True)
 ({x} - {x'}.mean({dim}, keepdim=True)) / ({x'}.std({dim'}, keepdim=True) + 0.1)
 """,
+    # what single passes and fusions look for
+    1.2: """
+{x1}.cumsum(-1)[..., -1:]
+{x1}.cumsum({dim}).select({dim'}, -1) * {num}
+({x1}.cumsum({dim}).narrow({dim'}, -1, 1) - {x'}.cumsum({dim'})).clamp(-9, 2).exp()
+{x1}.clamp(-1.5, 1.5).cumprod({dim})
+{x1}.clamp(-1.5, 1.5).cumprod({dim}).select({dim'}, -1)
+{x1}.cummax({dim})[0]
+{x1}.cummin({dim})[0].narrow({dim'}, -1, 1) + {x'}
+{x1}.logcumsumexp({dim})
+{x1}.logcumsumexp(-1)[..., -1] * {num}
+{i}.cumsum(-1)[..., -1:] - {i'}
+F.pad({x1}.cumsum(-1), (1, 0))
+F.pad({x1}.cumsum(-1)[..., :-1], (1, 0)) + {x'}
+F.pad({i}.cumsum(-1), (1, 0))
+torch.cat([torch.ones_like({x1}[..., :1]), {x'}.clamp(-1.5, 1.5).cumprod(-1)[..., :-1]], -1)
+torch.cat([torch.zeros_like({x1}.narrow({dim}, 0, 1)), {x'}.cumsum({dim'})], {dim'})
+torch.cat([{x2} * {num}, {same}.neg()], {dim}).sum({dims}, keepdim={flag})
+torch.cat([{x2}.exp() * 0.1, {x'}.chunk(2, -1)[0], {same} + 1], -1).mean(0)
+torch.cat([{x2}, {x'} * {num}], -1).amax({dims})
+torch.stack([{x2} * {num}, {same}], -1).sum(0)
+F.glu({x1}, {dim})
+(lambda a, b: a * b.sigmoid())(*({x2} + {y}).chunk(2, -1))
+(lambda a, b, c, d: a.sigmoid() * b + c.tanh() * d)(*({x2} * {y}).chunk(4, {dim}))
+(lambda a, b: torch.cat([a * b.cos() - b * a.sin(), b * 2], -1))(*{x1}.chunk(2, -1))
+({x2} - {x'}.mean(-1, keepdim=True)).sum(-2)
+{x2}.softmax(-1).sum(-2, keepdim=True) * {x'}.softmax(-1)
+{x2}.softmax(-1).amax({dims})
+F.rms_norm({x2}, {x'}.shape[-1:]).mT.softmax(-1)
+{x2} * torch.rsqrt({x'}.square().sum({dim}, keepdim=True) + 1).sum({dims}, keepdim=True)
+F.pad({x1}, (3, 0)).unfold(-1, 4, 1).sum(-1)
+F.pad({x2}, (1, 1), value={num}).unfold(-1, 3, 2).amax(-1)
+F.pad({x2}, (0, 0, 2, 1)).unfold(-2, {k}, 1).mean(-1)
+torch.complex({x}, {same}).abs()
+(torch.complex({x}, {same}) * torch.complex({same}, {x'})).imag
+torch.view_as_real(torch.complex({x}, {same}).conj() * (0.5 + 2j))
+torch.view_as_real(torch.complex({x1}, {x'} * {num}).sum({dims}, keepdim={flag})).flatten(-2)
+(torch.complex({x1}, {same}) / torch.polar({same}.abs() + 0.5, {x'})).real
+torch.view_as_real(torch.view_as_complex({x1}.reshape(-1, 2)) * ({num} + 0.5j)).flatten()
+(lambda z: torch.view_as_real(z * torch.polar(z.abs(), z.real)).flatten(-2))(torch.complex({x}, {same}))
+{x1}.scatter_reduce({dim}, {places}, {x'} * {num}, "sum", include_self={flag})
+{x1}.scatter_reduce({dim}, {places}, {x'} * {num}, "amax")
+{x1}.scatter_reduce({dim}, {places}, {x'}, "mean")
+{x1}.index_select({dim}, {idx}).sum({dims})
+torch.zeros_like({x1}).index_add({dim}, {idx}, {x'}.index_select({dim'}, {idx'}) * {num})
+{x1}.index_put(({idx},), {x'}[{idx'}] * {num}, accumulate=True)
+{x1}.gather({dim}, {places}).mean({dims})
+""",
     0.7: """
 {x1}.index_select({dim}, {idx})
 {x1}[{idx}]
@@ -187,7 +235,7 @@ F.batch_norm({x2}, None, None, training=True)
 {any1}[{idx}]
 {x1}.gather({dim}, {places})
 {any1}.gather({dim}, {places})
-F.embedding({idx}, {matrix})
+F.embedding(weight={matrix}, input={idx})
 F.one_hot({idx}, {n}).to({dtype}) * {y}
 {x1}.index_put(({once},), torch.tensor({num}).to({x'}.dtype))
 {x1}.index_add({dim}, {once}, {x'}.narrow({dim'}, 0, {count'}))
@@ -211,6 +259,13 @@ F.scaled_dot_product_attention({image}, {image'}, {image'})
 """,
     0.3: """
 F.conv2d({image}, {filter}.to({image'}.dtype), padding=1) * 0.2
+F.conv2d(F.pad({image}, (1, 0, 2, 1)), {filter}.to({image'}.dtype), stride=2) * 0.2
+F.conv2d({image}.to(memory_format=torch.channels_last), {filter}.to({image'}.dtype)).relu() * 0.2
+F.pad({image}.to(memory_format=torch.channels_last), (1, 1, 1, 1), value={num})
+F.pad({image}.permute(0, 2, 3, 1), (0, 1, 1, 1, 2, 0)).permute(0, 3, 1, 2)
+F.pad({image}, (1, 1, 1, 1)).unfold(2, 3, 1).unfold(3, 3, 1).sum((-1, -2))
+F.avg_pool2d(F.pad({image}, (2, 1, 0, 1), value={num}), 3, stride=2)
+F.max_pool2d(F.pad({image}.relu(), (1, 1, 1, 1)), 2, stride=1)
 F.max_pool2d({image}, 2)
 F.max_pool2d({image}, 3, stride=2, padding=1)
 F.avg_pool2d({image}, 2)
@@ -251,6 +306,11 @@ F.dropout({x}, 0.0)
 !{m}.addcmul_({from}, {from}, value=0.1)
 !{m}[1:] = {m'}[:-1] * 1
 !{m}[1:] = {m'}[:-1].clone()
+!{m}.lerp_({from}, 0.1); {other}.mul_(0.9).add_({num})
+!{m}.mul_(0.9).add_({from}, alpha=0.1); {other}.addcmul_({other'}, {other'}, value=-0.01)
+!{m}.add_({m'}.square().mean()); {other}.lerp_({other'} * {num}, 0.1); {third}.mul_(0.9)
+!torch._foreach_add_([{m}, {other}], [{m'} * {num}, {other'}.clone()], alpha=0.5)
+!torch._foreach_mul_([{m}, {other}], [{m'}.sigmoid(), {other'}.tanh()])
 !torch._foreach_add_([{m}, {other}], 1.0)
 !torch._foreach_mul_([{m}, {other}], 0.9)
 !torch._foreach_lerp_([{m}], [{from}], 0.1)

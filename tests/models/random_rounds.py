@@ -97,12 +97,15 @@ def storage(t: Tensor) -> int:
 #: Functions of several steps: rounding inside of them is as if their operands had been rounded.
 COMPOUND = frozenset(
     """layer_norm rms_norm group_norm batch_norm instance_norm var var_mean std norm normalize softmax log_softmax
-    logsumexp prod cumsum bilinear interpolate scaled_dot_product_attention""".split()
+    logsumexp prod cumsum cumprod logcumsumexp bilinear interpolate scaled_dot_product_attention""".split()
 )
 
 
 class Rounding(TorchFunctionMode):
-    """Multiplies what compound functions take by 1 ± 2 ``eps``, and by ``noise`` any other value."""
+    """Multiplies what compound functions take and give by 1 ± 2 ``eps``, and by ``noise`` any other value.
+
+    What they give may be a large number of which a line keeps a small difference, as that of a scan to its end.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,9 +118,15 @@ class Rounding(TorchFunctionMode):
         return value * (1 + 2 * self.eps * random)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.eps and getattr(function, "__name__", "") in COMPOUND:
-            args = [self.noise(a) for a in args]
-        return function(*args, **(kwargs or {}))
+        name = getattr(function, "__name__", "")
+        if not self.eps or name not in COMPOUND:
+            return function(*args, **(kwargs or {}))
+        result = self.noise(function(*[self.noise(a) for a in args], **(kwargs or {})))
+        if name == "log_softmax" and result.numel():
+            # The largest less itself is 0 only where both are rounded: not where its product is fused into the sum.
+            size = args[0].detach().abs().max()
+            result = result + (self.noise(size.expand(result.shape)) - size)
+        return result
 
 
 class Rounds:

@@ -44,6 +44,11 @@ def _picked(turns: Tensor, places: Tensor, x: Tensor) -> Tensor:
     return torch.view_as_real(pairs * turns[places]).flatten(-2)
 
 
+def _number_gradient(x: Tensor) -> Any:
+    pairs = torch.view_as_real(torch.complex(x, x * 2).conj() * (0.5 + 2j))
+    return pairs, torch.autograd.grad(pairs, x, torch.ones_like(pairs))[0]
+
+
 def _written(state: Tensor, x: Tensor) -> Tensor:
     state.mul_(0.5).add_(x)
     return state.abs()
@@ -61,6 +66,11 @@ PROGRAMS: dict[str, Any] = {
     "rotary": (rotary, lambda: [real(2, 5, 3, 8), imaginary(5, 4)]),
     "rotary bfloat16": (rotary, lambda: [real(2, 5, 3, 8).bfloat16(), imaginary(5, 4)]),
     "rotary gradient": (_rotary_gradient, lambda: [real(2, 5, 3, 8).requires_grad_(), imaginary(5, 4)]),
+    "a number's gradient": (_number_gradient, lambda: [real(5, 7).requires_grad_()]),
+    "negated lazily": (lambda x: (x.imag * 2, x.imag[1:] + 1, x.imag.mT.sum(0)), lambda: [imaginary(5, 7).conj()]),
+    "negated lazily by the caller": (lambda x: (x * 2, x[1:] + x[:-1], x.t().sum(0)),
+                                     lambda: [imaginary(5, 7).conj().imag]),
+    "written to, negated lazily": (lambda x: (x.add_(1), x[:2].mul_(2))[:0], lambda: [imaginary(5, 7).conj().imag]),
     "turned": (_turned, lambda: [real(2, 5, 3, 8), real(5, 4)]),
     "filtered": (_filtered, lambda: [real(3, 33), imaginary(17)]),
     "arithmetic": (_arithmetic, lambda: [real(6, 7), real(6, 7)]),

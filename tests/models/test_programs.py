@@ -309,6 +309,15 @@ def test_columns_of_equal_rows_are_summed() -> None:
     same_as_eager(fn, randn((15, 16, 3)))
 
 
+def test_columns_of_rows_that_repeat_themselves_are_summed() -> None:
+    """Such a row is cut where it repeats, and then its columns don't vary along the repetitions."""
+    def fn(x: Tensor) -> Tensor:
+        y = x.tile(2)
+        return (y - y.mean(-1, keepdim=True)).sum(-2)
+
+    same_as_eager(fn, randn((6, 5, 4)))
+
+
 def test_rows_that_are_all_equal_are_reduced_before_the_first() -> None:
     """Once for all of them, where no row's place is known to ask memory for."""
     def fn(x: Tensor) -> Tensor:
@@ -332,3 +341,24 @@ def test_a_result_in_the_memory_of_its_input_waits_until_that_was_read() -> None
         return (share / share.sum(-1, keepdim=True) + y.sigmoid() * y) @ w.t()
 
     same_as_eager(fn, randn((64, 32), (32, 512)))
+
+
+def test_what_a_row_shares_is_overwritten_after_all_its_points_have_read_it() -> None:
+    """Under a condition each point of the row reads it for itself, after the row's own read."""
+    def padded(x: Tensor, y: Tensor) -> Tensor:
+        z = F.pad((y - x)[:, :-1], (1, 0)).sum(1, keepdim=True) + x
+        x.clamp_(max=0.1)
+        return z
+
+    def joined(x: Tensor, y: Tensor) -> Tensor:
+        z = torch.cat([x.expand(-1, 9) * 2, y], 1).amax(1, keepdim=True) + x
+        x.mul_(2)
+        return z
+
+    def scanned(x: Tensor, y: Tensor) -> Tensor:
+        z = x + y * 0.5
+        x.clamp_(max=0.1)
+        return F.pad(z.cumsum(1)[:, :-1], (1, 0)) + z
+
+    for fn in (padded, joined, scanned):
+        same_as_eager(fn, lambda: [torch.randn(31, 1).double(), torch.randn(31, 129).double()])
