@@ -195,10 +195,12 @@ class NestBuilder:
 
     def require_scope(self, axes: set[Symbol], what: str) -> None:
         """Raise NotLowerable unless the latest store varies over all of ``axes``: it would be taken out of a loop, and
-        an adding one has to be executed at every point."""
-        store = self.body[-1]
+        an adding one has to be executed at every point. Places that repeat themselves, ``p % 4``, don't vary over all
+        of an axis, which will be cut there."""
+        nest = split_axes(Nest(self.axes, tuple(self.body)))
+        store = nest.body[-1]
         assert isinstance(store, Store)
-        if axes - Nest(self.axes, tuple(self.body)).store_scope(store):
+        if {a.symbol for a in nest.axes} - ({a.symbol for a in self.axes} - axes) - nest.store_scope(store):
             raise NotLowerable(f"{what} adds the same to the same place again and again")
 
     def require_scope_of(self, value: str, what: str) -> None:

@@ -362,3 +362,12 @@ def test_what_a_row_shares_is_overwritten_after_all_its_points_have_read_it() ->
 
     for fn in (padded, joined, scanned):
         same_as_eager(fn, lambda: [torch.randn(31, 1).double(), torch.randn(31, 129).double()])
+
+
+def test_what_is_added_to_computed_places_again_is_added_again() -> None:
+    """Places that repeat themselves cut their axis, and the additions don't vary over the repetitions."""
+    def fn(x: Tensor) -> Tensor:
+        places = torch.arange(8).mul(2).remainder(8)
+        return torch.zeros_like(x).index_add(0, places, x.index_select(0, places) * 2)
+
+    same_as_eager(fn, randn((8, 32)))
