@@ -353,3 +353,15 @@ def weighted_parts(device: str, dtype: torch.dtype):
         return (parts * weights[..., None]).sum(0).to(parts.dtype)
 
     return fn, (new(8, count, 32, 128), new(8, count, 32).float())
+
+
+@case("kernels", "pooled_relu_backward")
+def pooled_relu_backward(device: str, dtype: torch.dtype):
+    """The first max pooling of a residual network (He et al., 2015), with windows that overlap, and its gradient."""
+    new, images = normal(device, dtype), scaled(device, 32, 4)
+
+    def fn(x, grad):
+        pooled, pullback = torch.func.vjp(lambda a: F.max_pool2d(F.relu(a), 3, 2, 1), x)
+        return (pooled, *pullback(grad))
+
+    return fn, (new(images, 64, 112, 112), new(images, 64, 56, 56))

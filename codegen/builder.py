@@ -10,6 +10,7 @@ from sympy import Expr, Integer, Symbol
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from .errors import NotLowerable
+from .float8 import FLOAT8
 from .index import bounds, floordiv, joined, mod, symbol
 from .ir import Axis, Compute, Const, Index, Load, Nest, Reduce, Scan, Stmt, Store, compute_dtype, needed_statements
 from .positions import quotient
@@ -29,6 +30,13 @@ def _fits(extent: tuple[int, int], dtype: torch.dtype) -> bool:
     return extent[0] >= limits.min and extent[1] <= limits.max
 
 
+def _is_held_by_all_types(value: Number) -> bool:
+    """Whether a constant of a load's compute type is the same in its storage type, whichever that is."""
+    if not isinstance(value, float) or math.isinf(value):
+        return True
+    return value.is_integer() and 0 < abs(value) <= 256
+
+
 class NestBuilder:
     """Statements are appended once: asking for an equal one again returns the first one's name.
 
@@ -46,6 +54,7 @@ class NestBuilder:
         self.mask: str | None = None
         self.eager_rounding = eager_rounding
         self._known: dict[tuple, str] = {}
+        self._loads: dict[str, Load] = {}
         self._unrounded: dict[str, tuple[str, torch.dtype]] = {}
         self._positions: dict[str, Expr] = {}  # values that are index expressions with known bounds
 
@@ -93,7 +102,16 @@ class NestBuilder:
 
     def load(self, buffer: str, dtype: torch.dtype, index: Expr) -> str:
         """``buffer[index]`` widened to its compute type, 0 where the current mask is false."""
-        return self._emit(Load, compute_dtype(dtype), buffer, joined(index, self.ranges), self.mask, 0)
+        fields = (buffer, joined(index, self.ranges), self.mask, 0)
+        if dtype in FLOAT8:  # which printers convert after the load
+            return self._emit(Load, compute_dtype(dtype), *fields)
+        return self._load(compute_dtype(dtype), *fields)
+
+    def _load(self, dtype: torch.dtype, *fields) -> str:
+        """A load that may be given another value for where its mask doesn't hold."""
+        name = self._emit(Load, dtype, *fields)
+        self._loads[name] = Load(name, dtype, *fields)
+        return name
 
     def cast(self, value: str, dtype: torch.dtype) -> str:
         """``value`` converted to the compute type of ``dtype``."""
@@ -170,6 +188,13 @@ class NestBuilder:
         return None
 
     def where(self, condition: str, a: str, b: str) -> str:
+        load = self._loads.get(a)
+        if load is not None and load.mask == condition and b in self.constants and load.dtype != torch.bool:
+            other = self.constants[b]
+            if other == 0 and math.copysign(1, other) > 0:
+                return a
+            if _is_held_by_all_types(other):
+                return self._load(load.dtype, load.buffer, load.index, condition, other)
         return self.compute("where", condition, a, b)
 
     def both(self, a: str | None, b: str) -> str:
@@ -227,7 +252,7 @@ class NestBuilder:
         extent = bounds(self._positions[value], self.ranges) if value in self._positions else None
         if extent is not None and extent[0] >= 0 and extent[1] < size:
             return self._positions[value]
-        loaded = any(isinstance(s, Load) and s.name == value and s.mask == self.mask for s in self.body)
+        loaded = value in self._loads and self._loads[value].mask == self.mask and self._loads[value].other == 0
         value = self.cast(value, torch.int64)
         if value in self.constants and -size <= self.constants[value] < size:
             return Integer(int(self.constants[value]) % size)

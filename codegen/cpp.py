@@ -12,7 +12,6 @@ from math import prod
 import torch
 from sympy import Integer
 
-from .cpp_cuts import MIN_PIECE
 from .cpp_held import held_values, hosting_stores, shared_row_values
 from .cpp_lanes import LaneForm
 from .cpp_prefetch import PREFETCH_LANES, PREFETCH_ROW
@@ -25,8 +24,6 @@ from .sweeps import Phase, inner_values
 
 #: Longest innermost loop of several whose sums and extremes are kept apart by lane until the whole row is done.
 SHORT_LANES = 256
-#: Longest lane axis whose points are written out, so that the loop around it is vectorised instead.
-LANES_APART = 4
 #: Sums are accumulated in blocks of this many terms, so that float32 keeps its precision over long rows.
 SUM_BLOCK = 4096
 #: Most terms of several loops that one accumulator takes, for the same reason.
@@ -184,28 +181,24 @@ class NestPrinter(LaneForm):
         return name in later or any(self._needs(n, later, made) for n in operands(made[name]))
 
     def _print_pointwise(self, parallel: list[Axis]) -> None:
-        lane, smallest = parallel[-1], MIN_PIECE
+        lane = parallel[-1]
         opened, chunked = self._threads(parallel[:-1], lane)
         body, loops = self.phases[0].body, [*self._rest, lane]
         levels = self._by_depth(body, loops)
         points = levels.pop()
-        if lane.size <= LANES_APART and self._rest and not self.colliding:
-            points = [*levels.pop(), *points]
-            self._written_out, smallest = loops.pop(), 1
-            lane = self._vector = loops[-1]
         for axis, statements in zip(loops, levels):
             self.add_all(statements)
             if axis is not lane:
                 self.open(self._loop(axis))
                 opened += 1
-        pieces = self._pieces(lane, body, smallest)
+        pieces = self._pieces(lane, body)
         for low, high in pieces:
             self._decide(lane, low, pieces)
             first, last = str(low), str(high)
             if chunked:
                 first = "begin" if low == 0 else f"RF_MAX(begin, INT64_C({low}))"
                 last = "end" if high == lane.size else f"RF_MIN(end, INT64_C({high}))"
-            streams = [] if self._written_out else self._lane_streams(points, lane, high - low)
+            streams = self._lane_streams(points, lane, high - low)
             if streams:
                 self.open(f"for (int64_t block = {first}; block < {last}; block += {PREFETCH_LANES})")
                 self._prefetch(streams, lane, "block", PREFETCH_LANES)

@@ -4,26 +4,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from .conditions import MAX_CUTS, thresholds, values_of
 from .cpp_columns import ColumnForm
 from .cpp_spelling import literal
 from .index import affine
-from .ir import Axis, Compute, Const, Index, Kernel, Load, Nest, Stmt, Store
+from .ir import Axis, Compute, Kernel, Load, Nest, Stmt, Store
 
 #: Most conditions of which both sides are printed, one within the other.
 MAX_BRANCHES = 3
-#: Most places at which the lane axis is cut, and the fewest lanes of a piece.
-MAX_CUTS, MIN_PIECE = 4, 8
-
+#: Fewest lanes of a piece.
+MIN_PIECE = 8
 
 _OPPOSITE = {"lt": "ge", "ge": "lt", "le": "gt", "gt": "le"}
 
 
 class CutLoops(ColumnForm):
     """Knows where conditions change along an axis, and prints those that are decided as constants. ``_vector`` is the
-    axis whose loop is vectorised, ``_written_out`` a short one inside of it."""
+    axis whose loop is vectorised."""
 
     _vector: Axis | None = None
-    _written_out: Axis | None = None
 
     def __init__(self, kernel: Kernel, nest: Nest) -> None:
         super().__init__(kernel, nest)
@@ -34,28 +33,11 @@ class CutLoops(ColumnForm):
             return self.declare(stmt.name, stmt.dtype, "true" if self._decided[stmt.name] else "false")
         return super().line(stmt)
 
-    def _thresholds(self, lane: Axis) -> dict[str, tuple[int, bool]]:
-        """Conditions that change once along the lane axis: name to (position, truth before it)."""
-        made = {s.name: s for s in self.nest.body if not isinstance(s, Store)}
-        found: dict[str, tuple[int, bool]] = {}
-        for stmt in self.nest.body:
-            if not (isinstance(stmt, Compute) and stmt.op in ("lt", "le", "gt", "ge")):
-                continue
-            position, limit = (made[a] for a in stmt.args)
-            if not (isinstance(position, Index) and isinstance(limit, Const)):
-                continue
-            coefficients, constant, others = affine(position.expr)
-            step = coefficients.get(lane.symbol, 0)
-            if len(coefficients) == 1 and step > 0 and not others:
-                at = -(-(int(limit.value) - constant + (stmt.op in ("le", "gt"))) // step)
-                found[stmt.name] = (at, stmt.op in ("lt", "le"))
-        return found
-
     def _pieces(self, lane: Axis, body: Sequence[Stmt], smallest: int = MIN_PIECE) -> list[tuple[int, int]]:
         """``[begin, end)`` of the pieces of an axis between which conditions of ``body`` change, at least ``smallest``
         long but for its borders; one piece if that can't be."""
         asked = {s.name for s in body if not isinstance(s, Store)}
-        cuts = sorted({at for n, (at, _) in self._thresholds(lane).items() if n in asked and 0 < at < lane.size})
+        cuts = sorted({at for n, (at, _) in thresholds(self.nest, lane).items() if n in asked and 0 < at < lane.size})
         pieces = list(pairwise([0, *cuts, lane.size]))
         sizes = [b - a for a, b in pieces]
         if len(cuts) > MAX_CUTS or min([max(sizes), *sizes[1:-1]]) < smallest:
@@ -66,8 +48,7 @@ class CutLoops(ColumnForm):
         """Conditions of loads in ``body``, and what those are the conjunctions of, that are known before the loop over
         ``lane`` and not ``settled`` yet: where all hold, as they do away from the border of what is padded, the loop
         needs none of them. A load under a condition that is the same for all lanes isn't vectorised."""
-        made = {s.name: s for s in self.nest.body if not isinstance(s, Store)}
-        inside = {a.symbol for a in (lane, self._written_out) if a is not None}
+        made = values_of(self.nest)
         work = [s.mask for s in body if isinstance(s, Load) and s.mask is not None]
         found: dict[str, None] = {}
         while work:
@@ -75,7 +56,7 @@ class CutLoops(ColumnForm):
             stmt = made[name]
             if name in found or name in settled or name in self._decided:
                 continue
-            if not self.nest.scopes[name] & inside:
+            if lane.symbol not in self.nest.scopes[name]:
                 found[name] = None
             if isinstance(stmt, Compute) and stmt.op == "and":
                 work.extend(stmt.args)
@@ -107,7 +88,7 @@ class CutLoops(ColumnForm):
 
     def _opposites(self, conditions: Sequence[str]) -> tuple[str, str] | None:
         """Two of ``conditions`` of which always exactly one holds: the sides of a concatenation."""
-        made = {s.name: s for s in self.nest.body if not isinstance(s, Store)}
+        made = values_of(self.nest)
         sides: dict[tuple[str, ...], str] = {}
         for name in conditions:
             stmt = made[name]
@@ -157,23 +138,10 @@ class CutLoops(ColumnForm):
         if lane.symbol not in self.colliding:
             self.add("#pragma omp simd")
         self.open(f"for (int64_t {lane.symbol} = {first}; {lane.symbol} < {last}; ++{lane.symbol})")
-        if self._written_out is None:
-            self.add_all(body)
-        else:
-            self._write_out(self._written_out, body)
+        self.add_all(body)
         self.close()
-
-    def _write_out(self, short: Axis, body: Sequence[Stmt]) -> None:
-        """The points of a short axis one after the other."""
-        once, each = self._by_depth(body, [short])
-        self.add_all(once)
-        for k in range(short.size):
-            self.open("")
-            self.add(f"const int64_t {short.symbol} = {k};")
-            self.add_all(each)
-            self.close()
 
     def _decide(self, axis: Axis, low: int, pieces: list[tuple[int, int]]) -> None:
         """Fix the conditions that hold throughout the piece that begins at ``low``."""
         if len(pieces) > 1:
-            self._decided.update((n, before == (low < at)) for n, (at, before) in self._thresholds(axis).items())
+            self._decided.update((n, before == (low < at)) for n, (at, before) in thresholds(self.nest, axis).items())

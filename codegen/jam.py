@@ -34,7 +34,7 @@ def jam_rows(kernel: Kernel, worthwhile: Callable[[Kernel, Nest], bool], rows: i
             continue
         short = _short_axis(nest)
         copies = 1 if short is None else short.size
-        shared = nest if short is None else _copied(nest, short, 1, short.size)
+        shared = nest if short is None else copied(nest, short, 1, short.size)
         count = max(rows // copies, 1)
         if count > 1 and shared.parallel and shared.parallel[-1].size >= count and worthwhile(kernel, shared):
             nests += _jammed(shared, count)
@@ -71,16 +71,16 @@ def _short_axis(nest: Nest) -> Axis | None:
 def _jammed(nest: Nest, count: int) -> list[Nest]:
     axis = nest.parallel[-1]
     whole, rest = axis.size // count, axis.size % count
-    found = [_copied(nest, axis, whole, count)]
+    found = [copied(nest, axis, whole, count)]
     if rest:
         last = replace(axis, size=rest)
         place = {axis.symbol: axis.symbol + count * whole}
-        body = tuple(_moved(s, "", frozenset(), place, {**nest.ranges, axis.symbol: rest}) for s in nest.body)
+        body = tuple(moved(s, "", frozenset(), place, {**nest.ranges, axis.symbol: rest}) for s in nest.body)
         found.append(Nest(tuple(last if a == axis else a for a in nest.axes), body))
     return found
 
 
-def _copied(nest: Nest, axis: Axis, size: int, count: int) -> Nest:
+def copied(nest: Nest, axis: Axis, size: int, count: int) -> Nest:
     """The nest over ``size`` places of ``axis``, at each of which ``count`` rows are computed; without it for one."""
     ranges = {**nest.ranges, axis.symbol: size}
     varying = frozenset(n for n, scope in nest.scopes.items() if axis.symbol in scope)
@@ -91,12 +91,12 @@ def _copied(nest: Nest, axis: Axis, size: int, count: int) -> Nest:
             body.append(stmt)
             continue
         for k in range(count):
-            body.append(_moved(stmt, f"_{k}", varying, {axis.symbol: start + k}, ranges))
+            body.append(moved(stmt, f"_{k}", varying, {axis.symbol: start + k}, ranges))
     axes = tuple(replace(a, size=size) if a == axis else a for a in nest.axes if a != axis or size > 1)
     return Nest(axes, tuple(body))
 
 
-def _moved(stmt: Stmt, suffix: str, renamed: frozenset[str], place: dict[Symbol, Expr],
+def moved(stmt: Stmt, suffix: str, renamed: frozenset[str], place: dict[Symbol, Expr],
            ranges: dict[Symbol, int]) -> Stmt:
     """``stmt`` at another place of the axis, its values and those of ``renamed`` that it reads with ``suffix``."""
     def name(value: str) -> str:

@@ -170,15 +170,16 @@ def _pad(context: NestLowering, node: Node, coords: Coords) -> str:
         d, before = rank - 1 - k, padding[2 * k]
         shifted[d] = coords[d] - before
         conditions.append(in_range(context, shifted[d], 0, shape[d]))
-    fill = context.builder.const(_number(argument(node, 2, "value", 0) or 0, node), dtype_of(node))
+    value = argument(node, 2, "value", None)
+    fill = context.builder.const(0 if value is None else _number(value, node), dtype_of(node))
     if False in conditions:
         return fill
     inside: str | None = None
     for condition in conditions:
         if isinstance(condition, str):
             inside = context.builder.both(inside, condition)
-    value = context.masked(True if inside is None else inside, source, tuple(shifted))
-    return value if inside is None else context.builder.where(inside, value, fill)
+    within = context.masked(True if inside is None else inside, source, tuple(shifted))
+    return within if inside is None else context.builder.where(inside, within, fill)
 
 
 @rule("slice_scatter")

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 
+from .conditions import decided
 from .contraction import Contraction, contraction_of
 from .index import affine
 from .ir import Compute, Const, Index, Kernel, Load, Nest, Reduce, Stmt, Store
@@ -34,7 +35,7 @@ def kernel_operations(kernel: Kernel, conditional_load: int = 0, special_units: 
     say. A value that is computed again under other conditions, or in another nest, counts again.
 
     With ``conditional_load`` loops are cut where conditions on a single axis change, so that what such a condition
-    leaves out isn't executed; a load whose condition varies over several axes counts so much.
+    leaves out isn't executed, nor is the condition; a load whose condition is tested at every step counts so much.
     """
     total = 0.0
     for nest in kernel.nests:
@@ -42,20 +43,23 @@ def kernel_operations(kernel: Kernel, conditional_load: int = 0, special_units: 
         products = {s.name for s in nest.body if isinstance(s, Compute) and s.op == "mul"}
         multiplied = {r.value for r in form.reduces} if form is not None else set()
         parts = _executed_parts(nest) if conditional_load else {}
+        free = decided(nest) if conditional_load else frozenset()
         for stmt in nest.body:
             if isinstance(stmt, Const | Index | Store):
                 continue
             if form is not None and (isinstance(stmt, Reduce) or stmt.name in multiplied):
                 continue
+            if stmt.name in free or (isinstance(stmt, Compute) and stmt.op == "where" and stmt.args[0] in free):
+                continue
             if isinstance(stmt, Reduce) and stmt.value in products:
                 continue  # a sum of products is one instruction a product
             points = prod(nest.ranges[s] for s in nest.scopes[stmt.value if isinstance(stmt, Reduce) else stmt.name])
-            conditional = isinstance(stmt, Load) and stmt.mask is not None and len(nest.scopes[stmt.mask]) > 1
+            conditional = bool(conditional_load) and isinstance(stmt, Load) and stmt.mask not in (None, *free)
             cost = operation_cost(stmt.op, special_units) if isinstance(stmt, Compute) else 1
             if form is not None:
                 points *= _evaluations(nest, form, stmt.name)
             part = parts.get(stmt.name, 1.0)
-            total += points * (max(conditional_load, 1) if conditional else cost * part)
+            total += points * (conditional_load if conditional else cost * part)
     return int(total)
 
 

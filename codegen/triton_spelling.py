@@ -200,6 +200,10 @@ TRITON_OPS: dict[str, Spelling] = {
 }
 
 
+def _literal(value: float) -> str:
+    return float_literal(value, 'float("inf")', 'float("nan")') if isinstance(value, float) else str(value)
+
+
 class TritonStatements(Printer):
     """Statements of Triton; the tiles are in ``triton_kernel``. ``shape_of`` gives the tile shape of a scope."""
 
@@ -219,9 +223,7 @@ class TritonStatements(Printer):
     def spell_const(self, stmt: Const) -> str:
         if stmt.dtype == torch.bool:
             return f"tl.full([], {1 if stmt.value else 0}, tl.int1)"
-        value = float_literal(stmt.value, 'float("inf")', 'float("nan")') if isinstance(stmt.value, float) else str(
-            stmt.value)
-        return f"tl.full([], {value}, {TYPES[stmt.dtype]})"
+        return f"tl.full([], {_literal(stmt.value)}, {TYPES[stmt.dtype]})"
 
     def spell_index_value(self, stmt: Index) -> str:
         return f"({self.spell_index(stmt.expr)}).to({TYPES[stmt.dtype]})"
@@ -237,7 +239,7 @@ class TritonStatements(Printer):
     def spell_load(self, stmt: Load) -> str:
         dtype = self.kernel.buffer(stmt.buffer).dtype
         masks = self.access_mask(stmt)
-        guard = f", mask={' & '.join(masks)}, other=0" if masks else ""
+        guard = f", mask={' & '.join(masks)}, other={_literal(stmt.other)}" if masks else ""
         text = f"tl.load({stmt.buffer} + {self.offset(stmt)}{guard})"
         if dtype == torch.bool:
             return f"{text} != 0"

@@ -20,6 +20,7 @@ def _window(call: Call) -> int:
         """max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
         avg_pool1d avg_pool2d avg_pool3d fractional_max_pool2d fractional_max_pool3d"""
     ),
+    "rooffuse::max_pool_places",
     kind="reduction",
 )
 def pool(call: Call) -> Cost:
@@ -45,11 +46,12 @@ def adaptive_pool(call: Call) -> Cost:
         adaptive_max_pool3d_backward max_pool2d_backward fractional_max_pool2d_backward fractional_max_pool3d_backward
         max_unpool2d max_unpool3d"""
     ),
+    "rooffuse::max_pool_places_backward",
     kind="scatter",
 )
 def max_pool_backward(call: Call) -> Cost:
-    """Adds each gradient where its maximum was: reads gradient and indices, not the input, and writes all."""
-    without = () if "unpool" in call.name else ("self",)
+    """Adds each gradient where its maximum was: reads gradient and indices or places, not the input, and writes all."""
+    without = () if "unpool" in call.name or "places" in call.name else ("self",)
     return call.moves(call.inputs[0].numel, without)
 
 

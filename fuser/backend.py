@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from rooffuse.passes import aot_decompositions
-from rooffuse.passes.extremes import compared_with_extremes
 from torch.fx import GraphModule
 
 from .compile import InputFacts, compile_graph, has_symbolic_sizes
+from .joint_graph import partition_joint
 from .options import Options, make_options
 from .saved_layouts import layout_of, report_strides
 from .specialise import SpecialisingFunction
@@ -46,17 +46,6 @@ def _input_facts(gm: GraphModule, kind: str, example_inputs: Sequence[Any]) -> I
     return InputFacts(static=static, layout=layout)
 
 
-def _partition(joint: GraphModule, *args: Any, **kwargs: Any) -> tuple[GraphModule, GraphModule]:
-    """Forward and backward, with the least to keep in between; but a value that the gradient of a maximum looks for is
-    kept, since computed again in the backward it may not equal the maximum."""
-    from torch._functorch.partitioners import min_cut_rematerialization_partition
-    from torch.utils.checkpoint import CheckpointPolicy
-
-    for node in compared_with_extremes(joint.graph):
-        node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
-    return min_cut_rematerialization_partition(joint, *args, **kwargs)
-
-
 def rooffuse_backend(gm: GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None,
                      options: Mapping[str, Any] | None = None) -> Callable[..., Any]:
     """Compile a Dynamo graph, for inference or training.
@@ -70,5 +59,5 @@ def rooffuse_backend(gm: GraphModule, example_inputs: Sequence[Any], *, mode: st
     compiler = aot_autograd(
         fw_compiler=_compiler(chosen, "forward"), bw_compiler=_compiler(chosen, "backward"),
         inference_compiler=_compiler(chosen, "inference"), decompositions=aot_decompositions(),
-        partition_fn=_partition, keep_inference_input_mutations=True)
+        partition_fn=partition_joint, keep_inference_input_mutations=True)
     return compiler(gm, example_inputs)

@@ -113,7 +113,7 @@ def plan_graph(gm: GraphModule, target: Target, options: Options, dump: Dump | N
     graph = run_passes(gm, passes, lint=options.verify or dump is not None,
                        observe=dump.graph if dump is not None else None)
     passes_s, clock = time.perf_counter() - clock, time.perf_counter()
-    pricer = GroupPricer(Units(graph.graph, target.multiplies), target.device)
+    pricer = GroupPricer(Units(graph.graph, target.multiplies), target.device, target.holds)
     grouping = group_graph(graph, pricer, memoised_lowering(options.eager_casts, target.finish))
     grouping_s, clock = time.perf_counter() - clock, time.perf_counter()
     fused = fused_module(graph, grouping)

@@ -4,6 +4,7 @@ from __future__ import annotations
 from math import prod
 
 import torch
+from rooffuse.codegen.conditions import decided
 from rooffuse.codegen.contraction import contraction_of
 from rooffuse.codegen.ir import Kernel, Load, Nest
 from rooffuse.codegen.operations import contraction_flops, kernel_operations
@@ -63,5 +64,6 @@ def _repeated_bytes(kernel: Kernel, nest: Nest, device: Device) -> int:
 
 
 def _is_scalar(nest: Nest) -> bool:
-    conditions = any(isinstance(s, Load) and s.mask is not None for s in nest.body)
+    free = decided(nest)
+    conditions = any(isinstance(s, Load) and s.mask not in (None, *free) for s in nest.body)
     return conditions and len(nest.body) > VECTORISED_STATEMENTS

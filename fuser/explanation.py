@@ -22,6 +22,7 @@ from torch.fx import GraphModule, Node
 from .compile import Plan, plan_graph
 from .dynamo_scope import GraphBreak, dynamo_scope, location_of
 from .fake_copies import FakeCopier, fake_on
+from .joint_graph import partition_joint
 from .options import Options, make_options
 from .report import GraphReport, Report
 from .report_rows import graph_report
@@ -50,13 +51,12 @@ class _Recorder:
 
     def __call__(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         from torch._dynamo.backends.common import aot_autograd
-        from torch._functorch.partitioners import min_cut_rematerialization_partition
 
         traced = _Traced()
         compiler = aot_autograd(
             fw_compiler=self._compiler(traced, "forward"), bw_compiler=self._compiler(traced, "backward"),
             inference_compiler=self._compiler(traced, "inference"), decompositions=aot_decompositions(),
-            partition_fn=min_cut_rematerialization_partition, keep_inference_input_mutations=True)
+            partition_fn=partition_joint, keep_inference_input_mutations=True)
         return compiler(gm, example_inputs)
 
     def _compiler(self, traced: _Traced, kind: str) -> Callable[[GraphModule, Sequence[Any]], Callable[..., Any]]:

@@ -7,11 +7,10 @@ group would not lower to one kernel.
 """
 from __future__ import annotations
 
-import heapq
 import logging
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, pairwise
+from itertools import combinations
 
 import networkx as nx
 from rooffuse.codegen.errors import NotLowerable
@@ -28,10 +27,12 @@ from torch.fx import GraphModule, Node
 
 from .extract import GroupGraph, extract
 from .group_state import GroupState
+from .merging import BETWEEN, merge_best_first
 from .pricing import PIECEWISE, GroupPricer
 from .recompute import recompute_producers
 from .side_by_side import pack_small
-from .units import Units, is_constant
+from .traffic_prices import TrafficPrices
+from .units import Units
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,6 @@ MAX_BUFFERS = 48
 MOST_BETWEEN = 6
 #: How much longer than all else a kernel may read rows that several of its programs share.
 MOST_REREADING = 1
-#: Why two groups can't be merged by themselves.
-BETWEEN = "another kernel has to run between them"
 #: Why a matrix product that could be part of a kernel isn't.
 NOTHING_JOINED = "a matrix product that gains nothing in a kernel is the library's"
 
@@ -115,6 +114,7 @@ class Grouper:
         self.units, self.pricer, self.lower = pricer.units, pricer, lower
         self.refusals: dict[tuple[str, str], Refusal] = {}
         self.times: dict[int, float] = {}
+        self.traffic = TrafficPrices(pricer)
         self.apart: dict[Node, set[Node]] = {}
         self.state = self._initial(gm)
         self._next = len(self.state.members)
@@ -123,7 +123,7 @@ class Grouper:
 
     def _initial(self, gm: GraphModule) -> GroupState:
         units = self.units
-        alone = [n for n in units.units if not (n in units.inline and is_constant(n) and not self._needed_outside(n))]
+        alone = [n for n in units.units if not (units.is_constant(n) and not self._needed_outside(n))]
         members = {k: frozenset([n]) for k, n in enumerate(alone)}
         owner = {n: k for k, n in enumerate(alone)}
         graph = nx.DiGraph()
@@ -178,7 +178,7 @@ class Grouper:
         """Groups that compute ``node``: its own, and those that compute it again."""
         return [g for g, members in self.state.members.items() if node in members]
 
-    def _with_those_between(self, a: int, b: int) -> list[int]:
+    def with_those_between(self, a: int, b: int) -> list[int]:
         """``a``, ``b`` and all groups on paths from one to the other; nothing where those are many, or one of them is a
         library call."""
         state = self.state
@@ -203,13 +203,13 @@ class Grouper:
 
     def price(self, members: Collection[Node], outputs: Iterable[Node]) -> float:
         """Seconds of one kernel of these members that stores these outputs."""
-        return self.pricer.seconds(members, outputs)
+        return self.traffic.seconds(members, tuple(outputs))
 
-    def _saving(self, *groups: int) -> float:
+    def saving(self, *groups: int) -> float:
         union = self.state.members[groups[0]].union(*[self.state.members[k] for k in groups[1:]])
         return sum(map(self.time_of, groups)) - self.price(union, self.outputs(union))
 
-    def _candidates(self, k: int) -> Iterable[int]:
+    def candidates(self, k: int) -> Iterable[int]:
         """Groups that may merge with ``k``: its producers, its consumers, and neighbours that read the same buffer or
         results of the same producer."""
         state = self.state
@@ -219,7 +219,7 @@ class Grouper:
                 self._add_neighbours(found, k, state.graph.successors(producer))
         for node in state.members[k]:
             for read in self.units.reads(node):
-                if read.source in state.members[k] or is_constant(read.source):
+                if read.source in state.members[k] or self.units.is_constant(read.source):
                     continue
                 readers = [u for u in self.units.users(read.source) if u in self.units.fusible and u in state.owner]
                 self._add_neighbours(found, k, {state.owner[u] for u in readers})
@@ -233,7 +233,7 @@ class Grouper:
             at = ordered.index(k)
             found.update(dict.fromkeys(ordered[max(at - 2, 0):at + 3]))
 
-    def _fusible_consumers(self, k: int) -> list[int]:
+    def fusible_consumers(self, k: int) -> list[int]:
         found = [s for s in self.state.graph.successors(k) if self.fusible(s)]
         return sorted(found, key=self.state.first.__getitem__)
 
@@ -243,7 +243,7 @@ class Grouper:
 
     # -- merging ------------------------------------------------------------------------------------------------
 
-    def _why_not(self, *groups: int) -> str | None:
+    def why_not(self, *groups: int) -> str | None:
         """The reason against merging groups, or None; they are two, or all on the paths from one to another."""
         members = [self.state.members[k] for k in groups]
         union = members[0].union(*members[1:])
@@ -265,6 +265,8 @@ class Grouper:
                 return str(reason)
             if self.pricer.rereading(kernel) > MOST_REREADING * self.price(union, outputs):
                 return "its programs would read the same rows again and again"
+            if self.traffic.exceeds(kernel, union, outputs):
+                self._note_traffic(groups)
             computing = self.pricer.computing(kernel)
             if computing > sum(map(self.time_of, groups)) and computing > sum(map(self._running, groups)):
                 return "the kernel would compute the same again and again"
@@ -281,6 +283,17 @@ class Grouper:
             return self.time_of(k)
         return max(self.time_of(k), self.pricer.computing(kernel))
 
+    def _note_traffic(self, groups: Sequence[int]) -> None:
+        """Price groups, too, by what their kernels move, once that is known of what they would be together."""
+        for k in groups:
+            members, outputs = self.state.members[k], self.outputs(self.state.members[k])
+            if self._needs_lowering(members) and not self.pricer.is_library_call(members):
+                try:
+                    self.traffic.exceeds(self.lower(extract(self.units, members, outputs)).kernel, members, outputs)
+                except NotLowerable:
+                    continue
+                self.times.pop(k, None)
+
     def _needs_lowering(self, union: Collection[Node]) -> bool:
         """Whether a merge can fail or compute more than the graph says: with reductions, writes, and parts of values
         taken apart inside of the kernel. Plain elementwise chains can't."""
@@ -290,7 +303,7 @@ class Grouper:
                    and read.argument.meta["val"].numel() != read.source.meta["val"].numel()
                    for n in union for read in self.units.reads(n))
 
-    def _merge_in_order(self, groups: Sequence[int]) -> int:
+    def merge_in_order(self, groups: Sequence[int]) -> int:
         """Merge groups between which no other has to run, the first ones first."""
         first, *others = sorted(groups, key=self.state.rank.__getitem__)
         for other in others:
@@ -313,44 +326,7 @@ class Grouper:
             state.owner[node] = k
         return k
 
-    def merge_all(self) -> None:
-        """Best merge first until none saves time."""
-        heap: list[tuple[float, int, int, int]] = []
-        pushed = 0
-
-        def push(a: int, b: int) -> None:
-            nonlocal pushed
-            a, b = min(a, b), max(a, b)
-            saving = self._saving(a, b)
-            if saving > 0:
-                pushed += 1
-                heapq.heappush(heap, (-saving, a, b, pushed))
-
-        for k in list(self.state.members):
-            if self.fusible(k):
-                for other in self._candidates(k):
-                    if other > k:
-                        push(k, other)
-        while heap:
-            saving, a, b, _ = heapq.heappop(heap)
-            if a not in self.state.members or b not in self.state.members:
-                continue
-            reason = self._why_not(a, b)
-            groups = [a, b]
-            if reason == BETWEEN:
-                groups = self._with_those_between(a, b)
-                if len(groups) > 2 and self._saving(*groups) > 0:
-                    reason = self._why_not(*groups)
-            if reason is not None:
-                self._refuse(a, b, -saving, reason)
-                continue
-            k = self._merge_in_order(groups)
-            for other in self._candidates(k):
-                push(k, other)
-            for first, second in pairwise(self._fusible_consumers(k)):
-                push(first, second)
-
-    def _refuse(self, a: int, b: int, seconds: float, reason: str) -> None:
+    def refuse(self, a: int, b: int, seconds: float, reason: str) -> None:
         names = [min(self.state.members[k], key=self.units.position.__getitem__).name for k in (a, b)]
         key = (names[0], names[1])
         if key not in self.refusals or self.refusals[key].seconds < seconds:
@@ -391,7 +367,7 @@ class Grouper:
 def group_graph(gm: GraphModule, pricer: GroupPricer, lower: Lower) -> Grouping:
     """Fusion groups of ``gm`` in running order."""
     grouper = Grouper(gm, pricer, lower)
-    grouper.merge_all()
+    merge_best_first(grouper)
     recompute_producers(grouper)
     pack_small(grouper)
     return grouper.finish()

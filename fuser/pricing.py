@@ -1,25 +1,27 @@
 """What nodes and groups cost: registry prices for single nodes, unique bytes for groups."""
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 
 import torch
+from rooffuse.codegen.contraction import contraction_of
 from rooffuse.codegen.fxinfo import op_name
-from rooffuse.codegen.ir import Kernel
+from rooffuse.codegen.ir import Kernel, Nest
 from rooffuse.codegen.lower_contractions import is_matrix_product
 from rooffuse.codegen.lower_pieces import PASSED_ON
 from rooffuse.codegen.lower_reductions import Reduction, is_reduction, reduction_of
 from rooffuse.codegen.lower_stores import accumulates, is_store, iterated
 from rooffuse.codegen.operations import operation_cost
+from rooffuse.codegen.traffic import kernel_traffic
 from rooffuse.cost_model import Cost, Device, Estimate, Price, estimate, price
 from torch.fx import Node
 from torch.fx.node import map_arg
 
 from .computing import ISSUE_FACTOR, computing_seconds, rereading_seconds
 from .matrix_prices import by_library, in_kernel
-from .units import Units, is_constant
+from .units import Units
 
 #: Operators whose operands are evaluated under conditions, each apart, unless it is stored piece by piece.
 PIECEWISE = frozenset({"cat", "concat", "stack", "constant_pad_nd", "slice_scatter", "select_scatter"})
@@ -73,11 +75,14 @@ def _row_shapes(node: Node) -> tuple[tuple[int, ...], ...]:
 
 
 class GroupPricer:
-    """Prices sets of fusible units on one device, by the bytes that the merged kernel moves."""
+    """Prices sets of fusible units on one device, by the bytes that the merged kernel moves. ``holds`` says whether a
+    nest keeps its rows on chip from one sweep to the next."""
 
-    def __init__(self, units: Units, device: Device) -> None:
-        self.units, self.device = units, device
+    def __init__(self, units: Units, device: Device,
+                 holds: Callable[[Kernel, Nest], bool] = lambda kernel, nest: True) -> None:
+        self.units, self.device, self.holds = units, device, holds
         self._known: dict[Node, _Facts] = {}
+        self._kernel_prices: dict[tuple[str, int], tuple[Kernel, float]] = {}
 
     def _node_flops(self, node: Node) -> int:
         # A power by a number is a multiplication or a root nearly always; a remainder of whole numbers is a division.
@@ -156,7 +161,7 @@ class GroupPricer:
             value = node.meta["val"]
             reads: list[tuple[Node, Node, int]] = []
             for read in self.units.reads(node):
-                if is_constant(read.source):
+                if self.units.is_constant(read.source):
                     continue
                 size = distinct_bytes(read.argument)
                 if op_name(node) in LOOKUPS and read.argument is node.args[0]:
@@ -198,10 +203,26 @@ class GroupPricer:
         operations = Cost(ISSUE_FACTOR * cost.flops, cost.bytes_read, cost.bytes_written)
         return estimate(operations, self.device, torch.float32, "vector")
 
+    def moving(self, kernel: Kernel) -> float:
+        """Seconds that a kernel moves bytes, with its launch; 0 for matrix products, whose price is another."""
+        return self._of_kernel("moving", kernel, self._moving)
+
+    def _moving(self, kernel: Kernel) -> float:
+        if any(contraction_of(nest) is not None for nest in kernel.nests):
+            return 0.0
+        return self.time(Cost(0, *kernel_traffic(kernel, self.holds))).seconds
+
     def computing(self, kernel: Kernel) -> float:
         """Seconds that the operations of a kernel take by themselves."""
-        return computing_seconds(kernel, self.device)
+        return self._of_kernel("computing", kernel, lambda k: computing_seconds(k, self.device))
 
     def rereading(self, kernel: Kernel) -> float:
         """Seconds in which a kernel's programs read rows that several of them share."""
-        return rereading_seconds(kernel, self.device)
+        return self._of_kernel("rereading", kernel, lambda k: rereading_seconds(k, self.device))
+
+    def _of_kernel(self, what: str, kernel: Kernel, price: Callable[[Kernel], float]) -> float:
+        """A price of a kernel, once for each: groups of equal structure share one object, whose contents are long."""
+        key = (what, id(kernel))
+        if key not in self._kernel_prices:
+            self._kernel_prices[key] = (kernel, price(kernel))
+        return self._kernel_prices[key][1]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .grouping import Grouper
 
 #: Longest chain of operators that is computed again.
-MAX_CHAIN = 16
+MAX_CHAIN = 32
 #: How many times fewer the results of a reduction are than what is computed from them, so that to store them is next
 #: to nothing.
 SMALLER = 16

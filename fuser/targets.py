@@ -18,6 +18,7 @@ from rooffuse.codegen.online import merge_online
 from rooffuse.codegen.repeatable import check_equalities
 from rooffuse.codegen.row_factors import take_out_row_factors
 from rooffuse.codegen.scatter import check_sums
+from rooffuse.codegen.short_axes import write_out_short_axes
 from rooffuse.codegen.sweeps import strip_scans, strip_sums
 from rooffuse.codegen.traffic import row_bytes
 from rooffuse.codegen.triton_tiles import (
@@ -89,7 +90,7 @@ class Target:
         kernel = take_out_row_factors(kernel)
         if self.language == "cpp":
             kernel = jam_rows(drop_exact_roundings(kernel), lambda k, nest: memory_along_rows(nest), rows)
-            kernel = turn_in_tiles(kernel)
+            kernel = write_out_short_axes(turn_in_tiles(kernel))
         return kernel
 
     def _sweeps_far(self, kernel: Kernel, nest: Nest) -> bool:

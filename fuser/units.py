@@ -15,6 +15,12 @@ from rooffuse.codegen.lower_views import SPLITTERS, is_alias
 from rooffuse.passes.graph import storage_roots
 from torch.fx import Graph, Node
 
+#: Operators on positions that kernels make anew wherever they need them.
+_WHOLE_NUMBERS = frozenset("""add sub mul neg div remainder clamp clamp_min clamp_max minimum maximum lt le gt ge eq ne
+logical_and logical_or logical_not bitwise_and bitwise_or bitwise_not where _to_copy""".split())
+#: Most of them in a value that isn't stored.
+_MOST_WHOLE = 12
+
 
 @dataclass(frozen=True)
 class Read:
@@ -27,8 +33,9 @@ class Read:
 class Units:
     """Which nodes do work (``units``), which of them can be in a kernel (``fusible``), and who reads whom.
 
-    Views that a kernel reads through, and constants such as ``full`` and ``arange``, belong to no unit: each kernel
-    that needs one makes it inside, and a library call gets it when the program runs.
+    Views that a kernel reads through, and constants such as ``full`` and ``arange`` with a little arithmetic on them
+    (masks of positions, places in windows), belong to no unit: each kernel that needs one makes it inside, and a
+    library call gets it when the program runs.
     """
 
     def __init__(self, graph: Graph, multiplies: Callable[[Node], bool] = lambda product: False) -> None:
@@ -39,6 +46,7 @@ class Units:
         self.inline: set[Node] = set()
         self.units: list[Node] = []
         self.fusible: set[Node] = set()
+        self._constants: dict[Node, int] = {}
         self._reads: dict[Node, tuple[Read, ...]] = {}
         self._users: dict[Node, tuple[Node, ...]] = {}
         for node in graph.nodes:
@@ -55,10 +63,25 @@ class Units:
             self.units.append(node)
             if reason is None:
                 self.fusible.add(node)
-                if is_constant(node):
+                if self._made_of_numbers(node):
                     self.inline.add(node)
             else:
                 self.reasons[node] = reason
+
+    def _made_of_numbers(self, node: Node) -> bool:
+        """Note whether ``node`` is a constant, and how many operations it takes."""
+        if op_name(node) in lower_special.RULES and not node.all_input_nodes:
+            self._constants[node] = 0
+        elif node.all_input_nodes and _whole_numbers(node):
+            sources = [self.source(n) for n in node.all_input_nodes]
+            count = 1 + sum(self._constants.get(n, _MOST_WHOLE) for n in sources)
+            if count <= _MOST_WHOLE:
+                self._constants[node] = count
+        return node in self._constants
+
+    def is_constant(self, node: Node) -> bool:
+        """A tensor made from nothing but numbers, which a kernel can make for itself at no cost in bytes."""
+        return node in self._constants
 
     @staticmethod
     def _is_part(node: Node) -> bool:
@@ -82,7 +105,7 @@ class Units:
 
     def source(self, node: Node) -> Node:
         """The buffer behind a chain of views; a constant is its own."""
-        while node in self.inline and not is_constant(node):
+        while node in self.inline and not self.is_constant(node):
             node = node.args[0]
             if op_name(node) in SPLITTERS:
                 node = node.args[0]
@@ -115,13 +138,15 @@ class Units:
                 if user in seen:
                     continue
                 seen.add(user)
-                if (user in self.inline and not is_constant(user)) or self._is_part(user) or (
+                if (user in self.inline and not self.is_constant(user)) or self._is_part(user) or (
                         op_name(user) in SPLITTERS and user not in self._unit_set):
                     work.append(user)
                 else:
                     yield user
 
 
-def is_constant(node: Node) -> bool:
-    """A tensor made from nothing but numbers, which a kernel can make for itself at no cost in bytes."""
-    return op_name(node) in lower_special.RULES and not node.all_input_nodes
+def _whole_numbers(node: Node) -> bool:
+    """Whether elementwise arithmetic takes and gives whole numbers or truth values."""
+    tensors = [node, *node.all_input_nodes]
+    return op_name(node) in _WHOLE_NUMBERS and not any(n.meta["val"].is_floating_point() for n in tensors) and not any(
+        isinstance(a, float) for a in node.args)

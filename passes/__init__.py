@@ -20,6 +20,7 @@ from rooffuse.passes.memory_plan import (
 )
 from rooffuse.passes.op_sets import GATHERS, LIBRARY, POINTWISE, PRIMITIVES, REDUCTIONS, VIEWS, aot_decompositions
 from rooffuse.passes.pipeline import CSE_PASS, PIPELINE, Pass, run_passes
+from rooffuse.passes.pooled_places import pooled_places
 from rooffuse.passes.random import RANDOM_PASS
 from rooffuse.passes.reduced_pieces import reduced_pieces
 from rooffuse.passes.scan_totals import scan_totals
@@ -56,6 +57,7 @@ __all__ = [
     "hazard_edges",
     "peak_live_bytes",
     "plan_memory",
+    "pooled_places",
     "reduced_pieces",
     "run_passes",
     "scan_totals",

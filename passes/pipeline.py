@@ -18,6 +18,7 @@ from rooffuse.passes.exclusive_scans import exclusive_scans
 from rooffuse.passes.foreach import expand_foreach
 from rooffuse.passes.grouped_heads import grouped_heads
 from rooffuse.passes.negated_views import negated_views
+from rooffuse.passes.pooled_places import pooled_places
 from rooffuse.passes.reduced_pieces import reduced_pieces
 from rooffuse.passes.redundant import redundant
 from rooffuse.passes.reinplace import reinplace
@@ -52,8 +53,8 @@ def _pass(function: GraphPass) -> Pass:
 # that equal values reached through different views meet there, and again after, since merged sources make more chains
 # equal. Reinplace needs single users, so dead readers go first and its own leavings last.
 PIPELINE: tuple[Pass, ...] = tuple(
-    map(_pass, (negated_views, expand_foreach, decompose, complex_pairs, dce, constant_fold, redundant, grouped_heads,
-                exclusive_scans, scan_totals, reduced_pieces, cse, redundant, dce, reinplace, dce))
+    map(_pass, (negated_views, expand_foreach, pooled_places, decompose, complex_pairs, dce, constant_fold, redundant,
+                grouped_heads, exclusive_scans, scan_totals, reduced_pieces, cse, redundant, dce, reinplace, dce))
 )
 
 

@@ -10,6 +10,8 @@ from rooffuse.passes import rules_misc as misc
 from rooffuse.passes import rules_norm as norm
 from rooffuse.passes import rules_select as select
 from rooffuse.passes import rules_window as window
+from rooffuse.passes import rules_window_backward as window_backward
+from rooffuse.passes.max_pool_places import max_pool_places, max_pool_places_backward
 from rooffuse.passes.rule_base import Rule
 from torch._decomp import get_decompositions
 
@@ -87,15 +89,19 @@ _OWN: dict[Any, Rule] = {
     ),
     **dict.fromkeys(
         (aten.max_pool2d_with_indices_backward.default, aten.max_pool3d_with_indices_backward.default),
-        window.max_pool_backward,
+        window_backward.max_pool_backward,
     ),
+    max_pool_places: window.max_pool_places,
+    max_pool_places_backward: window_backward.max_pool_places_backward,
     aten.convolution.default: window.depthwise_convolution,
     **dict.fromkeys((aten.avg_pool2d.default, aten.avg_pool3d.default), window.avg_pool),
-    **dict.fromkeys((aten.avg_pool2d_backward.default, aten.avg_pool3d_backward.default), window.avg_pool_backward),
+    **dict.fromkeys(
+        (aten.avg_pool2d_backward.default, aten.avg_pool3d_backward.default), window_backward.avg_pool_backward
+    ),
     **dict.fromkeys((aten._adaptive_avg_pool2d.default, aten._adaptive_avg_pool3d.default), window.adaptive_avg_pool),
     **dict.fromkeys(
         (aten._adaptive_avg_pool2d_backward.default, aten._adaptive_avg_pool3d_backward.default),
-        window.adaptive_avg_pool_backward,
+        window_backward.adaptive_avg_pool_backward,
     ),
     **dict.fromkeys((aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default), window.adaptive_max_pool),
     **dict.fromkeys(
@@ -108,7 +114,7 @@ _OWN: dict[Any, Rule] = {
             aten.upsample_nearest2d_backward.default,
             aten.upsample_nearest3d_backward.default,
         ),
-        window.upsample_nearest_backward,
+        window_backward.upsample_nearest_backward,
     ),
 }
 

@@ -33,6 +33,13 @@ def test_what_a_cut_loop_leaves_out_is_not_executed() -> None:
     assert heavy < cut < 1.5 * heavy
 
 
+def test_conditions_that_are_known_before_a_loop_cost_it_nothing() -> None:
+    padded = kernel(lambda x: torch.nn.functional.pad(x, (1, 1, 1, 1)) * 2, torch.randn(40, 40))
+    assert kernel_operations(padded, conditional_load=16) == 2 * 42 * 42  # a load and a product
+    across = kernel(lambda x, y, z: torch.cat([x, y]).reshape(40, 50) * z, *map(torch.randn, (1010, 990, 50)))
+    assert kernel_operations(across, conditional_load=16) > 2 * 16 * 2000  # it changes in the middle of a row
+
+
 def test_matrix_products_count_two_flops_a_product() -> None:
     x, w = torch.randn(20, 64).bfloat16(), torch.randn(24, 64).bfloat16()
     assert contraction_flops(kernel(lambda x, w: (x @ w.t()).relu(), x, w)) == 2 * 20 * 24 * 64

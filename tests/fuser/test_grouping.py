@@ -85,6 +85,22 @@ def test_constants_are_made_inside_of_kernels():
     assert not grouping.groups[0].extracted or len(grouping.groups[0].extracted.inputs) == 1
 
 
+def test_arithmetic_on_positions_is_done_where_it_is_needed():
+    def fn(x, y):
+        place = torch.arange(64)
+        mask = (place[:, None] - place[None, :] < 7) & (place[:, None] >= place)
+        return torch.where(mask, x @ x.mT, 0.0), torch.where(mask, y, 0.0).sum(-1)
+
+    grouping = grouped(fn, torch.empty(8, 64, 64), torch.empty(512, 64, 64))
+    assert [g.fused for g in grouping.groups].count(True) <= 2
+    assert not any(n.meta["val"].dtype == torch.bool for g in grouping.groups for n in g.outputs)
+
+
+def test_positions_that_are_returned_are_stored():
+    place = grouped(lambda x: (x + (torch.arange(64) * 3 + 1), torch.arange(64) * 3 + 1), torch.empty(8, 64))
+    assert torch.int64 in {n.meta["val"].dtype for g in place.groups for n in g.outputs}
+
+
 def test_a_mutated_input_is_not_read_after_it_is_written():
     def step(cache, x):
         y = cache * 2

@@ -56,7 +56,7 @@ def test_groups_merge_together_with_those_between(seed: int, monkeypatch: pytest
         a, b = draw.sample(sorted(state.members.keys() - calls), 2)
         after, before = (nx.descendants(state.graph, k) | {k} for k in (a, b)), nx.ancestors
         exact = {a, b}.union(*[reached & (before(state.graph, end) | {end}) for reached, end in zip(after, (b, a))])
-        found = grouper._with_those_between(a, b)
+        found = grouper.with_those_between(a, b)
         possible = len(exact) <= MOST_BETWEEN + 1 and not exact & calls - {a, b}
         assert set(found) == (exact if possible else set())
         if found:

@@ -13,6 +13,7 @@ from rooffuse.passes import PRIMITIVES, run_passes, verify
 from rooffuse.passes.constant_fold import constant_fold
 from rooffuse.passes.decompose import decompose
 from rooffuse.passes.graph import packet_name
+from rooffuse.passes.max_pool_places import max_pool_places, max_pool_places_backward
 from rooffuse.passes.pipeline import copy_graph
 from rooffuse.passes.rules import RULES
 from torch._decomp import decomposition_table
@@ -248,6 +249,8 @@ def window_calls(dt: torch.dtype) -> Iterator[tuple[Any, ...]]:
     for window in (([2, 2], [2, 2], [0, 0]), ([3, 3], [2, 2], [1, 1]), ([3, 2], [1, 2], [1, 0])):
         values, places = aten.max_pool2d_with_indices.default(x := image.nan_to_num(), *window)
         grad = draw(*values.shape, dtype=dt)
+        yield max_pool_places, x, *window, False
+        yield max_pool_places_backward, grad, max_pool_places(x, *window, False)[1], list(x.shape), *window, False
         yield aten.max_pool2d_with_indices_backward.default, grad, x, *window, [1, 1], False, places
         for counted in (True, False):
             yield aten.avg_pool2d_backward.default, grad, x, *window, False, counted, None

@@ -1,0 +1,124 @@
+"""Short last axes written out: their few points become statements of the points of the axis before.
+
+A loop of two or three steps leaves nothing to vectorise, and what it divides by its length (an upsampled image, windows
+that overlap) is no address that runs along memory. Written out, each division has a number for its rest, the loop
+around is vectorised, and what several of the points read is read once.
+"""
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sympy import Expr
+
+from .index import Bounds, bounds, symbol
+from .ir import Compute, Const, Index, Kernel, Load, Nest, Stmt, Store, index_of, needed_statements
+from .jam import copied
+from .scatter import is_scatter
+
+#: Longest axis that is written out, and most statements that it may become.
+SHORT, MOST_STATEMENTS = 4, 256
+
+#: Each comparison as ``a < b + n``: which operands ``a`` and ``b`` are, and ``n``.
+_COMPARISONS = {"lt": (0, 1, 0), "le": (0, 1, 1), "gt": (1, 0, 0), "ge": (1, 0, 1)}
+
+
+def write_out_short_axes(kernel: Kernel) -> Kernel:
+    """``kernel`` with short last axes written out, in nests that neither reduce nor scatter."""
+    nests = tuple(_written_out(kernel, n) for n in kernel.nests)
+    return kernel if nests == kernel.nests else replace(kernel, nests=nests)
+
+
+def _written_out(kernel: Kernel, nest: Nest) -> Nest:
+    if nest.reduction or nest.strip or len(nest.axes) < 2 or nest.axes[-1].size > SHORT:
+        return nest
+    last = nest.axes[-1]
+    if len(nest.body) * last.size > MOST_STATEMENTS or any(isinstance(s, Store) and is_scatter(s) for s in nest.body):
+        return nest  # scatters keep to the order of the points
+    return _merged(copied(nest, last, 1, last.size), kernel)
+
+
+def _merged(nest: Nest, kernel: Kernel) -> Nest:
+    """``nest`` with equal statements once and without conditions that are decided; what it overwrites is read as often
+    as before."""
+    instead: dict[str, str] = {}
+    known: dict[Stmt, str] = {}
+    constants: dict[str, Const] = {}
+    extents: dict[str, Bounds] = {}
+    body: list[Stmt] = []
+    for before in nest.body:
+        stmt = _renamed(before, instead)
+        if isinstance(stmt, Store):
+            if _holds(constants, stmt.mask) is not False:
+                body.append(replace(stmt, mask=None if _holds(constants, stmt.mask) else stmt.mask))
+            continue
+        name = stmt.name
+        stmt = _decided(stmt, constants, extents)
+        if isinstance(stmt, str):
+            instead[name] = stmt
+            continue
+        key = replace(stmt, name="")
+        if key in known:
+            instead[name] = known[key]
+            continue
+        if not (isinstance(stmt, Load) and stmt.buffer in kernel.written):
+            known[key] = name
+        if isinstance(stmt, Const):
+            constants[name] = stmt
+            extents[name] = (int(stmt.value), int(stmt.value)) if type(stmt.value) is int else None
+        elif isinstance(stmt, Index):
+            extents[name] = bounds(stmt.expr, nest.ranges)
+        body.append(stmt)
+    return Nest(nest.axes, needed_statements(body))
+
+
+def _holds(constants: dict[str, Const], mask: str | None) -> bool | None:
+    """The truth of a condition that is decided; None for others and for none at all."""
+    return bool(constants[mask].value) if mask in constants else None
+
+
+def _renamed(stmt: Stmt, names: dict[str, str]) -> Stmt:
+    """``stmt`` reading the values that ``names`` has in place of others."""
+    index = index_of(stmt)
+    if index is not None:
+        values: dict[Expr, Expr] = {s: symbol(names[s.name]) for s in index.free_symbols if s.name in names}
+        if values:
+            index = index.xreplace(values)
+            stmt = replace(stmt, expr=index) if isinstance(stmt, Index) else replace(stmt, index=index)  # type: ignore[call-arg]
+    if isinstance(stmt, Load | Store) and stmt.mask in names:
+        stmt = replace(stmt, mask=names[stmt.mask])
+    if isinstance(stmt, Compute):
+        return replace(stmt, args=tuple(names.get(a, a) for a in stmt.args))
+    return replace(stmt, value=names.get(stmt.value, stmt.value)) if isinstance(stmt, Store) else stmt
+
+
+def _compared(op: str, *extents: tuple[int, int]) -> bool | None:
+    """The truth of a comparison of any numbers of two extents, if it is the same for all."""
+    first, second, more = _COMPARISONS[op]
+    (low, high), (lowest, highest) = extents[first], extents[second]
+    if high < lowest + more:
+        return True
+    return False if low >= highest + more else None
+
+
+def _decided(stmt: Stmt, constants: dict[str, Const], extents: dict[str, Bounds]) -> Stmt | str:
+    """A simpler statement, or the name of an equal value, where what it depends on is known. ``extents`` has the
+    smallest and the largest of whole numbers."""
+    if isinstance(stmt, Index) and stmt.expr.is_Integer:
+        return Const(stmt.name, stmt.dtype, int(stmt.expr))
+    if isinstance(stmt, Load) and (holds := _holds(constants, stmt.mask)) is not None:
+        return replace(stmt, mask=None, other=0) if holds else Const(stmt.name, stmt.dtype, stmt.other)
+    if not isinstance(stmt, Compute):
+        return stmt
+    if stmt.op in _COMPARISONS:
+        left, right = (extents.get(a) for a in stmt.args)
+        holds = None if left is None or right is None else _compared(stmt.op, left, right)
+        if holds is not None:
+            return Const(stmt.name, stmt.dtype, holds)
+    if stmt.op == "where" and stmt.args[0] in constants:
+        return stmt.args[1] if constants[stmt.args[0]].value else stmt.args[2]
+    if stmt.op in ("and", "or"):
+        for k, name in enumerate(stmt.args):
+            if name in constants and isinstance(constants[name].value, bool):
+                settles = constants[name].value == (stmt.op == "or")
+                return name if settles else stmt.args[1 - k]
+    return stmt
