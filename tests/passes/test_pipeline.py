@@ -85,7 +85,7 @@ def test_a_model_gives_what_eager_gives(build, dtype):
 @pytest.mark.parametrize(
     ("build", "dtype"),
     ((llama, torch.bfloat16), (gpt2, torch.float32), (gpt2, torch.bfloat16), (bert, torch.float32)),
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_a_training_step_gives_what_eager_gives(build, dtype):
     torch.manual_seed(0)
