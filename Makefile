@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
-PYTEST_ARGS ?=
+# A worker for each processor, up to four, begins with a stretch of the files in order; one that is done takes over half of
+# what another has left.
+PYTEST_ARGS ?= -n logical --maxprocesses=4 --dist=worksteal
 
 .PHONY: demo test check install install-test bench bench-cpu bench-llama bench-schedule clean
 

@@ -1,4 +1,4 @@
-"""The device math library for Triton's interpreter, which has none: the same names as ``libdevice``, by NumPy."""
+"""What Triton's interpreter lacks: the math library ``libdevice`` by NumPy, reductions and scans of whole blocks."""
 from __future__ import annotations
 
 import contextlib
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import triton
 import triton.language as tl
-from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
+from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, ReduceOps, ScanOps, TensorHandle
 from triton.runtime.jit import JITFunction
 
 
@@ -75,6 +75,47 @@ def _splat(builder: InterpreterBuilder, kind: Any, scalar: TensorHandle) -> Tens
     return _fill(builder, kind, TensorHandle(scalar.data, tl.int1) if scalar.data.dtype == bool else scalar)
 
 
+Blocks = list[np.ndarray]
+
+
+def _combined(ops: ReduceOps | ScanOps, first: Blocks, second: Blocks, like: tuple[tl.tensor, ...]) -> Blocks:
+    """What the combining function makes of two blocks' elements, pair by pair."""
+    arguments = [ops.to_tensor(data, x.dtype) for part in (first, second) for data, x in zip(part, like)]
+    found = ops.combine_fn.fn(*arguments)
+    return [x.handle.data.astype(data.dtype) for x, data in zip(found if isinstance(found, tuple) else [found], first)]
+
+
+def _reduce(ops: ReduceOps, inputs: tuple[tl.tensor, ...]) -> list[tl.tensor]:
+    """One half of the axis with the other, until an element is left, as the lanes of a device do it; the interpreter's
+    own reduction calls the combining function for every element."""
+    whole = ops.axis is None
+    dims = inputs[0].handle.data.ndim
+    parts = [x.handle.data.reshape(-1) if whole else np.moveaxis(x.handle.data, ops.axis, 0) for x in inputs]
+    while (half := len(parts[0]) // 2):
+        parts = _combined(ops, [x[:half] for x in parts], [x[half:] for x in parts], inputs)
+    if ops.keep_dims:
+        parts = [x.reshape((1,) * dims) if whole else np.moveaxis(x, 0, ops.axis) for x in parts]
+    else:
+        parts = [x[0] for x in parts]
+    return [ops.to_tensor(data, x.dtype) for data, x in zip(parts, inputs)]
+
+
+def _scan(ops: ScanOps, inputs: tuple[tl.tensor, ...]) -> list[tl.tensor]:
+    """Neighbouring runs are joined, each twice as long as the last time: all of the later one takes in the earlier
+    one's last element."""
+    parts = [np.moveaxis(x.handle.data, ops.axis, 0).copy() for x in inputs]
+    length, *others = parts[0].shape
+    run = 1
+    while run < length:
+        pairs = [x.reshape(-1, 2 * run, *others) for x in parts]
+        later = [x[:, run:] for x in pairs]
+        earlier = [np.broadcast_to(x[:, run - 1 : run], y.shape) for x, y in zip(pairs, later)]
+        for x, joined in zip(later, _combined(ops, earlier, later, inputs)):
+            x[...] = joined
+        run *= 2
+    return [ops.to_tensor(np.moveaxis(data, 0, ops.axis), x.dtype) for data, x in zip(parts, inputs)]
+
+
 @contextlib.contextmanager
 def interpreting() -> Iterator[None]:
     """Within this block ``triton.jit`` makes interpreted functions, and the language's own (``tl.sum``, …) are, too.
@@ -86,12 +127,13 @@ def interpreting() -> Iterator[None]:
     # The interpreter changes the language's classes, too, and a call of one interpreted function by another leaves
     # them changed, with which nothing compiles any more.
     classes = [tl.core.tensor, tl.core.tensor_descriptor_base, tl.core.dtype, tl.core.condition,
-               InterpreterBuilder]
+               InterpreterBuilder, ReduceOps, ScanOps]
     saved = [(owner, dict(vars(owner))) for owner in (*modules, *classes)]
     interpreted: dict[int, InterpretedFunction] = {}
     try:
         triton.knobs.runtime.interpret = True
         InterpreterBuilder.create_dot, InterpreterBuilder.create_splat = _dot, _splat
+        ReduceOps.generic_reduce, ScanOps.generic_scan = _reduce, _scan
         for module in modules:
             for name, value in list(vars(module).items()):
                 if isinstance(value, JITFunction):

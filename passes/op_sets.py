@@ -5,9 +5,11 @@ Names are operator packets (``aten.add`` stands for all its overloads).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from rooffuse.passes.graph import packet_name
 from rooffuse.passes.rules import RULES
 from torch._decomp import core_aten_decompositions
@@ -61,5 +63,12 @@ def aot_decompositions() -> dict[Any, Callable[..., Any]]:
     cost it: it is not among the operators that the partitioner recomputes, so the value behind it is saved (in
     GPT-2, the hidden tensor of every MLP); as the ``alias`` of the core table it is recomputed.
     """
+    return dict(_table(frozenset(torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd"))))
+
+
+@functools.lru_cache(maxsize=1)
+def _table(composite: frozenset[str]) -> dict[Any, Callable[..., Any]]:
+    """The core table asks the dispatcher about every operator of every namespace, so it is kept until a library
+    registers another composite operator."""
     keep = (PRIMITIVES | LIBRARY | {packet_name(op) for op in RULES}) - {"aten.detach"}
     return {op: function for op, function in core_aten_decompositions().items() if packet_name(op) not in keep}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from rooffuse.codegen.verify import verify
 from rooffuse.passes import PIPELINE, aot_decompositions, run_passes
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from .case_table import Case
 
 #: Bytes around each output that no kernel may touch, and what they and the output are filled with beforehand. As a
 #: float it is a NaN, as an integer neither 0 nor 1: an element that the kernel forgets shows.
@@ -56,6 +59,12 @@ def lower(fn: Callable[..., Any], *inputs: Tensor, eager_rounding: bool = False)
     group = lower_group(graph.graph, eager_rounding=eager_rounding)
     verify(group.kernel)
     return Lowered(group, tuple(n.meta["val"] for n in graph.graph.output_node().args[0]))
+
+
+@functools.cache
+def lower_case(case: Case) -> Lowered:
+    """The kernel of ``case``, made once for all files of tests."""
+    return lower(case.fn, *case.inputs())
 
 
 def flat_view(tensor: Tensor, size: int) -> Tensor:

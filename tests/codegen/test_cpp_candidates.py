@@ -16,7 +16,7 @@ from rooffuse.targets import target_for
 from torch import Tensor
 
 from .cases import BY_NAME, layer_norm
-from .kernels import Lowered, Memory, assert_same, lower
+from .kernels import Lowered, Memory, assert_same, lower, lower_case
 
 TARGET = target_for(get_device("cpu"))
 #: Kernels of each form, with the names of the candidates that only share or cut loops otherwise.
@@ -67,7 +67,7 @@ def test_every_candidate_computes_the_same(form: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["embedding", "concat", "cumsum_row_4097", "argmin_column_129", "masked_softmax"])
 def test_other_kernels_are_the_same_too(name: str, tmp_path: Path) -> None:
     case = BY_NAME[name]
-    for found in results(lower(case.fn, *case.inputs()), case.inputs(), DiskCache(tmp_path)).values():
+    for found in results(lower_case(case), case.inputs(), DiskCache(tmp_path)).values():
         assert_same(found, case.fn(*case.inputs()))
 
 

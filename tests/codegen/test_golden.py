@@ -13,14 +13,14 @@ from rooffuse.codegen.cpp_unit import print_function
 from rooffuse.codegen.triton_kernel import print_kernel
 
 from .cases import BY_NAME
-from .kernels import lower
+from .kernels import lower_case
 
 KERNELS = {"softmax": "softmax_row_1000", "residual_rms_norm": "residual_rms_norm", "rope": "rope"}
 
 
 def texts(case: str) -> str:
     """IR, C++ function and the Triton function without its module's prelude."""
-    kernel = lower(BY_NAME[case].fn, *BY_NAME[case].inputs()).group.kernel
+    kernel = lower_case(BY_NAME[case]).group.kernel
     triton = print_kernel(kernel, programs_wanted=264).text
     return "\n\n".join([str(kernel), print_function(kernel, "kernel"), triton[triton.index("def kernel(") :]])
 

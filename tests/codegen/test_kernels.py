@@ -9,7 +9,7 @@ import torch
 from rooffuse.codegen.cache import DiskCache
 
 from .cases import BY_NAME, CASES
-from .kernels import CppUnit, Lowered, assert_same, lower, run_interpreter, run_triton
+from .kernels import CppUnit, Lowered, assert_same, lower, lower_case, run_interpreter, run_triton
 
 # Triton's interpreter divides by what lies behind the mask, too.
 pytestmark = pytest.mark.filterwarnings(
@@ -20,41 +20,41 @@ NAMES = [c.name for c in CASES]
 UNIT_SIZE = 40
 
 
+def lowered(name: str) -> Lowered:
+    return lower_case(BY_NAME[name])
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> DiskCache:
     return DiskCache(tmp_path_factory.mktemp("kernels"))
 
 
 @pytest.fixture(scope="module")
-def lowered() -> dict[str, Lowered]:
-    return {c.name: lower(c.fn, *c.inputs()) for c in CASES}
-
-
-@pytest.fixture(scope="module")
-def units(lowered: dict[str, Lowered], cache: DiskCache) -> dict[str, CppUnit]:
+def units(cache: DiskCache) -> dict[str, CppUnit]:
     """The C++ library that holds each case; two compilers run at a time."""
+    kernels = {n: lowered(n) for n in NAMES}
     parts = [NAMES[k : k + UNIT_SIZE] for k in range(0, len(NAMES), UNIT_SIZE)]
     with ThreadPoolExecutor(2) as pool:
-        built = list(pool.map(lambda names: CppUnit({n: lowered[n] for n in names}, cache), parts))
+        built = list(pool.map(lambda names: CppUnit({n: kernels[n] for n in names}, cache), parts))
     return {name: unit for names, unit in zip(parts, built) for name in names}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_cpp(name: str, lowered: dict[str, Lowered], units: dict[str, CppUnit]) -> None:
+def test_cpp(name: str, units: dict[str, CppUnit]) -> None:
     inputs = BY_NAME[name].inputs()
-    assert_same(units[name].run(name, lowered[name], inputs), BY_NAME[name].fn(*inputs))
+    assert_same(units[name].run(name, lowered(name), inputs), BY_NAME[name].fn(*inputs))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_interpreter(name: str, lowered: dict[str, Lowered]) -> None:
+def test_interpreter(name: str) -> None:
     inputs = BY_NAME[name].inputs()
-    assert_same(run_interpreter(lowered[name], inputs), BY_NAME[name].fn(*inputs))
+    assert_same(run_interpreter(lowered(name), inputs), BY_NAME[name].fn(*inputs))
 
 
 @pytest.mark.parametrize("name", [c.name for c in CASES if not c.heavy])
-def test_triton(name: str, lowered: dict[str, Lowered], cache: DiskCache) -> None:
+def test_triton(name: str, cache: DiskCache) -> None:
     inputs = BY_NAME[name].inputs()
-    assert_same(run_triton(lowered[name], inputs, cache), BY_NAME[name].fn(*inputs))
+    assert_same(run_triton(lowered(name), inputs, cache), BY_NAME[name].fn(*inputs))
 
 
 @pytest.mark.parametrize(
@@ -73,18 +73,18 @@ def test_triton(name: str, lowered: dict[str, Lowered], cache: DiskCache) -> Non
         "entropies_70001",
     ],
 )
-def test_triton_long_rows(name: str, lowered: dict[str, Lowered], cache: DiskCache) -> None:
+def test_triton_long_rows(name: str, cache: DiskCache) -> None:
     """Rows beyond what stays in registers are swept in a loop."""
     inputs = BY_NAME[name].inputs()
-    assert_same(run_triton(lowered[name], inputs, cache), BY_NAME[name].fn(*inputs))
+    assert_same(run_triton(lowered(name), inputs, cache), BY_NAME[name].fn(*inputs))
 
 
 @pytest.mark.parametrize("name", ["pointwise_129", "softmax_column_31", "sum_ends_33"])
-def test_triton_tile_sizes(name: str, lowered: dict[str, Lowered], cache: DiskCache) -> None:
+def test_triton_tile_sizes(name: str, cache: DiskCache) -> None:
     """The result doesn't hang on how many programs share the work."""
     inputs = BY_NAME[name].inputs()
     for programs in (1, 3, 264):
-        assert_same(run_triton(lowered[name], inputs, cache, programs), BY_NAME[name].fn(*inputs))
+        assert_same(run_triton(lowered(name), inputs, cache, programs), BY_NAME[name].fn(*inputs))
 
 
 def test_gather_out_of_range_is_reported(cache: DiskCache) -> None:

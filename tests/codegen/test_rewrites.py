@@ -17,7 +17,7 @@ from rooffuse.codegen.turned import crosses, turn_in_tiles
 from rooffuse.codegen.verify import verify
 
 from .cases import BY_NAME, CASES
-from .kernels import CppUnit, Lowered, assert_same, lower, run_interpreter
+from .kernels import CppUnit, Lowered, assert_same, lower, lower_case, run_interpreter
 
 REWRITES = {
     "jam": lambda k: jam_rows(k, lambda kernel, nest: memory_along_rows(nest)),
@@ -38,7 +38,7 @@ def changed() -> dict[str, Lowered]:
     """What each rewriting makes of the cases that it changes, by ``how/name``."""
     found: dict[str, Lowered] = {}
     for case in CASES:
-        before = lower(case.fn, *case.inputs())
+        before = lower_case(case)
         for how in REWRITES:
             after = rewritten(before, how)
             if after.group.kernel != before.group.kernel:

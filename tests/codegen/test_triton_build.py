@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from .cases import BY_NAME, rms_norm, rope
-from .kernels import lower
+from .kernels import lower, lower_case
 
 CAPABILITIES = (80, 90, 100)
 #: A kernel of each shape: pointwise, row kept in registers, looped row, columns, gather, masks, several nests.
@@ -76,7 +76,7 @@ def resources(cubin: bytes, folder: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_compiles_without_spills(name: str, tmp_path: Path) -> None:
-    source = print_kernel(lower(BY_NAME[name].fn, *BY_NAME[name].inputs()).group.kernel)
+    source = print_kernel(lower_case(BY_NAME[name]).group.kernel)
     for capability in CAPABILITIES:
         used = resources(compile_for(source, DiskCache(tmp_path), capability).asm["cubin"], tmp_path)
         assert used["LOCAL"] == 0 and used["STACK"] == 0, f"{name} spills on sm_{capability}: {used}"

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from .cases import BY_NAME, rms_norm, rope
-from .kernels import Lowered, Memory, assert_same, lower
+from .kernels import Lowered, Memory, assert_same, lower, lower_case
 from .test_triton_build import resources
 
 #: One of each shape of work, at sizes that no tile divides.
@@ -96,7 +96,7 @@ def run(lowered: Lowered, inputs: list[torch.Tensor], tiles: tuple, cache: DiskC
 @pytest.mark.parametrize("name", RAGGED)
 def test_every_tiling_computes_the_same(name: str, tmp_path: Path) -> None:
     case = BY_NAME[name]
-    lowered = lower(case.fn, *case.inputs())
+    lowered = lower_case(case)
     for tiling in tilings(lowered.group.kernel, 4):
         assert_same(run(lowered, case.inputs(), tiling.tiles, DiskCache(tmp_path)), case.fn(*case.inputs()))
 

@@ -99,9 +99,9 @@ def test_arena_of_random_lives_is_near_the_lower_bound(seed):
 
 def test_five_thousand_buffers_in_under_a_second():
     lives = transformer_lifetimes(500, 0)[:5000]
-    start = time.perf_counter()
+    start = time.process_time()
     plan = plan_memory(lives)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
     check_plan(lives, plan)
 
 

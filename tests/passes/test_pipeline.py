@@ -85,7 +85,7 @@ def test_a_model_gives_what_eager_gives(build, dtype):
 @pytest.mark.parametrize(
     ("build", "dtype"),
     ((llama, torch.bfloat16), (gpt2, torch.float32), (gpt2, torch.bfloat16), (bert, torch.float32)),
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_a_training_step_gives_what_eager_gives(build, dtype):
     torch.manual_seed(0)
@@ -254,10 +254,10 @@ def test_passes_are_quick():
         return x
 
     gm = trace(function, torch.randn(16, 16), torch.randn(16))
-    start = time.perf_counter()
+    start = time.process_time()
     nodes = len(run_passes(gm).graph.nodes)
     # About 80 ms per 1000 nodes on one core; the bound leaves room for a loaded machine.
-    assert (time.perf_counter() - start) / nodes < 1e-3
+    assert (time.process_time() - start) / nodes < 1e-3
 
 
 def test_output_does_not_depend_on_the_hash_seed_and_the_framework_compiler_is_not_imported():
