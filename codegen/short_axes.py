@@ -52,11 +52,12 @@ def _merged(nest: Nest, kernel: Kernel) -> Nest:
                 body.append(replace(stmt, mask=None if _holds(constants, stmt.mask) else stmt.mask))
             continue
         name = stmt.name
-        stmt = _decided(stmt, constants, extents)
-        if isinstance(stmt, str):
-            instead[name] = stmt
+        found = _decided(stmt, constants, extents)
+        if isinstance(found, str):
+            instead[name] = found
             continue
-        key = replace(stmt, name="")
+        stmt = found
+        key = replace(stmt, name="")  # type: ignore[arg-type]
         if key in known:
             instead[name] = known[key]
             continue
