@@ -371,3 +371,12 @@ def test_what_is_added_to_computed_places_again_is_added_again() -> None:
         return torch.zeros_like(x).index_add(0, places, x.index_select(0, places) * 2)
 
     same_as_eager(fn, randn((8, 32)))
+
+
+def test_bits_of_a_constant_are_another_number() -> None:
+    def fn(x: Tensor) -> Any:
+        bits = torch.full((7,), 1.5).view(torch.int32) >> 23
+        tiny = torch.ones(5, 1, dtype=torch.int32).view(torch.float32)
+        return x * bits, torch.cat([tiny, x.cumprod(1)], 1) + 1
+
+    same_as_eager(fn, randn((5, 7)))
