@@ -187,6 +187,7 @@ case("arange_floats", lambda x: x * torch.arange(0, 1, 0.125), (3, 8))
 case("arange_as_index", lambda w: F.embedding((torch.arange(2, 42) * 3 - 5).clamp(min=0) % 7, w) * 2, (7, 5))
 case("arange_divided", lambda x: x[:, (torch.arange(14) // 2 + 1).clamp(max=6)] + 1, (3, 7))
 case("arange_narrow", lambda x: x * (torch.arange(7, dtype=torch.int32) * 2**30), (3, 7))
+case("arange_of_fractions", lambda x: x * torch.arange(0.5, 5, 1.5, dtype=torch.int64), (3, 5))
 case("scalar", lambda x: x * 2 + 1, ())
 case("scalar_and_row", lambda x, y: x * y + y.sum(), (), (9,))
 
