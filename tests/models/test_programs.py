@@ -334,6 +334,18 @@ def test_gradient_through_a_transposed_number() -> None:
     same_as_eager(fn, lambda: [torch.randn(3, 5, requires_grad=True)])
 
 
+def test_gradient_through_a_library_call_that_checks_itself() -> None:
+    """The forward graph returns a token that orders the check, before what it saves for the backward."""
+    def loss(x: Tensor) -> Tensor:
+        factor = torch.linalg.cholesky(x @ x.t() + 5 * torch.eye(5))
+        return factor.diagonal().log().sum() + torch.linalg.solve(factor, x).square().sum()
+
+    x = torch.randn(5, 6, requires_grad=True)
+    (expected,) = torch.autograd.grad(loss(x), x)
+    (ours,) = torch.autograd.grad(torch.compile(loss, backend="rooffuse", options=STRICT)(x), x)
+    torch.testing.assert_close(ours, expected)
+
+
 def test_a_result_in_the_memory_of_its_input_waits_until_that_was_read() -> None:
     def fn(x: Tensor, w: Tensor) -> Tensor:
         y = x @ w
