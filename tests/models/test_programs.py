@@ -76,6 +76,10 @@ def test_empty_tensors(shape: tuple[int, ...]) -> None:
     same_as_eager(fn, randn(shape))
 
 
+def test_sums_over_an_empty_dimension_and_another() -> None:
+    same_as_eager(lambda x: x.sum((1, 2)), randn((2, 0, 3)))
+
+
 def test_scalars() -> None:
     def fn(x: Tensor) -> list[Any]:
         return [
