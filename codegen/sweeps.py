@@ -86,6 +86,13 @@ def after_strips(nest: Nest) -> tuple[Stmt, ...]:
                                           else s.name in names))
 
 
+def stored_again(nest: Nest) -> tuple[Store, ...]:
+    """The stores that each row of a strip makes anew at the same places: what they overwrite, the next row can't
+    read."""
+    strip, late = {a.symbol for a in nest.strip}, after_strips(nest)
+    return tuple(s for s in nest.body if isinstance(s, Store) and s not in late and not strip <= nest.store_scope(s))
+
+
 def finale(nest: Nest) -> tuple[Stmt, ...]:
     """What runs once a column after the last row of a strip: the stores of its sums and all that they need, the sums
     themselves left out."""
