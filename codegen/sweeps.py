@@ -87,10 +87,11 @@ def after_strips(nest: Nest) -> tuple[Stmt, ...]:
 
 
 def stored_again(nest: Nest) -> tuple[Store, ...]:
-    """The stores that each row of a strip makes anew at the same places: what they overwrite, the next row can't
-    read."""
-    strip, late = {a.symbol for a in nest.strip}, after_strips(nest)
-    return tuple(s for s in nest.body if isinstance(s, Store) and s not in late and not strip <= nest.store_scope(s))
+    """The stores that several rows make at the same places, as those of a strip do before its end: what they overwrite,
+    the next row can't read."""
+    late = after_strips(nest)
+    return tuple(s for s in nest.body if isinstance(s, Store) and not nest.store_scope(s) >= {
+        a.symbol for a in nest.axes if not a.reduction and not (a.strip and s in late)})
 
 
 def finale(nest: Nest) -> tuple[Stmt, ...]:
