@@ -116,6 +116,7 @@ class NestPrinter(LaneForm):
                 self.add_all(phase.body)
         if strip:
             self.close(len(strip))
+            self._read_back -= self.hosts.keys()  # each row's waited in that row's own results
             self._print_finale()
         self.close(opened)
 

@@ -23,6 +23,7 @@ from .lower_pieces import Part
 from .lower_strips import refuse_early_sums
 from .scatter import is_scatter
 from .simplify import simplify_nest
+from .sweeps import stored_again
 
 
 @dataclass(frozen=True)
@@ -169,5 +170,5 @@ def _check_mutations(kernel: Kernel) -> None:
         for nest in kernel.nests:
             for stmt in nest.body:
                 if isinstance(stmt, Load) and stmt.buffer == buffer and any(
-                        n is not nest or s.index != stmt.index for n, s in writers):
+                        n is not nest or s.index != stmt.index or s in stored_again(n) for n, s in writers):
                     raise NotLowerable(f"{buffer} would be read at other places than it is written")

@@ -89,6 +89,8 @@ def _arange(context: NestLowering, node: Node, coords: Coords) -> str:
     else:
         start, step = 0, 1
     b, dtype = context.builder, dtype_of(node)
+    if not dtype.is_floating_point:  # start and step are cut to whole numbers, not their sums
+        start, step = int(_number(start, node)), int(_number(step, node))
     if type(start) is int and type(step) is int:
         return b.index(coords[0] * step + start, dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32

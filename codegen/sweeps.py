@@ -86,6 +86,14 @@ def after_strips(nest: Nest) -> tuple[Stmt, ...]:
                                           else s.name in names))
 
 
+def stored_again(nest: Nest) -> tuple[Store, ...]:
+    """The stores that several rows make at the same places, as those of a strip do before its end: what they overwrite,
+    the next row can't read."""
+    late = after_strips(nest)
+    return tuple(s for s in nest.body if isinstance(s, Store) and not nest.store_scope(s) >= {
+        a.symbol for a in nest.axes if not a.reduction and not (a.strip and s in late)})
+
+
 def finale(nest: Nest) -> tuple[Stmt, ...]:
     """What runs once a column after the last row of a strip: the stores of its sums and all that they need, the sums
     themselves left out."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from rooffuse.codegen.ir import Kernel, Load, Store
-from rooffuse.codegen.sweeps import plan_phases
+from rooffuse.codegen.sweeps import plan_phases, stored_again
 from rooffuse.passes import BufferLife, MemoryPlan, check_plan, plan_memory
 from rooffuse.passes.graph import viewed_arg, written_args
 from torch.fx import Node
@@ -115,7 +115,10 @@ def _may_share(kernel: Kernel, source: str, out: str) -> bool:
     order = [isinstance(s, Store) for _, s in touching]
     if order != sorted(order):
         return False
-    phases = plan_phases(kernel.nests[touching[0][0]])
+    nest = kernel.nests[touching[0][0]]
+    if any(s.buffer == out for s in stored_again(nest)):
+        return False
+    phases = plan_phases(nest)
     reads = [k for k, p in enumerate(phases) for s in p.body if isinstance(s, Load) and s.buffer == source]
     writes = [k for k, p in enumerate(phases) for s in p.body if isinstance(s, Store) and s.buffer == out]
     return bool(reads and writes) and max(reads) <= min(writes)

@@ -21,8 +21,8 @@ def layout_of(gm: GraphModule, kind: str, example_inputs: Sequence[Any]) -> Layo
         context = TracingContext.try_get()
         if context is None or context.fw_metadata is None or context.output_strides is None:
             return Layout()
-        results = list(output_node(gm.graph).args[0])  # type: ignore[arg-type]
-        saved = range(len(results))[context.fw_metadata.tensors_saved_for_backwards_slice]
+        results, tokens = list(output_node(gm.graph).args[0]), _tokens(context)  # type: ignore[arg-type]
+        saved = range(tokens, len(results))[context.fw_metadata.tensors_saved_for_backwards_slice]
         values = {k: results[k].meta.get("val") for k in saved if isinstance(results[k], torch.fx.Node)}
         return Layout(free=frozenset(k for k, v in values.items()
                                      if isinstance(v, torch.Tensor) and v.is_contiguous()))
@@ -34,11 +34,17 @@ def layout_of(gm: GraphModule, kind: str, example_inputs: Sequence[Any]) -> Layo
     return Layout()
 
 
+def _tokens(context: TracingContext) -> int:
+    """How many results of a forward graph order its effects, as the check of a library call is one: they come first,
+    and AOTAutograd doesn't count them."""
+    return len(context.fw_metadata.tokens) if context.fw_metadata is not None else 0
+
+
 def report_strides(gm: GraphModule) -> None:
     """Tell AOTAutograd the strides of the results of a compiled forward graph."""
     context = TracingContext.try_get()
     if context is None or context.output_strides is None:
         return
-    for result in output_node(gm.graph).args[0]:  # type: ignore[union-attr]
+    for result in output_node(gm.graph).args[0][_tokens(context):]:  # type: ignore[union-attr,index]
         value = result.meta.get("val") if isinstance(result, torch.fx.Node) else None
         context.output_strides.append(tuple(value.stride()) if isinstance(value, torch.Tensor) else None)

@@ -139,9 +139,17 @@ def _both(rewriter: _Rewriter, node: Node) -> bool:
     if overload._overloadname == "dtype" or set(node.kwargs) - {"memory_format", "dtype"} or told not in (
             None, node.meta["val"].dtype):
         return False
+    joins = name in ("aten.cat", "aten.stack")
+
+    def part(operand: Node, k: int) -> Node:
+        if _part_type(operand) or (joins and k == 0):
+            return rewriter.parts(operand, dtype)[k]
+        # What a real piece adds to the imaginary part; an index stays what it is.
+        return rewriter.call(aten.zeros_like.default, operand, dtype=dtype) if joins else operand
+
     made = []
     for k in (0, 1):
-        arguments = torch.fx.map_arg(node.args, lambda n, k=k: rewriter.parts(n, dtype)[k] if _part_type(n) else n)
+        arguments = torch.fx.map_arg(node.args, lambda n, k=k: part(n, k))
         keywords = {key: dtype if key == "dtype" else value for key, value in node.kwargs.items()}
         made.append(rewriter.call(node.target, *arguments, **keywords))
     moved = [rewriter.pairs.get(n) for n in node.all_input_nodes if _part_type(n)]

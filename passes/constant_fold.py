@@ -113,7 +113,7 @@ def _uniform_value(node: Node, uniform: dict[Node, Any]) -> Any:
     sources = node.all_input_nodes
     if not sources or any(source not in uniform for source in sources):
         return None
-    if name in _SHAPE_ONLY:
+    if name in _SHAPE_ONLY and node.target is not aten.view.dtype:
         return _scalar(lambda: torch.full((), uniform[sources[0]], dtype=value.dtype))
     if torch.Tag.pointwise not in node.target.tags:
         return None

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 #: Scans and what they begin with.
 _NEUTRAL = {"aten.cumsum": 0.0, "aten.cumprod": 1.0, "rooffuse.running_max": -math.inf,
             "rooffuse.running_min": math.inf, "aten.logcumsumexp": -math.inf}
+#: What a constant goes through and keeps its number.
+_SAME_NUMBERS = frozenset({aten.expand.default, aten.view.default, aten._to_copy.default, aten.unsqueeze.default})
 #: Longest rows that are scanned once more where others read the scan as it was.
 _SCANNED_TWICE = 32768
 
@@ -110,7 +112,7 @@ def _joined(node: Node) -> tuple[Node, int, int, float] | None:
     if len(parts) != 2 or any(tensor_meta(p) is None or p.meta["val"].dim() != rank for p in parts):
         return None
     first, tail = parts
-    while packet_name(first.target) in ("aten.expand", "aten.view", "aten._to_copy", "aten.unsqueeze"):
+    while first.target in _SAME_NUMBERS:
         first = first.args[0]
     dim = argument(node, "dim") % rank
     fills = {"aten.full": "fill_value", "aten.scalar_tensor": "s"}

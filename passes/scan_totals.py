@@ -58,7 +58,8 @@ def _replace(node: Node, mode: FakeTensorMode) -> bool:
         return False
     kept = packet_name(node.target) == "aten.slice"
     first = argument(node, "start" if kept else "index")
-    if not isinstance(first, int) or first % length != length - 1:
+    # A slice may begin before or after the row, or hold nothing.
+    if first not in (length - 1, -1) or (kept and node.meta["val"].shape[dim] != 1):
         return False
     total, listed = TOTALS[packet_name(scan.target)]
     dtype = {"dtype": value.dtype} if packet_name(scan.target) in ("aten.cumsum", "aten.cumprod") else {}

@@ -179,6 +179,8 @@ def _rows_first(node: Node, meeting: _Rows, wide: _Rows) -> _RowsFirst | None:
     source = tensor_meta(node.args[0])
     if source is None or source.dim() < 2 or not is_concrete((*source.shape, *source.stride())) or source.is_complex():
         return None
+    if source.numel() == 0:
+        return None
     dims, last = _reduced(node, source.dim()), source.dim() - 1
     if last not in dims or prod(source.shape[d] for d in dims[:-1]) == 1 or source.stride(-1) != 1:
         return None

@@ -90,7 +90,7 @@ def _rewrite(gm: GraphModule, node: Node, parts: int, mode: FakeTensorMode) -> N
         totals = call(aten.sum.dim_IntList, cut, [dim + 1], dtype=wide)
         first = [0, 0] * (len(shape) - 1 - dim) + [1, 0]
         before = call(aten.constant_pad_nd.default, call(aten.slice.Tensor, totals, dim, 0, parts - 1), first, 0)
-        before = call(aten.unsqueeze.default, call(aten.cumsum.default, before, dim), dim + 1)
+        before = call(aten.unsqueeze.default, call(aten.cumsum.default, before, dim, dtype=wide), dim + 1)
         inside: Any = call(aten.cumsum.default, cut, dim + 1, dtype=wide)
         made = call(aten.view.default, call(aten.add.Tensor, inside, before), shape)
         if wide != result.dtype:

@@ -41,6 +41,15 @@ class _Variance:
     dims: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class _Means:
+    """``x`` in parts, their means, and the mean of those."""
+
+    cut: Node
+    means: Node
+    whole: Node
+
+
 def split_variance_pass(programs: int, row_elements: int, row_bytes: int) -> Pass:
     """The pass for a device that needs ``programs`` concurrent programs and keeps ``row_elements`` of float32 on chip,
     or a row of ``row_bytes`` in memory."""
@@ -57,11 +66,14 @@ def split_variance(gm: GraphModule, programs: int, row_elements: int, row_bytes:
     """
     mode = detect_fake_mode([node.meta.get("val") for node in gm.graph.nodes])
     found = [v for v in map(_variance, list(gm.graph.nodes)) if v is not None] if mode is not None else []
+    means: dict[Node, _Means] = {}
     count = 0
     for variance in found:
         cut = _cut(variance, programs, row_elements, row_bytes)
         if cut is not None and mode is not None:
-            _rewrite(gm, variance, *cut, mode)
+            if variance.mean not in means:  # else another variance has the same mean
+                means[variance.mean] = _split_mean(gm, variance, *cut, mode)
+            _rewrite(gm, variance, *cut, means[variance.mean], mode)
             count += 1
     log.debug("split_variance: split %d of %d", count, len(found))
     return gm
@@ -131,32 +143,46 @@ def _width(x: Node) -> int:
     return min(v.dtype.itemsize for v in (x.meta["val"], source) if v is not None)
 
 
-def _rewrite(gm: GraphModule, variance: _Variance, dim: int, parts: int, mode: FakeTensorMode) -> None:
-    graph, x, total, mean = gm.graph, variance.x, variance.total, variance.mean
+def _split_mean(gm: GraphModule, variance: _Variance, dim: int, parts: int, mode: FakeTensorMode) -> _Means:
+    x, mean = variance.x, variance.mean
     value = x.meta["val"]
+
+    call = functools.partial(call_like, variance.total, mode)
+
+    shape = [*value.shape[:dim], parts, value.shape[dim] // parts, *value.shape[dim + 1:]]
+    with gm.graph.inserting_before(mean):
+        cut = call(aten.reshape.default, x, shape)
+        means = call(aten.mean.dim, cut, _inner(variance, dim), True)
+        whole = call(aten.mean.dim, means, [dim], True)
+        new_mean = call(aten.view.default, whole, list(mean.meta["val"].shape))
+    mean.replace_all_uses_with(new_mean)
+    gm.graph.erase_node(mean)
+    return _Means(cut, means, whole)
+
+
+def _inner(variance: _Variance, dim: int) -> list[int]:
+    """The reduced dimensions of a part, once ``dim`` is two."""
+    return [d if d < dim else d + 1 for d in variance.dims]
+
+
+def _rewrite(gm: GraphModule, variance: _Variance, dim: int, parts: int, split: _Means, mode: FakeTensorMode) -> None:
+    graph, total = gm.graph, variance.total
+    value = variance.x.meta["val"]
     row = prod(value.shape[d] for d in variance.dims)
 
     call = functools.partial(call_like, total, mode)
 
-    shape = [*value.shape[:dim], parts, value.shape[dim] // parts, *value.shape[dim + 1:]]
-    inner = [d if d < dim else d + 1 for d in variance.dims]
-    with graph.inserting_before(mean):
-        cut = call(aten.reshape.default, x, shape)
-        means = call(aten.mean.dim, cut, inner, True)
-        whole = call(aten.mean.dim, means, [dim], True)
-        new_mean = call(aten.view.default, whole, list(mean.meta["val"].shape))
     with graph.inserting_before(total):
-        away = call(aten.sub.Tensor, cut, means)
-        squares = call(aten.sum.dim_IntList, call(aten.mul.Tensor, away, away), inner, True)
-        offset = call(aten.sub.Tensor, means, whole)
+        away = call(aten.sub.Tensor, split.cut, split.means)
+        squares = call(aten.sum.dim_IntList, call(aten.mul.Tensor, away, away), _inner(variance, dim), True)
+        offset = call(aten.sub.Tensor, split.means, split.whole)
         between = call(aten.mul.Tensor, call(aten.mul.Tensor, offset, offset), row // parts)
         result = call(aten.sum.dim_IntList, call(aten.add.Tensor, squares, between), [dim], True)
         if packet_name(total.target) == "aten.mean":
             result = call(aten.div.Tensor, result, row)
         result = call(aten.view.default, result, list(total.meta["val"].shape))
     square: Any = total.args[0]
-    for old, new in ((mean, new_mean), (total, result)):
-        old.replace_all_uses_with(new)
-    for node in (total, square, square.args[0], mean):
+    total.replace_all_uses_with(result)
+    for node in (total, square, square.args[0]):
         if not node.users:
             graph.erase_node(node)

@@ -195,6 +195,7 @@ case("arange_floats", lambda x: x * torch.arange(0, 1, 0.125), (3, 8))
 case("arange_as_index", lambda w: F.embedding((torch.arange(2, 42) * 3 - 5).clamp(min=0) % 7, w) * 2, (7, 5))
 case("arange_divided", lambda x: x[:, (torch.arange(14) // 2 + 1).clamp(max=6)] + 1, (3, 7))
 case("arange_narrow", lambda x: x * (torch.arange(7, dtype=torch.int32) * 2**30), (3, 7))
+case("arange_of_fractions", lambda x: x * torch.arange(0.5, 5, 1.5, dtype=torch.int64), (3, 5))
 case("scalar", lambda x: x * 2 + 1, ())
 case("scalar_and_row", lambda x, y: x * y + y.sum(), (), (9,))
 
@@ -295,6 +296,8 @@ case("columns_halved_and_rows_halved", lambda x: (x.sum(-1) / 2, x.sum(0) / 2, x
 case("windows_that_overlap", lambda x: (x.unfold(1, 3, 2).sum(-1), x.cos(), x.sum(0)), (5, 6))
 case("row_and_column_sums", lambda x: (x.sum(-1), x.view(4, 5, 77).sum(1)), (20, 77))
 case("row_maximum_and_column_sums", lambda x: (x.softmax(-1), x.exp().sum(0)), (12, 50))
+case("column_sums_beside_what_waits_in_a_row", lambda x, s: ((y := x.exp() * s).softmax(-1), y.logsumexp(0)), (16, 16),
+     (8, 1, 1))
 
 # products with one row
 def normed_gate(x: Tensor, weight: Tensor, gate: Tensor, up: Tensor) -> Tensor:

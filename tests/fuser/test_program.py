@@ -63,6 +63,17 @@ def test_in_place_waits_for_the_last_sweep_over_the_input():
     assert first == ()  # stored one sweep earlier, when the input is still needed
 
 
+def test_in_place_is_nothing_that_the_next_row_of_a_strip_reads_again():
+    def sums(x, scale):
+        y = x * 2
+        rows = x * scale
+        return y, rows.sum(0), (y + rows).sum(-1)
+
+    kernel = lower_group(trace(sums, torch.empty(64, 13), torch.empty(8, 1, 1)).graph).kernel
+    assert any(nest.strip for nest in kernel.nests)
+    assert inplace_pairs(kernel)["o0"] == ()
+
+
 def test_verify_checks_the_plan(monkeypatch):
     import rooffuse.program as program
 

@@ -36,7 +36,8 @@ def _filtered(x: Tensor, response: Tensor) -> Tensor:
 def _arithmetic(a: Tensor, b: Tensor) -> Any:
     x, y = torch.complex(a, b), torch.complex(b, a.flip(0))
     return (x * y + 2.5 * x - y, 1j * x, -x, x + 1, 3 - y, x - a, a * y, (x / y), x.conj() + y, torch.cat([x, y])[::2],
-            x.t().reshape(-1) * 2, (x * y).to(torch.complex128), x.exp(), x.isfinite(), torch.stack([x, x * y], 1))
+            x.t().reshape(-1) * 2, (x * y).to(torch.complex128), x.exp(), x.isfinite(), torch.stack([x, x * y], 1),
+            torch.cat([x * 2, a], 1) * 1j, torch.cat([b, x.conj()]))
 
 
 def _picked(turns: Tensor, places: Tensor, x: Tensor) -> Tensor:

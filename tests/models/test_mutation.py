@@ -181,3 +181,20 @@ def test_a_write_waits_for_reads_under_another_name() -> None:
         return result
 
     same_as_eager(fn, make)
+
+
+def test_a_write_waits_for_all_rows_of_a_strip() -> None:
+    """What is summed over repetitions of an input is read in each of them."""
+    def fn(x: Tensor, scale: Tensor) -> Any:
+        y = x * scale
+        x.mul_(0.9)
+        return y.mean(0), (x + y).softmax(-1)
+
+    def without_sum(x: Tensor, scale: Tensor) -> Any:
+        y = x.exp() * scale
+        x.add_(y.mean(0))
+        x.copy_(y[0])  # leaves nothing of the sum, but the rows that it went over
+        return y.softmax(-1), x * 2
+
+    same_as_eager(fn, randn((64, 13), (8, 1, 1)))
+    same_as_eager(without_sum, randn((64, 13), (8, 1, 1)))

@@ -26,6 +26,8 @@ REDUCED = {
 KEPT = {
     "not the last": lambda x: x.cumsum(1)[:, -2] + 1,
     "the last two": lambda x: x.cumsum(1)[:, -2:] + 1,
+    "behind the end": lambda x: x.cumsum(1)[:, 13:] + 1,
+    "none": lambda x: x.cumsum(1)[:, -1:-1] + 1,
     "another dimension": lambda x: x.cumsum(1)[-1] + 1,
     "returned": lambda x: x.cumsum(1)[:, -1],
     "returned through a view": lambda x: x.cumsum(1)[:, -1].unsqueeze(0),

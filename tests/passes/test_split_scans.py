@@ -21,6 +21,7 @@ SPLIT = {
     "a vector": (lambda x: x.cumsum(0) * 2, (65536,)),
     "truth": (lambda x: (x > 0).cumsum(0), (4096, 24)),
     "another type": (lambda x: x.cumsum(0, dtype=torch.float64), (4096, 24)),
+    "a narrow type": (lambda x: (x > 0).cumsum(0, dtype=torch.int32), (4096, 24)),
     "bfloat16": (lambda x: x.bfloat16().cumsum(0), (4096, 24)),
     "transposed": (lambda x: x.t().cumsum(0), (24, 4096)),
 }

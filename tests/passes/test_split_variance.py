@@ -67,3 +67,14 @@ def test_a_sum_of_other_squares_is_left_alone():
     gm = make_fx(fn, tracing_mode="fake")(torch.empty(4, 4096), torch.empty(4, 4096))
     before = str(gm.graph)
     assert str(split_variance(gm, 264, 1024).graph) == before
+
+
+def test_two_variances_may_have_one_mean():
+    def fn(x):
+        away = x - x.mean(1, keepdim=True)
+        squares = away * away
+        return squares.mean(1), squares.sum(1), (away**2).sum(1), away
+
+    x = torch.randn(4, 4096)
+    for ours, theirs in zip(split(fn, x)(x), fn(x)):
+        torch.testing.assert_close(ours, theirs)
