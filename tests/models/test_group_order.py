@@ -60,6 +60,6 @@ def test_groups_merge_together_with_those_between(seed: int, monkeypatch: pytest
         possible = len(exact) <= MOST_BETWEEN + 1 and not exact & calls - {a, b}
         assert set(found) == (exact if possible else set())
         if found:
-            grouper._merge_in_order(found)
+            grouper.merge_in_order(found)
             assert nx.is_directed_acyclic_graph(state.graph)
             assert all(state.rank[u] < state.rank[v] for u, v in state.graph.edges)
