@@ -163,11 +163,26 @@ class NestBuilder:
             return args[0]
         if op == "mul" and self.constants.get(args[0]) == 1:
             return args[1]
+        if op in COMPARISONS and len(args) == 2:
+            args = self._narrowed(*args)
         place = self._place(op, args) if len(args) == 2 and dtype in _WIDE_INTEGERS else None
         extent = bounds(place, self.ranges) if place is not None else None
         if place is not None and extent is not None and _fits(extent, dtype):
             return self.index(place, dtype)
         return self._emit(Compute, dtype, op, tuple(args), None)
+
+    def _narrowed(self, *args: str) -> tuple[str, ...]:
+        """Places along the axes that are compared, as int32 where they fit: twice as many lanes of a vector."""
+        places = [self._positions.get(a) for a in args]
+        if any(self.dtypes[a] != torch.int64 for a in args) or all(p is None for p in places):
+            return args
+        for name, place in zip(args, places):
+            value = self.constants.get(name)
+            extent = bounds(place, self.ranges) if place is not None else None if value is None else (value, value)
+            if extent is None or not _fits(extent, torch.int32):
+                return args
+        return tuple(self.const(self.constants[n], torch.int32) if p is None else self.index(p, torch.int32)
+                     for n, p in zip(args, places))
 
     def _place(self, op: str, args: Sequence[str]) -> Expr | None:
         """``op(args)`` as an index expression, if that is what it is of places along the axes and whole numbers: an

@@ -1,13 +1,15 @@
 """Conditions on positions, and where along an axis they change: loops are cut there, and no piece tests them."""
 from __future__ import annotations
 
-from .index import affine
+from collections.abc import Mapping
+
+from .index import affine, bounds
 from .ir import Axis, Compute, Const, Index, Nest, Stmt, Store
 
 #: Most places at which an axis is cut.
 MAX_CUTS = 4
-
-_CONDITIONS = frozenset("lt le gt ge eq ne and or not".split())
+#: The part of all places at which a condition holds mostly.
+MOSTLY = 0.75
 
 
 def values_of(nest: Nest) -> dict[str, Stmt]:
@@ -34,8 +36,9 @@ def thresholds(nest: Nest, axis: Axis) -> dict[str, tuple[int, bool]]:
 
 
 def decided(nest: Nest) -> frozenset[str]:
-    """Conditions on positions that the innermost loop needn't test: those that are known before it, that change once
-    along it, where it is cut, and what is made of such."""
+    """Conditions on positions that the innermost loop nearly never tests: those that change once along it, where it is
+    cut, those that are known before it and mostly hold, as they do away from the border of what is padded, and what is
+    made of such."""
     if not nest.axes:
         return frozenset()
     lane, made = nest.axes[-1], values_of(nest)
@@ -43,13 +46,29 @@ def decided(nest: Nest) -> frozenset[str]:
     cut = len({at for at, _ in once.values() if 0 < at < lane.size}) <= MAX_CUTS
     found: set[str] = set()
     for stmt in nest.body:
-        if not isinstance(stmt, Compute) or stmt.op not in _CONDITIONS:
+        if not isinstance(stmt, Compute):
             continue
-        if stmt.op in ("and", "or", "not"):
+        if stmt.op == "and":
             known = all(a in found for a in stmt.args)
+        elif lane.symbol in nest.scopes[stmt.name]:
+            known = cut and stmt.name in once
         else:
-            known = all(isinstance(made[a], Index | Const) for a in stmt.args) and (
-                lane.symbol not in nest.scopes[stmt.name] or (cut and stmt.name in once))
+            known = holding_part(nest, made, stmt) >= MOSTLY
         if known:
             found.add(stmt.name)
     return frozenset(found)
+
+
+def holding_part(nest: Nest, made: Mapping[str, Stmt], stmt: Stmt) -> float:
+    """The part of all places at which a comparison of a position with a number holds, the position's values being about
+    equally many; 0 for what is no such comparison."""
+    if not isinstance(stmt, Compute) or stmt.op not in ("lt", "le", "gt", "ge"):
+        return 0.0
+    position, limit = (made[a] for a in stmt.args)
+    extent = bounds(position.expr, nest.ranges) if isinstance(position, Index) else None
+    if extent is None or not isinstance(limit, Const):
+        return 0.0
+    low, high = extent
+    below = (int(limit.value) + (stmt.op in ("le", "gt")) - low) / (high - low + 1)
+    below = min(max(below, 0.0), 1.0)
+    return below if stmt.op in ("lt", "le") else 1.0 - below
