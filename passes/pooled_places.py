@@ -1,7 +1,8 @@
 """Max pooling whose positions only its own gradient reads keeps places within windows instead: a byte each, not eight.
 
 The gradient asks which element of a window won; its place in the window answers that with less to keep from the forward
-to the backward pass, and no position to compute. What the input was doesn't matter to it, either.
+to the backward pass, and no position to compute. What the input was doesn't matter to it, either, nor to a rectifier's
+gradient after it, which can ask the windows' values.
 """
 
 from __future__ import annotations
@@ -86,4 +87,32 @@ def _replace(pool: Node, mode: FakeTensorMode) -> bool:
         graph.erase_node(before)
     for node in (*positions, pool):
         graph.erase_node(node)
+    for gradient in made[3:]:
+        _mask_before(gradient, source, made[1], mode)
     return True
+
+
+def _mask_before(gradient: Node, source: Node, values: Node, mode: FakeTensorMode) -> None:
+    """Let a rectifier's gradient mask the windows' gradients rather than what the pooling's gives back: only winners
+    get any, and a winner is what its window's value is. The rectifier's result needn't be read, or kept, for that."""
+    masked = next(iter(gradient.users)) if len(gradient.users) == 1 else None
+    if masked is None or masked.target is not aten.threshold_backward.default or masked.args[0] is not gradient:
+        return
+    if _origin(masked.args[1]) is not _origin(source) or not same_layout(gradient.meta["val"], masked.meta["val"]):
+        return
+    grad, *others = gradient.args
+    with gradient.graph.inserting_before(gradient):
+        grad = call_like(masked, mode, masked.target, grad, values, masked.args[2])
+    if grad.meta["val"].dtype != gradient.args[0].meta["val"].dtype:  # type: ignore[union-attr]
+        gradient.graph.erase_node(grad)
+        return
+    gradient.args = (grad, *others)
+    masked.replace_all_uses_with(gradient)
+    gradient.graph.erase_node(masked)
+
+
+def _origin(node: Any) -> Any:
+    """The tensor that ``node`` is under another name."""
+    while isinstance(node, Node) and node.target in (aten.detach.default, aten.alias.default):
+        node = node.args[0]
+    return node

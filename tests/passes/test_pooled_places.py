@@ -9,6 +9,7 @@ from rooffuse.passes import run_passes
 from rooffuse.passes.pipeline import PIPELINE
 from torch.nn import functional as F
 
+aten = torch.ops.aten
 POOLED = [p for p in PIPELINE if p.name == "pooled_places"]
 WINDOWS = [((2, 2), (2, 2), (0, 0), False), ((3, 3), (2, 2), (1, 1), False), ((3, 3), (1, 1), (1, 1), False),
            ((3, 2), (1, 2), (1, 0), True), ((2, 2), (3, 3), (0, 0), False), ((5, 5), (2, 2), (2, 2), True)]
@@ -46,6 +47,32 @@ def test_values_and_gradients_are_the_same(window, layout, dtype) -> None:
         tolerance = {"atol": 0.1, "rtol": 0.02} if dtype == torch.bfloat16 else {"atol": 1e-12, "rtol": 1e-12}
         torch.testing.assert_close(ours, theirs, equal_nan=True, **tolerance)
         assert ours.stride() == theirs.stride()
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+def test_a_rectifier_before_asks_the_windows_values(window) -> None:
+    kernel, stride, padding, ceil_mode = window
+    x = _image(2, 3, 11, 14, dtype=torch.float64)
+    function = _with_gradient(lambda x: F.max_pool2d(F.relu(x), kernel, stride, padding, 1, ceil_mode))
+    weight = torch.randn(function(x, 1.0)[0].shape, dtype=torch.float64)
+    gm = run_passes(trace(function, x, weight), POOLED)
+    (mask,) = gm.graph.find_nodes(op="call_function", target=aten.threshold_backward.default)
+    assert mask.meta["val"].shape == weight.shape
+    for ours, theirs in zip(gm(x, weight), function(x, weight), strict=True):
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+def test_a_rectifier_of_something_else_stays_where_it_is() -> None:
+    x = torch.randn(2, 3, 8, 8)
+
+    def function(x, weight):
+        values, pullback = torch.func.vjp(lambda x: F.max_pool2d(x, 2), x)
+        return values, aten.threshold_backward(pullback(values * weight)[0], x.sin(), 0)
+
+    gm = run_passes(trace(function, x, torch.tensor(2.0)), POOLED)
+    (mask,) = gm.graph.find_nodes(op="call_function", target=aten.threshold_backward.default)
+    assert mask.meta["val"].shape == x.shape
+    torch.testing.assert_close(gm(x, torch.tensor(2.0))[1], function(x, 2.0)[1])
 
 
 def test_volumes() -> None:
