@@ -177,8 +177,9 @@ class NestBuilder:
         if any(self.dtypes[a] != torch.int64 for a in args) or all(p is None for p in places):
             return args
         for name, place in zip(args, places):
-            value = self.constants.get(name)
-            extent = bounds(place, self.ranges) if place is not None else None if value is None else (value, value)
+            if place is None and name in self.constants:
+                place = Integer(int(self.constants[name]))
+            extent = bounds(place, self.ranges) if place is not None else None
             if extent is None or not _fits(extent, torch.int32):
                 return args
         return tuple(self.const(self.constants[n], torch.int32) if p is None else self.index(p, torch.int32)

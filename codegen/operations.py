@@ -54,8 +54,8 @@ def kernel_operations(kernel: Kernel, conditional_load: int = 0, special_units: 
             if isinstance(stmt, Reduce) and stmt.value in products:
                 continue  # a sum of products is one instruction a product
             points = prod(nest.ranges[s] for s in nest.scopes[stmt.value if isinstance(stmt, Reduce) else stmt.name])
-            conditional = bool(conditional_load) and isinstance(stmt, Load) and stmt.mask not in (None, *free) and (
-                len(nest.scopes[stmt.mask]) > 1)
+            mask = stmt.mask if conditional_load and isinstance(stmt, Load) else None
+            conditional = mask is not None and mask not in free and len(nest.scopes[mask]) > 1
             cost = operation_cost(stmt.op, special_units) if isinstance(stmt, Compute) else 1
             if form is not None:
                 points *= _evaluations(nest, form, stmt.name)
