@@ -158,8 +158,9 @@ template <int W> static inline int32_t rf_philox(int64_t seed, int64_t position)
 // exp by Cody and Waite's reduction to [-ln2/2, ln2/2] and a polynomial of degree 6 (largest relative error 3e-9, by
 // Lawson's iteration); inline, so that a loop over it keeps its vectors in registers. Adding 1.5 * 2^23 rounds to an
 // integer and leaves it in the low bits. The scale 2^n is two factors: subnormals and infinity are reached, NaN stays.
+// At the lower end both are zero: a product that underflows costs a hundred steps, and what is masked lies there.
 static inline float rf_exp(float x) {
-  const float lower = -104.0f > x ? -104.0f : x;
+  const float lower = -176.0f > x ? -176.0f : x;
   const float v = 89.0f < lower ? 89.0f : lower;
   const float t = __builtin_fmaf(v, 1.44269504088896341f, 12582912.0f);
   const float n = t - 12582912.0f;
