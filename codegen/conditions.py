@@ -53,21 +53,22 @@ def decided(nest: Nest) -> frozenset[str]:
         elif lane.symbol in nest.scopes[stmt.name]:
             known = cut and stmt.name in once
         else:
-            known = holding_part(nest, made, stmt) >= MOSTLY
+            part = holding_part(nest, made, stmt)
+            known = part is not None and part >= MOSTLY
         if known:
             found.add(stmt.name)
     return frozenset(found)
 
 
-def holding_part(nest: Nest, made: Mapping[str, Stmt], stmt: Stmt) -> float:
+def holding_part(nest: Nest, made: Mapping[str, Stmt], stmt: Stmt) -> float | None:
     """The part of all places at which a comparison of a position with a number holds, the position's values being about
-    equally many; 0 for what is no such comparison."""
+    equally many; None for what is no such comparison."""
     if not isinstance(stmt, Compute) or stmt.op not in ("lt", "le", "gt", "ge"):
-        return 0.0
+        return None
     position, limit = (made[a] for a in stmt.args)
     extent = bounds(position.expr, nest.ranges) if isinstance(position, Index) else None
     if extent is None or not isinstance(limit, Const):
-        return 0.0
+        return None
     low, high = extent
     below = (int(limit.value) + (stmt.op in ("le", "gt")) - low) / (high - low + 1)
     below = min(max(below, 0.0), 1.0)

@@ -1,13 +1,11 @@
 """Operations that a kernel executes, counted on its loop IR."""
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import prod
 
-from .conditions import decided
+from .conditions import decided, holding_part, values_of
 from .contraction import Contraction, contraction_of
-from .index import affine
-from .ir import Compute, Const, Index, Kernel, Load, Nest, Reduce, Stmt, Store
+from .ir import Compute, Const, Index, Kernel, Load, Nest, Reduce, Store
 
 #: Results that a tile of a matrix product has down and along.
 PRODUCT_TILE = 128
@@ -66,31 +64,16 @@ def kernel_operations(kernel: Kernel, conditional_load: int = 0, special_units: 
 
 def _executed_parts(nest: Nest) -> dict[str, float]:
     """For values that are wanted only where a condition on one axis holds, the part of that axis."""
-    made = {s.name: s for s in nest.body if not isinstance(s, Store)}
+    made = values_of(nest)
     parts: dict[str, float] = {}
     for stmt in nest.body:
         if isinstance(stmt, Load) and stmt.mask is not None:
-            parts[stmt.name] = _holding_part(nest, made, stmt.mask)
+            part = holding_part(nest, made, made[stmt.mask]) if len(nest.scopes[stmt.mask]) == 1 else None
+            parts[stmt.name] = 1.0 if part is None else part
         elif isinstance(stmt, Compute) and stmt.op != "where" and nest.scopes[stmt.name]:
             found = [parts.get(a, 1.0) for a in stmt.args if nest.scopes[a]]
             parts[stmt.name] = max(found, default=1.0)
     return parts
-
-
-def _holding_part(nest: Nest, made: Mapping[str, Stmt], mask: str) -> float:
-    """The part of an axis on which a comparison of a position along it with a number holds; 1.0 for other masks."""
-    comparison = made[mask]
-    if not (isinstance(comparison, Compute) and comparison.op in ("lt", "ge")):
-        return 1.0
-    position, limit = (made[a] for a in comparison.args)
-    if not (isinstance(position, Index) and isinstance(limit, Const)):
-        return 1.0
-    coefficients, constant, others = affine(position.expr)
-    if others or list(coefficients.values()) != [1]:
-        return 1.0
-    size = nest.ranges[next(iter(coefficients))]
-    below = min(max((int(limit.value) - constant) / size, 0.0), 1.0)
-    return below if comparison.op == "lt" else 1.0 - below
 
 
 def _evaluations(nest: Nest, form: Contraction, name: str) -> int:

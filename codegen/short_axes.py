@@ -41,7 +41,7 @@ def _merged(nest: Nest, kernel: Kernel) -> Nest:
     """``nest`` with equal statements once and without conditions that are decided; what it overwrites is read as often
     as before."""
     instead: dict[str, str] = {}
-    known: dict[Stmt, str] = {}
+    known: dict[tuple[Stmt, str], str] = {}
     constants: dict[str, Const] = {}
     extents: dict[str, Bounds] = {}
     body: list[Stmt] = []
@@ -57,7 +57,8 @@ def _merged(nest: Nest, kernel: Kernel) -> Nest:
             instead[name] = found
             continue
         stmt = found
-        key = replace(stmt, name="")  # type: ignore[arg-type]
+        # Zeros of both signs are equal.
+        key = (replace(stmt, name=""), repr(stmt.value) if isinstance(stmt, Const) else "")  # type: ignore[arg-type]
         if key in known:
             instead[name] = known[key]
             continue

@@ -12,7 +12,7 @@ from rooffuse.codegen.lower import refusal
 from rooffuse.codegen.lower_contractions import is_matrix_product
 from rooffuse.codegen.lower_stores import is_store, written_value
 from rooffuse.codegen.lower_views import SPLITTERS, is_alias
-from rooffuse.passes.graph import storage_roots
+from rooffuse.passes.graph import mutated_roots, storage_roots
 from torch.fx import Graph, Node
 
 #: Operators on positions that kernels make anew wherever they need them.
@@ -72,7 +72,8 @@ class Units:
         """Note whether ``node`` is a constant, and how many operations it takes."""
         if op_name(node) in lower_special.RULES and not node.all_input_nodes:
             self._constants[node] = 0
-        elif node.all_input_nodes and _whole_numbers(node):
+        elif node.all_input_nodes and _whole_numbers(node) and not any(
+                self.roots[n] in self._mutated for n in (node, *node.all_input_nodes)):
             sources = [self.source(n) for n in node.all_input_nodes]
             count = 1 + sum(self._constants.get(n, _MOST_WHOLE) for n in sources)
             if count <= _MOST_WHOLE:
@@ -102,6 +103,11 @@ class Units:
     def roots(self) -> dict[Node, Node]:
         """The owner of each node's storage."""
         return storage_roots(self.graph)
+
+    @cached_property
+    def _mutated(self) -> frozenset[Node]:
+        """Storages that the graph writes: made anew, they would be as they were before."""
+        return frozenset(mutated_roots(self.graph))
 
     def source(self, node: Node) -> Node:
         """The buffer behind a chain of views; a constant is its own."""

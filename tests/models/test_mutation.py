@@ -198,3 +198,16 @@ def test_a_write_waits_for_all_rows_of_a_strip() -> None:
 
     same_as_eager(fn, randn((64, 13), (8, 1, 1)))
     same_as_eager(without_sum, randn((64, 13), (8, 1, 1)))
+
+
+def test_positions_that_are_written_are_not_made_anew() -> None:
+    def fn(x: Tensor, index: Tensor, values: Tensor) -> Any:
+        place, early = torch.arange(8) * 2, torch.arange(8) < 5
+        place[index] = values
+        early[index] = False
+        other = torch.arange(8) % 3
+        before = other + 1
+        other[2:5] = values[0]
+        return place, x * place, x.where(early, 0), early, before, other * before
+
+    same_as_eager(fn, lambda: [torch.randn(8), torch.tensor([1, 3, 6]), torch.tensor([10, 20, 30])])
