@@ -72,12 +72,11 @@ class LaneForm(Prefetching):
         if whole - low > block:
             self.open(f"for (int64_t block = {low}; block < {whole}; block += {block})")
             first, last = "block", f"block + {block}"
-        if streams:
-            self._prefetch(streams, lane, first, block)
         for reduce in blocks:
             self.add(f"{COMPUTE[reduce.dtype]} part_{reduce.name}[{lanes}];")
             self.add(f"for (int64_t l = 0; l < {lanes}; ++l) part_{reduce.name}[l] = {self._start(reduce)};")
         self.open(f"for (int64_t base = {first}; base < {last}; base += {lanes})")
+        self._ask_ahead(streams, lane, "base", lanes)
         self._open_step(lane, lanes, "base")
         print_body(bool(blocks))
         self.close()

@@ -49,9 +49,9 @@ def test_matrix_products_count_two_flops_a_product() -> None:
 def test_loops_that_compute_for_long_ask_memory_ahead() -> None:
     x = torch.randn(100_000)
     heavy = print_function(kernel(lambda x: x.sigmoid() * x, x), "f")
-    assert "__builtin_prefetch(&i0[block + 512 + l]" in heavy
+    assert "__builtin_prefetch(&i0[block + 256 + l]" in heavy
     assert "prefetch" not in print_function(kernel(lambda x: x * 2 + 1, x), "f")
-    assert "prefetch" not in print_function(kernel(lambda x: x.sigmoid(), x[:900].clone()), "f")
+    assert "prefetch" not in print_function(kernel(lambda x: x.sigmoid(), x[:500].clone()), "f")
 
 
 def test_rows_ask_for_the_next_one_in_their_heaviest_sweep() -> None:
@@ -61,3 +61,18 @@ def test_rows_ask_for_the_next_one_in_their_heaviest_sweep() -> None:
     assert "+ 1500 + l], 0, 2);" in after.split("\n")[0]
     assert "rf_exp" not in before
     assert "rf_exp" in after
+
+
+def test_sweeps_that_only_read_ask_step_by_step_for_the_next_rows() -> None:
+    def product(dtype: torch.dtype, rows: int, columns: int) -> str:
+        x, w = torch.ones(1, columns, dtype=dtype), torch.ones(rows, columns, dtype=dtype)
+        return print_function(kernel(lambda x, w: torch.nn.functional.linear(x, w), x, w), "f")
+
+    narrow = product(torch.bfloat16, 4096, 1024)
+    assert narrow.count("__builtin_prefetch") == 1  # 32 lanes are one line of memory
+    step, request, body = narrow.partition("__builtin_prefetch(&i1[((1024 * p0) + base) + 1024], 0, 2);")
+    assert request
+    assert step.rstrip().endswith("base += 32) {")
+    assert body.lstrip().startswith("#pragma omp simd")
+    assert "prefetch" not in product(torch.float32, 4096, 1024)  # memory keeps up with a product a number
+    assert "+ 512], 0, 2);" in product(torch.bfloat16, 16, 1 << 18)  # the next row would fill the cache
