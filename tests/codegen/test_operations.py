@@ -76,3 +76,16 @@ def test_sweeps_that_only_read_ask_step_by_step_for_the_next_rows() -> None:
     assert body.lstrip().startswith("#pragma omp simd")
     assert "prefetch" not in product(torch.float32, 4096, 1024)  # memory keeps up with a product a number
     assert "+ 512], 0, 2);" in product(torch.bfloat16, 16, 1 << 18)  # the next row would fill the cache
+
+
+def test_conversions_are_work_in_which_the_next_row_is_on_its_way() -> None:
+    def gradient(g: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        total = (g.float() * y.float()).sum(-1, keepdim=True)
+        return (y.float() * (g.float() - total)).to(g.dtype)
+
+    def asked(dtype: torch.dtype) -> list[str]:
+        text = print_function(kernel(gradient, *(torch.ones(64, 4096, dtype=dtype) for _ in range(2))), "f")
+        return [line.split("&")[1][:2] for line in text.split("\n") if "__builtin_prefetch" in line]
+
+    assert asked(torch.bfloat16) == ["o0", "i1", "i0"]  # the first sweep asks for what the second stores
+    assert asked(torch.float32) == ["o0", "o0"]  # a step is two lines of memory
