@@ -13,13 +13,16 @@ if TYPE_CHECKING:
     from .formula_rows import Formulas, formulas
     from .options import OptionError, Options, make_options
     from .report import Report
+    from .result_memory import empty_cache
 
     __version__: str
 
-__all__ = ["Formulas", "OptionError", "Options", "Report", "__version__", "explain", "formulas", "make_options"]
+__all__ = ["Formulas", "OptionError", "Options", "Report", "__version__", "empty_cache", "explain", "formulas",
+           "make_options"]
 
 _HOMES = {"explain": "explanation", "Report": "report", "Options": "options", "OptionError": "options",
-          "make_options": "options", "formulas": "formula_rows", "Formulas": "formula_rows"}
+          "make_options": "options", "empty_cache": "result_memory", "formulas": "formula_rows",
+          "Formulas": "formula_rows"}
 
 
 def __getattr__(name: str) -> Any:

@@ -303,7 +303,7 @@ def compile_graph(gm: GraphModule, target: Target, options: Options, inputs: Inp
     if dump is not None and tuned:
         dump.tuned(plan, tuned)
     built, failed = build(plan, options, chosen_candidates(tuned))
-    executable = assemble(plan.program, built, target.torch_device, inputs.unchecked_strides)
+    executable = assemble(plan.program, built, target.torch_device, inputs.unchecked_strides, options.keep_memory)
     log.debug("kernels %.0f ms", 1e3 * (time.perf_counter() - start))
     if dump is not None:
         dump.run_function(executable.source)

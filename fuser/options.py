@@ -29,6 +29,8 @@ class Options:
     random: where random numbers come from. "eager" calls the framework, whose numbers are eager's on the CPU; "kernel"
         computes others of the same distributions inside of kernels, seeded by the framework's generator; "auto" is
         "kernel" on a GPU and "eager" on the CPU.
+    keep_memory: on the CPU, results of 1 MiB and more lie in memory that earlier ones left when they were released, at
+        most an eighth of the machine's (see `result_memory`); `rooffuse.empty_cache` gives it back to the system.
     verify: check every memory plan, and every kernel of the loop IR by its rules.
     dump: folder for each stage's graph, the groups, the kernels and the plan; empty for none.
     cache_dir: folder of the kernel cache; empty for the user's cache folder.
@@ -39,6 +41,7 @@ class Options:
     eager_casts: bool = False
     autotune: bool = False
     random: str = "auto"
+    keep_memory: bool = True
     verify: bool = False
     dump: str = ""
     cache_dir: str = ""

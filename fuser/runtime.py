@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from .program import OUT_CALLS, CallStep, KernelStep, Program, ViewStep, nbytes
+from .result_memory import LEAST_BYTES, RESULTS
 
 Launch = Callable[..., Any]
 
@@ -106,11 +107,12 @@ def raise_index_error() -> None:
 class _Assembler:
     """Prints the run function of one program and collects the objects that it refers to."""
 
-    def __init__(self, program: Program, built: Built, device: torch.device, check_inputs: frozenset[int]) -> None:
+    def __init__(self, program: Program, built: Built, device: torch.device, check_inputs: frozenset[int],
+                 keep_memory: bool) -> None:
         self.program, self.built, self.device = program, built, device
-        self.check_inputs = check_inputs
+        self.check_inputs, self.keep_memory = check_inputs, keep_memory and device.type == "cpu"
         self.namespace: dict[str, Any] = {"rf_conform": conform, "rf_index_error": raise_index_error,
-                                          "rf_empty": torch.empty_strided, "rf_device": device}
+                                          "rf_empty": torch.empty_strided, "rf_kept": RESULTS.take, "rf_device": device}
         self.lines: list[str] = []
         self.pointers: set[Node] = set()
         self.used_static: dict[Node, None] = {}
@@ -147,10 +149,13 @@ class _Assembler:
         self.lines.append("    " + text)
 
     def _fresh(self, node: Node) -> None:
-        value = node.meta["val"]
+        value, size = node.meta["val"], nbytes(node)
+        layout = f"{tuple(value.shape)}, {tuple(value.stride())}"
         dtype = self.constant(value.dtype)
-        self.add(f"{node.name} = rf_empty({tuple(value.shape)}, {tuple(value.stride())}, dtype={dtype}, "
-                 "device=rf_device)")
+        if self.keep_memory and size >= LEAST_BYTES:
+            self.add(f"{node.name} = rf_kept({layout}, {dtype}, {size})")
+        else:
+            self.add(f"{node.name} = rf_empty({layout}, dtype={dtype}, device=rf_device)")
 
     def _pointer(self, node: Node) -> None:
         self.pointers.add(node)
@@ -293,9 +298,10 @@ class Executable:
 
 
 def assemble(program: Program, built: Built, device: torch.device,
-             check_inputs: frozenset[int] = frozenset()) -> Executable:
-    """Print and load the run function. ``check_inputs`` are positions whose strides may differ from the traced ones."""
-    assembler = _Assembler(program, built, device, check_inputs)
+             check_inputs: frozenset[int] = frozenset(), keep_memory: bool = True) -> Executable:
+    """Print and load the run function. ``check_inputs`` are positions whose strides may differ from the traced ones;
+    with ``keep_memory`` large results on the CPU lie in memory that earlier ones have left."""
+    assembler = _Assembler(program, built, device, check_inputs, keep_memory)
     source = assembler.source()
     used = tuple(assembler.used_static)
 
