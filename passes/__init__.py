@@ -4,6 +4,7 @@ A pass takes a ``torch.fx.GraphModule`` over functional ATen operators, as AOTAu
 ``PIPELINE`` lists the passes in order; ``run_passes`` copies the graph once and runs them.
 """
 
+from rooffuse.passes.added_scatters import added_scatters
 from rooffuse.passes.channels_last import Layout, channels_last_pass
 from rooffuse.passes.complex_pairs import complex_pairs
 from rooffuse.passes.exclusive_scans import exclusive_scans
@@ -47,6 +48,7 @@ __all__ = [
     "MemoryPlan",
     "MemoryPlanError",
     "Pass",
+    "added_scatters",
     "aot_decompositions",
     "channels_last_pass",
     "check_plan",

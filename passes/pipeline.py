@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from rooffuse.passes.added_scatters import added_scatters
 from rooffuse.passes.complex_pairs import complex_pairs
 from rooffuse.passes.constant_fold import constant_fold
 from rooffuse.passes.cse import cse
@@ -51,10 +52,11 @@ def _pass(function: GraphPass) -> Pass:
 
 # Lists of tensors come apart first, so that what they hold is expanded like all else. Redundant runs before cse, so
 # that equal values reached through different views meet there, and again after, since merged sources make more chains
-# equal. Reinplace needs single users, so dead readers go first and its own leavings last.
+# equal. What will be written in place needs single users, so dead readers go before the two passes that see to it.
 PIPELINE: tuple[Pass, ...] = tuple(
     map(_pass, (negated_views, expand_foreach, pooled_places, decompose, complex_pairs, dce, constant_fold, redundant,
-                grouped_heads, exclusive_scans, scan_totals, reduced_pieces, cse, redundant, dce, reinplace, dce))
+                grouped_heads, exclusive_scans, scan_totals, reduced_pieces, cse, redundant, dce, added_scatters,
+                reinplace, dce))
 )
 
 

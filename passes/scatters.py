@@ -68,6 +68,13 @@ def _is_concrete(node: Node) -> bool:
     return value is not None and value.numel() > 0 and is_concrete(value.shape)
 
 
+def _only_writes(user: Node, place: Node) -> bool:
+    """Whether ``user`` is an earlier scatter's write into ``place``, as this pass leaves them."""
+    schema = schema_of(user)
+    return schema is not None and schema.is_mutable and user.args[0] is place and not user.users and not (
+        reads_first_again(user))
+
+
 class _Rewrite:
     """Replaces one scatter; what was made for it in vain is erased again."""
 
@@ -184,7 +191,8 @@ class _Rewrite:
             return self.call(aten.clone.default, zeros)
         base = node.args[0]
         schema = schema_of(base)
-        fresh = (schema is not None and not schema.is_mutable and viewed_arg(base) is None and len(base.users) == 1
+        readers = [user for user in base.users if not _only_writes(user, base)]
+        fresh = (schema is not None and not schema.is_mutable and viewed_arg(base) is None and readers == [node]
                  and bool(base.all_input_nodes) and not reads_first_again(node))
         place = base if fresh else self.call(aten.clone.default, base)
         return place if same_layout(self.value(place), self.value(node)) else None
