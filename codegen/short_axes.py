@@ -23,9 +23,14 @@ _COMPARISONS = {"lt": (0, 1, 0), "le": (0, 1, 1), "gt": (1, 0, 0), "ge": (1, 0, 
 
 
 def write_out_short_axes(kernel: Kernel) -> Kernel:
-    """``kernel`` with short last axes written out, in nests that neither reduce nor scatter."""
+    """``kernel`` with short last axes written out, in nests that neither reduce nor scatter; as it was if a buffer's
+    values would all turn out to be overwritten, for the buffers are what a launch passes."""
     nests = tuple(_written_out(kernel, n) for n in kernel.nests)
-    return kernel if nests == kernel.nests else replace(kernel, nests=nests)
+    if nests == kernel.nests:
+        return kernel
+    made = replace(kernel, nests=nests)
+    used = {s.buffer for n in nests for s in n.body if isinstance(s, Load | Store)}
+    return made if all(b.name in used for b in made.buffers) else kernel
 
 
 def _written_out(kernel: Kernel, nest: Nest) -> Nest:

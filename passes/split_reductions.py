@@ -143,7 +143,8 @@ def _strips(node: Node, programs: int, meeting: _Rows) -> Split | None:
     if packet_name(node.target) not in ("aten.sum", "aten.mean") or not dims or (
             dims != tuple(range(dims[0], source.dim() - 1))):
         return None
-    if (rows, source.shape[-1]) not in meeting or source.stride(-1) != 1 or (dims[0] > 0 and _in_two_sweeps(node)):
+    if (rows, source.shape[-1]) not in meeting or not rows or source.stride(-1) != 1 or (
+            dims[0] > 0 and _in_two_sweeps(node)):
         return None
     dim = max(dims, key=lambda d: source.shape[d])
     size = source.shape[dim]

@@ -162,6 +162,7 @@ case("pad_negative_zero", lambda x: 1 / F.pad(x.abs(), (1, 2), value=-0.0), (5, 
 case("pad_inexactly", lambda x: F.pad(x.float(), (1, 2), value=0.1), lambda: torch.randn(5, 33).bfloat16())
 case("pad_index", lambda x, i: x[F.pad(i, (1, 1), value=-1)], (5, 3), integers(5, 7))
 case("pad_index_within", lambda x, i: F.pad(x[F.pad(i, (1, 1), value=-1)], (0, 0, 2, 2)), (5, 3), integers(5, 7))
+case("short_axis_overwritten", lambda x, y, z: torch.stack([x, y], -1).select_scatter(z, -1, 1), (5, 3), (5, 3), (5, 3))
 case("short_axis_of_signed_zeros", lambda x: torch.stack([x * 0 + 0.0, x.where(x > 9, -0.0)], -1).reciprocal(), (5, 3))
 case("pad_truth", lambda x: F.pad(x > 0, (1, 2), value=True), (5, 3))
 case("pad_bytes", lambda i: F.pad(i, (1, 2), value=255).int() + 1, integers(9, 5, 9, dtype=torch.uint8))

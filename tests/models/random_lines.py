@@ -227,6 +227,29 @@ torch.view_as_real(torch.view_as_complex({x1}.reshape(-1, 2)) * ({num} + 0.5j)).
 torch.zeros_like({x1}).index_add({dim}, {idx}, {x'}.index_select({dim'}, {idx'}) * {num})
 {x1}.index_put(({idx},), {x'}[{idx'}] * {num}, accumulate=True)
 {x1}.gather({dim}, {places}).mean({dims})
+{x1} * {num} + torch.zeros_like({x'}).index_add({dim}, {idx}, {x'}.index_select({dim'}, {idx'}))
+{x1}.exp().clamp(0, 9) + torch.zeros_like({x'}).index_put(({idx},), {x'}[{idx'}], accumulate=True)
+({matrix} * {num}) + torch.ops.aten.embedding_dense_backward({matrix'}[{idx}], {idx'}, {matrix'}.shape[0], {k}, False)
+(torch.arange({n}) * 2).index_fill(0, {once}, 7)
+(torch.arange({n}) % 3 > 0).index_fill(0, {once}, False)
+{x1}.where(torch.arange({x'}.shape[-1]).index_fill(0, torch.tensor([0]), 9) > {k}, {num})
+{x1} * (lambda p: (p.mul_(3), p)[1])(torch.arange({x'}.shape[-1]) + {k})
+{x1} * (lambda p: (p[1:].add_(5), p)[1])(torch.arange({x'}.shape[-1]) - {k}) + torch.arange({x'}.shape[-1])
+({x} + torch.ones(3, *[1] * {x'}.dim())).relu_().mul_({num})
+(lambda e: (e[0].add_(1), e[1].mul_({num}), e)[2])({x}.expand(2, *{x'}.shape).clone())
+(lambda e: (e[0].add_({num}), e.sum(0))[1])({x} * torch.ones(3, *[1] * {x'}.dim()))
+torch.cat([{x1}, {x'}.cumsum(-1)[..., 9:]], -1)
+torch.cat([{x1}.cumsum({dim})[..., 2:5], {x'}], -1)
+{x1}.cumsum({dim}, dtype={dtype})
+{x1}.cumsum({dim}, dtype={dtype})[..., -1:] + {x'}
+{i}.cumsum(-1, dtype={itype})
+{x1}.sum({dim}, dtype={dtype}, keepdim=True) - {x'}
+torch.full(({n},), {num}).view(torch.int32) % 1000
+(torch.arange({n}) * 3 + 1).view(torch.int32)[::2] + 1
+{x1}.float().view(torch.int32).bitwise_and(-65536).view(torch.float32)
+torch.view_as_real(torch.cat([torch.complex({x1}, {x'} * {num}), {same} + 0j], {dim})).flatten(-2)
+torch.where({b}, -0.0, {x}).reciprocal().clamp(-9, 9)
+torch.stack([{x} * 0 + 0.0, {x'}.where({x'} > 9, -0.0)], -1).reciprocal().clamp(-3, 3)
 """,
     0.7: """
 {x1}.index_select({dim}, {idx})

@@ -85,6 +85,13 @@ def test_rows_that_no_number_of_strips_divides_are_left_alone(shape):
     assert str(split_reductions(gm, programs=264).graph) == before
 
 
+@pytest.mark.parametrize("shape", [(0, 64), (3, 0)])
+def test_what_is_empty_is_left_alone(shape):
+    gm = traced(row_and_column, torch.empty(shape))
+    before = [str(n.target) for n in gm.graph.nodes]
+    assert [str(n.target) for n in split_reductions(gm, 16).graph.nodes] == before
+
+
 @pytest.mark.parametrize("shape,dims", [((4, 16, 512), (0, 2)), ((4, 16, 16, 32), (0, 2, 3))])
 def test_segments_of_reduced_rows_are_summed_before_the_rest(shape, dims):
     """Channels beside their groups: the sums of a channel in each image come first, then those over the images."""
