@@ -85,9 +85,9 @@ def test_rows_that_no_number_of_strips_divides_are_left_alone(shape):
     assert str(split_reductions(gm, programs=264).graph) == before
 
 
-@pytest.mark.parametrize("shape", [(0, 64), (3, 0)])
+@pytest.mark.parametrize("shape", [(0, 3, 64), (3, 0, 64), (2, 3, 0)])
 def test_what_is_empty_is_left_alone(shape):
-    gm = traced(row_and_column, torch.empty(shape))
+    gm = traced(lambda x: (x.sum(-1), x.sum(1)), torch.empty(shape))
     before = [str(n.target) for n in gm.graph.nodes]
     assert [str(n.target) for n in split_reductions(gm, 16).graph.nodes] == before
 
