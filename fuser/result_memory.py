@@ -31,10 +31,11 @@ _owners = torch._C._storage_Use_Count
 
 @dataclass(frozen=True)
 class _Block:
-    """A storage and where it lay when it was made."""
+    """A storage, and where and how long it was when it was made."""
 
     storage: torch.UntypedStorage
     address: int
+    nbytes: int
 
     def references(self) -> int:
         return sys.getrefcount(self.storage)
@@ -43,10 +44,10 @@ class _Block:
         """Whether this is the only owner, and the only reference to the Python object, and the memory still the same:
         resizing, and sharing with other processes, exchange it."""
         return (_owners(self.storage._cdata) == 1 and self.references() == _ALONE
-                and self.storage.data_ptr() == self.address)
+                and (self.storage.data_ptr(), self.storage.nbytes()) == (self.address, self.nbytes))
 
 
-_ALONE = _Block(torch.UntypedStorage(0), 0).references()
+_ALONE = _Block(torch.UntypedStorage(0), 0, 0).references()
 
 
 def memory_limit() -> int:
@@ -68,7 +69,7 @@ class ResultMemory:
         self._lock = threading.RLock()  # what is freed inside may run a finaliser that takes memory itself
 
     def take(self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, nbytes: int) -> Tensor:
-        """A tensor that lies dense in ``nbytes`` bytes which nobody else refers to, not initialised."""
+        """A tensor, not initialised, whose elements span ``nbytes`` bytes that nobody else refers to."""
         with self._lock:
             blocks = self._blocks.get(nbytes) or deque()
             for block in list(blocks)[:_LOOKS]:
@@ -82,7 +83,7 @@ class ResultMemory:
 
     def _keep(self, storage: torch.UntypedStorage, nbytes: int) -> None:
         with self._lock:
-            self._blocks.setdefault(nbytes, deque()).append(_Block(storage, storage.data_ptr()))
+            self._blocks.setdefault(nbytes, deque()).append(_Block(storage, storage.data_ptr(), nbytes))
             self._blocks.move_to_end(nbytes)
             self.bytes += nbytes
             while self.bytes > self.limit:

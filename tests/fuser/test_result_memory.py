@@ -63,16 +63,24 @@ def test_what_anybody_refers_to_is_left_alone(hold: Callable[[Tensor], Any]) -> 
     assert place in [t.data_ptr() for t in [run(x) for _ in range(4)]]
 
 
-@pytest.mark.parametrize("change", [lambda t: t.share_memory_(), lambda t: t.untyped_storage().resize_(0)])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.share_memory_(),
+        lambda t: t.untyped_storage().resize_(0),
+        lambda t: t.untyped_storage().resize_(LEAST_BYTES // 2),
+    ],
+)
 def test_memory_that_was_exchanged_is_not_used(change: Callable[[Tensor], Any]) -> None:
     run, x = doubled(), torch.randn(SIZE)
     first = run(x)
     change(first)
     place = first.data_ptr()
     del first
-    second = run(x)
-    assert second.data_ptr() != place
+    second, third = run(x), run(x)
+    assert place not in (second.data_ptr(), third.data_ptr())
     assert torch.equal(second, x * 2 + 1)
+    assert torch.equal(third, second)
 
 
 def test_sizes_that_were_not_used_for_longest_go_first() -> None:
