@@ -1,4 +1,4 @@
-"""The last element of a scan is the total of what is scanned.
+"""The last element of a scan as a reduction.
 
 Chunked linear attention and state-space models scan the decay within each chunk, and then need each position's
 distance to the chunk's end:
@@ -6,11 +6,14 @@ distance to the chunk's end:
     c = cumsum(g, dim);  exp(c[last:] - c)
 
 Read from the scan, the last element is another place than the reader's own, and the scan has to go through memory
-first. As a sum of what is scanned it shares the scan's nest.
+first. As a reduction it shares the scan's nest: the total of what is scanned where the scan itself isn't wanted, or
+where both are exact; elsewhere the largest of minus infinity and, at the last place, the scan, which has the same bits.
+Whoever divides a distribution by its end counts on ending at one.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
@@ -27,6 +30,8 @@ log = logging.getLogger(__name__)
 TOTALS = {"aten.cumsum": (aten.sum.dim_IntList, True), "aten.cumprod": (aten.prod.dim_int, False),
            "rooffuse.running_max": (aten.amax.default, True), "rooffuse.running_min": (aten.amin.default, True),
            "aten.logcumsumexp": (aten.logsumexp.default, True)}
+#: Scans that round nothing.
+_EXACT = frozenset({"rooffuse.running_max", "rooffuse.running_min"})
 #: Longest rows that are read again where scan and total end up in two kernels.
 _READ_TWICE = 32768
 
@@ -54,26 +59,44 @@ def _replace(node: Node, mode: FakeTensorMode) -> bool:
         return False
     dim = argument(scan, "dim") % value.dim()
     length = value.shape[dim]
-    if argument(node, "dim") % value.dim() != dim or not 1 < length <= _READ_TWICE:
+    if not 1 < length <= _READ_TWICE:
         return False
     kept = packet_name(node.target) == "aten.slice"
-    first = argument(node, "start" if kept else "index")
-    # A slice may begin before or after the row, or hold nothing.
-    if first not in (length - 1, -1) or (kept and node.meta["val"].shape[dim] != 1):
+    if not _is_last(node, dim, length):
         return False
-    total, listed = TOTALS[packet_name(scan.target)]
-    dtype = {"dtype": value.dtype} if packet_name(scan.target) in ("aten.cumsum", "aten.cumprod") else {}
     views = _views_inside(node)
     if views is None:
         return False
     with node.graph.inserting_before(node):
-        made = call_like(node, mode, total, scan.args[0], [dim] if listed else dim, kept, **dtype)
+        call = functools.partial(call_like, node, mode)
+        if not value.dtype.is_floating_point or packet_name(scan.target) in _EXACT or all(
+                _is_last(user, dim, length) for user in scan.users):
+            total, listed = TOTALS[packet_name(scan.target)]
+            dtype = {"dtype": value.dtype} if packet_name(scan.target) in ("aten.cumsum", "aten.cumprod") else {}
+            made = call(total, scan.args[0], [dim] if listed else dim, kept, **dtype)
+        else:
+            positions = call(aten.view.default, call(aten.arange.default, length, device=value.device),
+                             [length if d == dim else 1 for d in range(value.dim())])
+            nothing = call(aten.full.default, [], float("-inf"), dtype=value.dtype, device=value.device,
+                           pin_memory=False)
+            last = call(aten.where.self, call(aten.eq.Scalar, positions, length - 1), scan, nothing)
+            made = call(aten.amax.default, last, [dim], kept)
     node.replace_all_uses_with(made)
     for view in views:
         args, kwargs = map_arg((view.args, view.kwargs), lambda n: n.meta["val"])
         with mode:
             view.meta["val"] = view.target(*args, **kwargs)  # type: ignore[operator]
     return True
+
+
+def _is_last(node: Node, dim: int, length: int) -> bool:
+    """Whether ``node`` takes just the last element along ``dim`` of its argument."""
+    name = packet_name(node.target)
+    if name not in ("aten.slice", "aten.select") or argument(node, "dim") % node.args[0].meta["val"].dim() != dim:  # type: ignore
+        return False
+    # A slice may begin before or after the row, or hold nothing.
+    first = argument(node, "start" if name == "aten.slice" else "index")
+    return first in (length - 1, -1) and (name == "aten.select" or node.meta["val"].shape[dim] == 1)
 
 
 def _views_inside(node: Node) -> list[Node] | None:

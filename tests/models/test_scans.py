@@ -84,3 +84,23 @@ def test_scans_in_parts_through_the_triton_interpreter(monkeypatch: pytest.Monke
     monkeypatch.setattr(rooffuse.backend, "local_target", lambda values: target)
     same_as_eager(_positions, lambda: [torch.randint(0, 64, (4096,))])
     same_as_eager(lambda x: (x * 2).cumsum(1) + 1, lambda: [torch.randint(-9, 9, (2, 40960))])
+
+
+@pytest.mark.parametrize("interpreted", [False, True])
+@pytest.mark.parametrize("scan", [torch.cumsum, torch.logcumsumexp, torch.cumprod])
+@pytest.mark.parametrize("shape", [(3, 33), (2, 1500), (2, 70, 9)])
+def test_a_scans_end_has_its_bits(scan: Any, shape: tuple[int, ...], interpreted: bool, monkeypatch: Any) -> None:
+    def fn(x: Tensor) -> Any:
+        whole = scan(x, 1)
+        last = whole.narrow(1, shape[1] - 1, 1)
+        return whole / last, last * 2, (whole, last + 0)
+
+    if interpreted:
+        target = Target("triton", get_device("h100"), torch.device("cpu"), interpreted=True)
+        monkeypatch.setattr(rooffuse.backend, "local_target", lambda inputs: target)
+    torch._dynamo.reset()
+    quotient, doubled, (whole, last) = torch.compile(fn, backend="rooffuse")(torch.rand(shape) * 0.1 + 0.95)
+    end = whole.narrow(1, shape[1] - 1, 1)
+    assert torch.equal(last, end)
+    assert torch.equal(doubled, 2 * end)
+    assert bool((quotient.narrow(1, shape[1] - 1, 1) == 1).all())  # whoever divides by the end counts on one
