@@ -186,6 +186,16 @@ def test_a_product_on_a_cpu_is_a_library_call():
     assert launches(lambda x, w: (x @ w).relu(), *args, device="cpu") == [(["mm"], False), (["relu"], True)]
 
 
+def test_few_rows_on_a_cpu_join_a_kernel_where_the_weights_run_along_the_sum():
+    def layer(x, w):
+        return (x.sigmoid() @ w).relu()
+
+    x, weight = torch.empty(4, 512), torch.empty(512, 512)
+    assert [fused for _, fused in launches(layer, x, weight.t(), device="cpu")] == [True]
+    assert [fused for _, fused in launches(layer, x, weight, device="cpu")] == [True, False, True]
+    assert [fused for _, fused in launches(layer, x[:1], weight, device="cpu")] == [True]
+
+
 def test_a_quantised_weight_is_multiplied_as_it_is_stored():
     weight = torch.empty(4096, 4096, dtype=torch.int8)
     found = launches(lambda x, w, s: (x @ w.to(x.dtype).t()) * s, half(8, 4096), weight, half(4096))
