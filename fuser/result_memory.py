@@ -21,21 +21,22 @@ from torch import Tensor
 LEAST_BYTES = 1 << 20
 #: The part of the machine's memory that may be kept.
 KEPT_PART = 1 / 8
-#: How many blocks of a size are looked at, the longest unused first, before a new one is allocated.
-_LOOKS = 4
+#: How often in a row a block may be found in use: who holds a result for longer keeps it, and it is forgotten here.
+_MOST_MISSES = 16
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 # How many own a storage, its Python object counted once; the framework's CUDA graph trees ask for it in the same way.
 _owners = torch._C._storage_Use_Count
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Block:
-    """A storage, and where and how long it was when it was made."""
+    """A storage, where and how long it was when it was made, and how often it was in use since it was last given."""
 
     storage: torch.UntypedStorage
     address: int
     nbytes: int
+    misses: int = 0
 
     def references(self) -> int:
         return sys.getrefcount(self.storage)
@@ -66,17 +67,27 @@ class ResultMemory:
         self.limit = limit
         self.bytes = 0
         self._blocks: OrderedDict[int, deque[_Block]] = OrderedDict()
-        self._lock = threading.RLock()  # what is freed inside may run a finaliser that takes memory itself
+        # Python may collect garbage inside, and a finaliser take memory itself.
+        self._lock = threading.RLock()
 
     def take(self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, nbytes: int) -> Tensor:
         """A tensor, not initialised, whose elements span ``nbytes`` bytes that nobody else refers to."""
         with self._lock:
             blocks = self._blocks.get(nbytes) or deque()
-            for block in list(blocks)[:_LOOKS]:
-                blocks.rotate(-1)
+            for _ in range(len(blocks)):  # from the longest unused to the last used
+                if not blocks:
+                    break
+                block = blocks.popleft()
                 if block.free():
+                    block.misses = 0
+                    blocks.append(block)
                     self._blocks.move_to_end(nbytes)
                     return torch.empty(0, dtype=dtype, device="cpu").set_(block.storage, 0, size, stride)
+                block.misses += 1
+                if block.misses < _MOST_MISSES:
+                    blocks.append(block)
+                else:
+                    self.bytes -= nbytes
         made = torch.empty_strided(size, stride, dtype=dtype, device="cpu")
         self._keep(made.untyped_storage(), nbytes)
         return made
@@ -88,9 +99,10 @@ class ResultMemory:
             self.bytes += nbytes
             while self.bytes > self.limit:
                 oldest = next(iter(self._blocks))
-                self._blocks[oldest].popleft()
-                self.bytes -= oldest
-                if not self._blocks[oldest]:
+                if self._blocks[oldest]:
+                    self._blocks[oldest].popleft()
+                    self.bytes -= oldest
+                else:
                     del self._blocks[oldest]
 
     def clear(self) -> None:

@@ -104,6 +104,21 @@ def test_sizes_that_were_not_used_for_longest_go_first() -> None:
     assert memory.bytes == 0
 
 
+def test_what_is_held_for_long_is_forgotten_and_no_block_allocated_in_its_place() -> None:
+    memory = ResultMemory(1 << 30)
+
+    def take() -> Tensor:
+        return memory.take((LEAST_BYTES,), (1,), torch.uint8, LEAST_BYTES)
+
+    held = [take() for _ in range(8)]
+    places = set()
+    for _ in range(40):
+        places.add(take().data_ptr())
+    assert len(places) == 1
+    assert memory.bytes == LEAST_BYTES  # those that are held aren't looked at for ever
+    assert not places & {t.data_ptr() for t in held}
+
+
 def test_layouts_and_types_of_as_many_bytes_share_blocks() -> None:
     memory = ResultMemory(1 << 30)
     wide = memory.take((512, 512), (1, 512), torch.float32, LEAST_BYTES)
