@@ -79,10 +79,12 @@ class ResultMemory:
                     break
                 block = blocks.popleft()
                 if block.free():
+                    found = torch.empty(0, dtype=dtype, device="cpu").set_(block.storage, 0, size, stride)
                     block.misses = 0
                     blocks.append(block)
-                    self._blocks.move_to_end(nbytes)
-                    return torch.empty(0, dtype=dtype, device="cpu").set_(block.storage, 0, size, stride)
+                    if nbytes in self._blocks:
+                        self._blocks.move_to_end(nbytes)
+                    return found
                 block.misses += 1
                 if block.misses < _MOST_MISSES:
                     blocks.append(block)
