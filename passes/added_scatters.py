@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -62,18 +63,12 @@ def _replace(node: Node, base: Any, scatter: Any, mode: FakeTensorMode) -> bool:
     return True
 
 
-def _onto(base: Node, scatter: Node, call: Any) -> Node | None:
+def _onto(base: Node, scatter: Node, call: Callable[..., Node]) -> Node | None:
     """The scatter onto ``base``, or None for what isn't one onto zeros."""
     if scatter.target is aten.embedding_dense_backward.default:
-        gradient, indices, _, padding = scatter.args[:4]
         if argument(scatter, "scale_grad_by_freq"):
             return None
-        if padding >= 0:  # type: ignore[operator]
-            kept = call(aten.unsqueeze.default, call(aten.ne.Scalar, indices, padding), -1)
-            like = gradient.meta["val"]  # type: ignore[union-attr]
-            nothing = call(aten.full.default, [], 0, dtype=like.dtype, device=like.device, pin_memory=False)
-            gradient = call(aten.where.self, kept, gradient, nothing)
-        return call(aten.index_put.default, base, [indices], gradient, True)
+        return call(aten.index_put.default, base, [scatter.args[1]], embedding_terms(scatter, call), True)
     zeros: Any = scatter.args[0] if scatter.args else None
     if not isinstance(zeros, Node) or zeros.target is not aten.full.default or zeros.args[1] != 0:
         return None
@@ -82,3 +77,16 @@ def _onto(base: Node, scatter: Node, call: Any) -> Node | None:
     if scatter.target is aten.index_add.default:
         return call(aten.index_add.default, base, *scatter.args[1:], **scatter.kwargs)
     return None
+
+
+def embedding_terms(node: Node, call: Callable[..., Node]) -> Node:
+    """What an ``embedding_dense_backward`` adds up where its indices point: the gradient, zero for the padding row.
+    ``call`` makes the nodes for that."""
+    gradient: Any = node.args[0]
+    indices, padding = node.args[1], argument(node, "padding_idx")
+    if padding < 0:
+        return gradient  # type: ignore[no-any-return]
+    kept = call(aten.unsqueeze.default, call(aten.ne.Scalar, indices, padding), -1)
+    value = gradient.meta["val"]
+    nothing = call(aten.full.default, [], 0, dtype=value.dtype, device=value.device, pin_memory=False)
+    return call(aten.where.self, kept, gradient, nothing)

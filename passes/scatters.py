@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from rooffuse.passes.added_scatters import embedding_terms
 from rooffuse.passes.graph import (
     argument,
     call_like,
@@ -200,7 +201,7 @@ class _Rewrite:
     def _write(self, place: Node) -> Node | None:
         node, target = self.node, self.node.target
         if target is _EMBEDDING:
-            return self._embedding_gradient(place)
+            return self._put(place, [node.args[1]], embedding_terms(node, self.call), True)
         if target in _PUTS:
             indices, values = node.args[1:3]
             if any(i is not None and self.value(i).dtype in _MASKS for i in indices):
@@ -236,13 +237,3 @@ class _Rewrite:
         if tuple(self.value(values).shape) != tuple(region):
             values = self.call(aten.expand.default, values, list(region))
         return self.call(aten.index_put_.default, place, indices, values, adds)
-
-    def _embedding_gradient(self, place: Node) -> Node:
-        """Rows of the gradient add up where their indices point; those of the padding row are left out."""
-        gradient, indices, _, padding = self.node.args[:4]
-        if padding >= 0:
-            kept = self.call(aten.unsqueeze.default, self.call(aten.ne.Scalar, indices, padding), -1)
-            nothing = self.call(aten.full.default, [], 0, dtype=self.value(gradient).dtype,
-                                device=self.value(gradient).device, pin_memory=False)
-            gradient = self.call(aten.where.self, kept, gradient, nothing)
-        return self._put(place, [indices], gradient, True)

@@ -1,11 +1,10 @@
-"""The measured choice among candidates: what it measures, what it keeps, where it stops, and what it tells."""
+"""The measured choice among candidates: what it measures, what it keeps, and where it stops."""
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,66 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rooffuse
 import torch
 import torch._dynamo
 from rooffuse.autotune import Search
 from rooffuse.codegen.build_cpp import CompilationFailed
-from rooffuse.compile import Compiled, chosen_candidates, compile_graph, kernel_steps, step_source
+from rooffuse.compile import chosen_candidates, compile_graph, kernel_steps, step_source
 from rooffuse.cost_model import get_device, local_device
 from rooffuse.options import Options
-from rooffuse.report_rows import graph_report
-from rooffuse.report_text import report_text
 from rooffuse.targets import Target, target_for
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .graphs import trace
-
-CPU = Target("cpp", local_device("cpu"), torch.device("cpu"))
-INTERPRETED = Target("triton", get_device("h100"), torch.device("cpu"), interpreted=True)
-
-
-def row_sums(x: Tensor, w: Tensor) -> Tensor:
-    return (x * w).sum(-1)
-
-
-def two_kernels(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """A long kernel, a product that the library computes, and a short kernel."""
-    return (x * w).sum(-1), (w[:, None] @ w[None, :]).relu().sum(0)
-
-
-INPUTS = (torch.randn(40, 3000), torch.randn(3000))
-
-
-class FakeTimer:
-    """Says what each candidate takes, and remembers what it was asked for."""
-
-    def __init__(self, *seconds: float) -> None:
-        self.seconds = seconds
-        self.calls: list[int] = []
-
-    def __call__(self, runs: Sequence[Callable[[], None]], restore: Callable[[], None], budget_s: float
-                 ) -> list[list[float]]:
-        self.calls.append(len(runs))
-        for run in runs:
-            restore()
-            run()
-        return [[self.seconds[k] if k < len(self.seconds) else 1.0] * 3 for k in range(len(runs))]
-
-
-def never(runs: Any, restore: Any, budget_s: float) -> list[list[float]]:
-    raise AssertionError("something was measured")
-
-
-def compiled(fn: Callable[..., Any], inputs: Sequence[Tensor], cache: Path, timer: Any, target: Target = CPU,
-             **search: Any) -> Compiled:
-    options = Options(autotune=True, strict=target.interpreted or target.language == "cpp", cache_dir=str(cache))
-    return compile_graph(trace(fn, *inputs), target, options, search=Search(timer=timer, **search))
-
-
-def entries(cache: Path) -> list[Path]:
-    return sorted(cache.rglob("*.tuned.json"))
+from .searches import CPU, INPUTS, INTERPRETED, FakeTimer, compiled, entries, never, row_sums, two_kernels
 
 
 @pytest.mark.parametrize("target", [CPU, INTERPRETED], ids=["cpp", "triton"])
@@ -337,7 +289,7 @@ def test_buffers_are_real_inside_of_a_fake_mode(tmp_path: Path) -> None:
     assert found == [False]
 
 
-# -- timers and what is told ------------------------------------------------------------------------------------------
+# -- timers ------------------------------------------------------------------------------------------------------------
 
 def test_the_clock_takes_turns_and_restores_before_each_sample() -> None:
     from rooffuse.measuring import ROUNDS, time_on_cpu
@@ -355,44 +307,6 @@ def test_the_clock_takes_turns_and_restores_before_each_sample() -> None:
     assert len(short) == len(long) == ROUNDS[0] and 0 < min(short) < min(long)
     samples = [name for k, name in enumerate(order) if k and order[k - 1] == "restored"][2:]
     assert len(samples) == 2 * ROUNDS[0] and samples[:4] == ["short", "long", "long", "short"]
-
-
-def test_a_report_says_what_an_earlier_search_chose(tmp_path: Path) -> None:
-    options = Options(autotune=True, cache_dir=str(tmp_path))
-    found = compiled(row_sums, INPUTS, tmp_path, FakeTimer(1.0, 0.5))
-    graph = graph_report(found.plan, "inference", options)
-    (row,) = graph.kernels
-    assert row.tuned == f"{found.tuned[0].names[1]}, 2.00× faster than the default (measured earlier, of 3 others)"
-    text = report_text(rooffuse.Report(CPU.device, (graph,), ()))
-    assert f"autotune    {row.name}: {row.tuned}" in text
-    (step,) = kernel_steps(found.plan.program)
-    assert row.source() == step_source(step, CPU, chosen_candidates(found.tuned)) != step_source(step, CPU)
-    plain = graph_report(found.plan, "inference", replace(options, autotune=False))
-    assert plain.kernels[0].tuned == "" and plain.kernels[0].source() == step_source(step, CPU)
-
-
-def test_explain_measures_nothing(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("ROOFFUSE_AUTOTUNE", "1")
-    monkeypatch.setenv("ROOFFUSE_CACHE_DIR", str(tmp_path))
-    report = rooffuse.explain(row_sums, *INPUTS, device="h100")
-    assert "no search on this device has met it" in str(report) and not entries(tmp_path)
-
-
-def test_the_log_says_how_long_the_search_took(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, logger="rooffuse.autotune"):
-        compiled(row_sums, INPUTS, tmp_path, FakeTimer(1.0, 0.5))
-    assert re.search(r"autotune: \d+\.\d s; kernels measured 1", caplog.text)
-    assert "2.00× faster than the default" in caplog.text
-
-
-def test_a_dump_has_the_choice_and_the_chosen_kernel(tmp_path: Path) -> None:
-    options = Options(autotune=True, cache_dir=str(tmp_path / "cache"), dump=str(tmp_path / "dump"))
-    found = compile_graph(trace(row_sums, *INPUTS), CPU, options, search=Search(timer=FakeTimer(1.0, 0.5)))
-    (folder,) = (tmp_path / "dump").iterdir()
-    assert str(found.tuned[0]) in (folder / "autotune.txt").read_text()
-    (step,) = kernel_steps(found.plan.program)
-    body = step_source(step, CPU, chosen_candidates(found.tuned)).split("{", 1)[1]
-    assert body in (folder / "kernels.cpp").read_text()
 
 
 @pytest.mark.gpu
