@@ -153,14 +153,8 @@ class NestPrinter(ReductionTiles):
                     self.add(self.line(stmt))
                 continue
             for reduce in phase.reduces:
-                self.add(f"{self.name('acc_' + reduce.name)} = tl.full([{self.tile.xblock}, {self.tile.rblock}], "
-                         f"{self._start(reduce)}, {self._accumulator(reduce)})")
-                if reduce.op == "expsum":
-                    self.add(f"{self.name('top_' + reduce.name)} = tl.full([{self.tile.xblock}, {self.tile.rblock}], "
-                             f'float("-inf"), {TYPES[reduce.dtype]})')
-                if reduce.op.startswith("arg"):
-                    self.add(f"{self.name('at_' + reduce.name)} = tl.full([{self.tile.xblock}, {self.tile.rblock}], "
-                             "2147483647, tl.int32)")
+                for text in self._first_accumulators(reduce):
+                    self.add(text)
             for text in self._first_totals(phase.body, self.tile.xblock):
                 self.add(text)
             start = self.name("start")

@@ -8,7 +8,7 @@ from sympy import Symbol
 from .ir import Kernel, Nest, Reduce
 from .triton_scans import ScanTiles
 from .triton_spelling import TYPES
-from .triton_tiles import Tile
+from .triton_tiles import Tile, neighbours, top_of
 
 
 class ReductionTiles(ScanTiles):
@@ -104,7 +104,10 @@ class ReductionTiles(ScanTiles):
         if reduce.along and self.nest.scopes[reduce.name] & self.reduction:
             self._reduce_segments(reduce, value)
             return
-        name = self.name(reduce.name)
+        name, sums = self.name(reduce.name), top_of(self.nest, reduce) if accumulated else None
+        if sums:
+            total, top = self.name("acc_" + sums.name), self.name("top_" + sums.name)
+            value = f"tl.where({total} == {total}, {top}, {total})"  # a maximum is what isn't a number, too
         tile = value if accumulated else self._tile_value(reduce, value)
         if reduce.op == "expsum":
             top = self.name("top_" + reduce.name)
@@ -129,13 +132,30 @@ class ReductionTiles(ScanTiles):
             if reduce.op in ("any", "all"):
                 self.add(f"{name} = {name} != 0", deeper)
 
+    def _first_accumulators(self, reduce: Reduce) -> list[str]:
+        """What a reduction's accumulators are before the first step."""
+        if top_of(self.nest, reduce):
+            return []
+        width = self.tile.rblock // (neighbours(self.kernel, self.nest) if reduce.op == "expsum" else 1)
+        shape = f"[{self.tile.xblock}, {width}]"
+        lines = [f"{self.name('acc_' + reduce.name)} = tl.full({shape}, {self._start(reduce)}, "
+                 f"{self._accumulator(reduce)})"]
+        if reduce.op == "expsum":
+            start = f"float(\"-inf\"), {TYPES[reduce.dtype]}"
+            lines.append(f"{self.name('top_' + reduce.name)} = tl.full({shape}, {start})")
+        if reduce.op.startswith("arg"):
+            lines.append(f"{self.name('at_' + reduce.name)} = tl.full({shape}, 2147483647, tl.int32)")
+        return lines
+
     def _accumulate(self, reduce: Reduce) -> None:
+        if top_of(self.nest, reduce):
+            return
         acc, value = self.name("acc_" + reduce.name), self._tile_value(reduce, self.name(reduce.value), looped=True)
         if reduce.op == "expsum":
             top = self.name("top_" + reduce.name)
             if self._row_mask():
                 value = value[:value.rindex(",")] + ', float("-inf"))'
-            self.add(f"{acc}, {top} = rf_online({acc}, {top}, {value})", 1)
+            self.add(f"{acc}, {top} = rf_online({acc}, {top}, {value}, {neighbours(self.kernel, self.nest)})", 1)
         elif reduce.op == "sum":
             self.add(f"{acc} += {value}", 1)
         elif reduce.op.startswith("arg"):

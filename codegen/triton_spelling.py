@@ -79,10 +79,19 @@ def rf_argmin(a, i, b, j):
 
 
 @triton.jit
-def rf_online(total, top, x):
-    d = tl.where(x == top, 0.0, x - top)
-    e = tl.exp(-tl.abs(d))
-    return tl.where(d > 0, total * e + 1, total + e), tl.where(d > 0, x, top)
+def rf_exp_below(x):
+    if x.dtype == tl.float32:
+        return tl.math.exp2(x * 1.4426950408889634)
+    else:
+        return tl.exp(x)
+
+
+@triton.jit
+def rf_online(total, top, x, group: tl.constexpr):
+    grouped = tl.reshape(x, [x.shape[0], x.shape[1] // group, group])
+    new = tl.maximum(top, tl.max(grouped, 2))
+    base = tl.where(tl.abs(new) == float("inf"), 0.0, new)
+    return total * rf_exp_below(top - base) + tl.sum(rf_exp_below(grouped - base[:, :, None]), 2), new
 
 
 @triton.jit

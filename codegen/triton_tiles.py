@@ -4,6 +4,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+import torch
+
 from .index import affine
 from .ir import Kernel, Load, Nest, Reduce, Scan, Store, operands
 from .sweeps import inner_values, plan_phases, strip_scans, strip_sums
@@ -74,8 +76,26 @@ def kept_tiles(nest: Nest) -> int:
 
 
 def accumulators(nest: Nest) -> int:
-    """How many values for each place of a tile the sweep with the most keeps from tile to tile."""
-    return max(sum(1 + (r.op == "expsum" or r.op.startswith("arg")) for r in p.reduces) for p in plan_phases(nest))
+    """How many values for each place of a tile the sweep with the most keeps from tile to tile; sums of exponentials
+    keep two for several places."""
+    return max(sum(1 + r.op.startswith("arg") for r in p.reduces if not top_of(nest, r)) for p in plan_phases(nest))
+
+
+def top_of(nest: Nest, reduce: Reduce) -> Reduce | None:
+    """The sum of exponentials whose accumulators hold the maximum ``reduce`` as well, or None."""
+    if reduce.op != "max" or reduce.dtype not in (torch.float32, torch.float64):
+        return None
+    return next((r for r in nest.body if isinstance(r, Reduce) and r.op == "expsum"
+                 and (r.value, r.along, r.dtype) == (reduce.value, reduce.along, reduce.dtype)), None)
+
+
+def neighbours(kernel: Kernel, nest: Nest) -> int:
+    """How many elements of a row a thread has next to each other where it loads 16 bytes at once, at most eight: their
+    sums of exponentials share a maximum."""
+    row = {a.symbol for a in nest.reduction}
+    widths = [kernel.buffer(s.buffer).dtype.itemsize for s in nest.body
+              if isinstance(s, Load) and s.index.free_symbols & row]
+    return min(8, 16 // max(widths, default=4))
 
 
 def _shares_rows(nest: Nest) -> bool:
@@ -114,9 +134,13 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
                 xblock *= 2
             warps = max(1, min(MAX_WARPS, xblock * full // 512))
             return Tile(xblock, full, True, warps, -(-rows // xblock))
-        if sweeps(nest) > 1 and row_bytes(kernel, nest)[0] > SHARED_ROW_BYTES:
-            step = 8192 if accumulators(nest) <= 2 else 4096
-            return Tile(1, step, False, 16, min(rows, max(programs_wanted // RUNNING_PROGRAMS, 1)), resident=True)
+        processors = max(programs_wanted // RUNNING_PROGRAMS, 1)
+        if sweeps(nest) > 1 and (rows <= processors or row_bytes(kernel, nest)[0] > SHARED_ROW_BYTES):
+            # A multiprocessor that has nothing else to run streams at its rate with some 32 KiB of loads under way. A
+            # scan has more of them in its registers.
+            warps = MAX_WARPS if not any(isinstance(s, Scan) for s in nest.body) else MAX_WARPS // 2
+            step = warps * (512 if accumulators(nest) <= 2 else 256)
+            return Tile(1, step, False, warps, min(rows, processors), resident=True)
         return Tile(1, 4096, False, 16, rows)
     xblock = min(power_of_two(rows), 64)
     while xblock > 16 and rows // xblock < programs_wanted:

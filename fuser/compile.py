@@ -103,11 +103,11 @@ def plan_graph(gm: GraphModule, target: Target, options: Options, dump: Dump | N
     """Everything that needs neither a compiler nor the device. ``layout`` says which strides aren't the traced ones."""
     clock = time.perf_counter()
     in_kernels = options.random == "kernel" or (options.random == "auto" and target.language == "triton")
+    limits = target.row_limits
     passes = (*([RANDOM_PASS] if in_kernels else []),
               channels_last_pass(target.device, lambda n: refusal(n) is None, layout), *PIPELINE,
-              split_variance_pass(target.programs, *target.row_limits),
-              split_softmax_pass(target.programs), split_scans_pass(target.programs),
-              split_reductions_pass(target.programs),
+              split_variance_pass(limits), split_softmax_pass(limits), split_scans_pass(limits),
+              split_reductions_pass(limits),
               CSE_PASS,  # the parts of a sum and of a scan of the same are equal
               scatters_pass(lambda n: refusal(n) is None))
     graph = run_passes(gm, passes, lint=options.verify or dump is not None,

@@ -31,6 +31,7 @@ from rooffuse.codegen.triton_tiles import (
 )
 from rooffuse.codegen.turned import crosses, turn_in_tiles
 from rooffuse.cost_model import Device, local_device
+from rooffuse.passes import RowLimits
 from torch.fx import Node
 
 #: Bytes of a row that a C++ kernel may sweep again without going to memory: within the second-level cache.
@@ -101,8 +102,8 @@ class Target:
 
     def _check_scans(self, kernel: Kernel, nest: Nest) -> None:
         tile = choose_tile(kernel, nest, self.programs)
-        # Half of the processors stream at about the rate of all: the library's scan reads and writes once more.
-        if self.language != "cpp" and not tile.persistent and 2 * tile.programs < self.device.sms:
+        few = self.row_limits.enough(sum(row_bytes(kernel, nest)))
+        if self.language != "cpp" and not tile.persistent and tile.programs < few:
             row = prod(a.size for a in nest.reduction)
             raise NotLowerable(f"{tile.programs} programs would scan rows of {row} elements, tile by tile")
 
@@ -129,14 +130,15 @@ class Target:
         return product_shape(product)[0] <= FEW_ROWS and value_of(factors(product)[1]).stride(0) == 1
 
     @property
-    def row_limits(self) -> tuple[int, int]:
-        """What stays on chip from one sweep to the next: elements of float32 of any program, in a core's cache, in
-        registers or with those of all running programs in the second-level cache; and bytes of a long row, which is
-        there with one of each other multiprocessor."""
+    def row_limits(self) -> RowLimits:
+        """What keeps the device busy, and what stays on chip from one sweep to the next: elements of any program, in a
+        core's cache, in registers or with those of all running programs in the second-level cache; and bytes of a long
+        row, which is there with one of each other multiprocessor. Half of these stream at about the rate of all."""
         if self.language == "cpp":
-            return CPU_ROW_BYTES // 4, CPU_ROW_BYTES
+            return RowLimits(self.programs, CPU_ROW_BYTES // 4, CPU_ROW_BYTES)
         cached = self.device.l2_bytes // self.device.sms
-        return max(PERSISTENT_ELEMENTS, cached // (4 * RUNNING_PROGRAMS)), cached
+        return RowLimits(self.programs, max(PERSISTENT_ELEMENTS, cached // (4 * RUNNING_PROGRAMS)), cached,
+                         -(-self.device.sms // 2), int(self.device.bandwidth * self.device.launch_s))
 
     @property
     def programs(self) -> int:

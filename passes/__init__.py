@@ -24,6 +24,7 @@ from rooffuse.passes.pipeline import CSE_PASS, PIPELINE, Pass, run_passes
 from rooffuse.passes.pooled_places import pooled_places
 from rooffuse.passes.random import RANDOM_PASS
 from rooffuse.passes.reduced_pieces import reduced_pieces
+from rooffuse.passes.row_limits import RowLimits
 from rooffuse.passes.scan_totals import scan_totals
 from rooffuse.passes.scatters import scatters_pass
 from rooffuse.passes.split_reductions import split_reductions, split_reductions_pass
@@ -48,6 +49,7 @@ __all__ = [
     "MemoryPlan",
     "MemoryPlanError",
     "Pass",
+    "RowLimits",
     "added_scatters",
     "aot_decompositions",
     "channels_last_pass",

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from rooffuse.passes.graph import argument, call_like, is_concrete, packet_name, tensor_meta
 from rooffuse.passes.pipeline import Pass
+from rooffuse.passes.row_limits import LONG_ROW, RowLimits, Rows, innermost, reduced_dims, whole_rows
 from rooffuse.passes.scan_totals import TOTALS
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -30,9 +31,9 @@ from torch.fx import GraphModule, Node
 log = logging.getLogger(__name__)
 aten = torch.ops.aten
 
-#: Shortest reductions that are split: along rows a shorter one takes less time than a second launch, down columns one
-#: program has a strip of columns and so more bytes for each reduced element.
-LONG_ROW, LONG_COLUMN = 32768, 2048
+#: Shortest reductions down columns that are split: one program has a strip of columns and so more bytes for each
+#: reduced element than along rows.
+LONG_COLUMN = 2048
 #: Fewest elements that one program reduces after the split, along rows and down columns.
 ROW_SHARE, COLUMN_SHARE = 2048, 64
 #: Columns that one program takes side by side.
@@ -49,10 +50,6 @@ MOST_STEPS = 6
 SEGMENTED_ROW = 8192
 _OPS = {"aten.sum": aten.sum.dim_IntList, "aten.mean": aten.sum.dim_IntList, "aten.amax": aten.amax.default,
         "aten.amin": aten.amin.default}
-
-
-#: Pairs of a number of rows and how many elements each has.
-_Rows = frozenset[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -74,19 +71,19 @@ class _RowsFirst:
     along: int
 
 
-def split_reductions_pass(programs: int) -> Pass:
-    """The pass for a device that needs ``programs`` concurrent programs to be busy."""
-    return Pass("split_reductions", functools.partial(split_reductions, programs=programs),
-                split_reductions.__doc__ or "")
+def split_reductions_pass(limits: RowLimits) -> Pass:
+    """The pass for a device of these limits."""
+    return Pass("split_reductions", functools.partial(split_reductions, limits=limits), split_reductions.__doc__ or "")
 
 
-def split_reductions(gm: GraphModule, programs: int) -> GraphModule:
-    """Rewrite long reductions with few results as two reductions.
+def split_reductions(gm: GraphModule, limits: RowLimits) -> GraphModule:
+    """Rewrite long reductions with few results as two reductions, but for rows that are better gone through whole.
 
     Requires: ``meta["val"]`` fake tensors with concrete sizes (others are left alone). Ensures: equal sizes, dtype and
     strides of every value; sums accumulate in float32 between the stages where the input is narrower.
     """
     meeting, wide = _rows_reduced(gm)
+    whole = whole_rows(gm, limits)
     mode = detect_fake_mode([node.meta.get("val") for node in gm.graph.nodes])
     if mode is None:
         return gm
@@ -95,14 +92,15 @@ def split_reductions(gm: GraphModule, programs: int) -> GraphModule:
         name = packet_name(node.target) if node.op == "call_function" else ""
         if name not in _OPS or _scanned(node):
             continue
-        plan = _strips(node, programs, meeting) or _rows_first(node, meeting, wide) or split_of(node, programs)
+        plan = (_strips(node, limits.programs, meeting) or _rows_first(node, meeting, wide)
+                or split_of(node, limits, whole))
         if plan is not None:
             rest = _rewrite(gm, node, name, plan, mode)
             count += 1
-            again = split_of(rest, programs) if isinstance(plan, _RowsFirst) else None
+            again = split_of(rest, limits, whole) if isinstance(plan, _RowsFirst) else None
             if again is not None:
                 _rewrite(gm, rest, packet_name(rest.target), again, mode)
-    log.debug("split_reductions: split %d for %d programs", count, programs)
+    log.debug("split_reductions: split %d for %d programs", count, limits.programs)
     return gm
 
 
@@ -111,10 +109,10 @@ def _scanned(node: Node) -> bool:
     source = tensor_meta(node.args[0])
     scans = [u for u in node.args[0].users if packet_name(u.target) in TOTALS]  # type: ignore[union-attr]
     return source is not None and source.dim() > 0 and any(
-        _reduced(node, source.dim()) == (argument(u, "dim") % source.dim(),) for u in scans)
+        reduced_dims(node, source.dim()) == (argument(u, "dim") % source.dim(),) for u in scans)
 
 
-def _rows_reduced(gm: GraphModule) -> tuple[_Rows, _Rows]:
+def _rows_reduced(gm: GraphModule) -> tuple[Rows, Rows]:
     """Numbers and sizes of the rows that the graph reduces: those of one dimension, and those of several."""
     rows, wide = set[tuple[int, int]](), set[tuple[int, int]]()
     for node in gm.graph.nodes:
@@ -122,7 +120,7 @@ def _rows_reduced(gm: GraphModule) -> tuple[_Rows, _Rows]:
             source = tensor_meta(node.args[0])
             if source is None or source.dim() < 2 or not is_concrete((*source.shape, *source.stride())):
                 continue
-            dims = _reduced(node, source.dim())
+            dims = reduced_dims(node, source.dim())
             along = _trailing(dims, source.dim())
             if along != len(dims) or not 0 < along < source.dim() or source.stride(-1) != 1:
                 continue
@@ -133,13 +131,13 @@ def _rows_reduced(gm: GraphModule) -> tuple[_Rows, _Rows]:
     return frozenset(rows), frozenset(wide)
 
 
-def _strips(node: Node, programs: int, meeting: _Rows) -> Split | None:
+def _strips(node: Node, programs: int, meeting: Rows) -> Split | None:
     """The cut of a sum down columns whose rows are reduced, too; None for any other, and where no number of strips
     near that of programs divides the rows."""
     source, result = tensor_meta(node.args[0]), tensor_meta(node)
     if source is None or result is None or not is_concrete((*source.shape, *source.stride())) or source.dim() < 2:
         return None
-    dims, rows = _reduced(node, source.dim()), prod(source.shape[:-1])
+    dims, rows = reduced_dims(node, source.dim()), prod(source.shape[:-1])
     if packet_name(node.target) not in ("aten.sum", "aten.mean") or not dims or (
             dims != tuple(range(dims[0], source.dim() - 1))):
         return None
@@ -158,7 +156,7 @@ def _strips(node: Node, programs: int, meeting: _Rows) -> Split | None:
 def _in_two_sweeps(node: Node) -> bool:
     """Whether a sum needs another one of the same shape first, as a variance its mean, or such a one needs it: a strip
     gives only a part of both."""
-    shape, dims = node.args[0].meta["val"].shape, _reduced(node, node.args[0].meta["val"].dim())  # type: ignore
+    shape, dims = node.args[0].meta["val"].shape, reduced_dims(node, node.args[0].meta["val"].dim())  # type: ignore
 
     def meets(begin: Node, neighbours: Callable[[Node], Iterable[Node]]) -> bool:
         near, seen = [begin], {begin}
@@ -167,14 +165,14 @@ def _in_two_sweeps(node: Node) -> bool:
             seen.update(near)
             for n in near:
                 source = tensor_meta(n.args[0]) if packet_name(n.target) in _OPS else None
-                if source is not None and source.shape == shape and _reduced(n, source.dim()) == dims:
+                if source is not None and source.shape == shape and reduced_dims(n, source.dim()) == dims:
                     return True
         return False
 
     return meets(node, lambda n: n.users) or meets(node, lambda n: n.all_input_nodes)
 
 
-def _rows_first(node: Node, meeting: _Rows, wide: _Rows) -> _RowsFirst | None:
+def _rows_first(node: Node, meeting: Rows, wide: Rows) -> _RowsFirst | None:
     """The order for a reduction of rows, and of what is left of each, where the graph reduces such rows or such ones of
     which these are segments, as channels are of a normalised group."""
     source = tensor_meta(node.args[0])
@@ -182,7 +180,7 @@ def _rows_first(node: Node, meeting: _Rows, wide: _Rows) -> _RowsFirst | None:
         return None
     if source.numel() == 0:
         return None
-    dims, last = _reduced(node, source.dim()), source.dim() - 1
+    dims, last = reduced_dims(node, source.dim()), source.dim() - 1
     if last not in dims or prod(source.shape[d] for d in dims[:-1]) == 1 or source.stride(-1) != 1:
         return None
     if (prod(source.shape[:-1]), source.shape[-1]) in meeting:
@@ -204,8 +202,8 @@ def _trailing(dims: tuple[int, ...], rank: int) -> int:
     return next((n for n in range(rank) if rank - 1 - n not in dims), rank)
 
 
-def split_of(node: Node, programs: int) -> Split | None:
-    """How a long reduction with too few results for ``programs`` programs is cut; None for others.
+def split_of(node: Node, limits: RowLimits, whole: Rows) -> Split | None:
+    """How a long reduction with too few results to keep a device busy is cut; None for others, and for ``whole`` rows.
 
     Neighbours in memory stay together where another dimension is long enough: shares of a few of them would take a part
     of every cache line each.
@@ -213,17 +211,19 @@ def split_of(node: Node, programs: int) -> Split | None:
     source, result = tensor_meta(node.args[0]), tensor_meta(node)
     if source is None or result is None or not is_concrete((*source.shape, *source.stride())) or source.numel() == 0:
         return None
-    dims = _reduced(node, source.dim())
+    dims = reduced_dims(node, source.dim())
     if not dims or source.is_complex():
         return None
-    along_rows = _innermost(source) in dims
+    along_rows = innermost(source) in dims
     reduced = prod(source.shape[d] for d in dims)
-    running = result.numel() if along_rows else max(result.numel() // STRIP, 1)
+    if along_rows and (result.numel(), reduced) in whole:
+        return None
+    running, programs = result.numel() if along_rows else max(result.numel() // STRIP, 1), limits.programs
     if running >= programs or reduced < (LONG_ROW if along_rows else LONG_COLUMN):
         return None
     largest = reduced // ROW_SHARE if along_rows else reduced // COLUMN_SHARE
     wanted = min(1 << (-(-programs // running) - 1).bit_length(), largest)
-    dim = max(dims, key=lambda d: (source.shape[d] >= wanted and d != _innermost(source), source.shape[d]))
+    dim = max(dims, key=lambda d: (source.shape[d] >= wanted and d != innermost(source), source.shape[d]))
     size = source.shape[dim]
     parts = min(wanted, size)
     if parts < 2:
@@ -231,18 +231,6 @@ def split_of(node: Node, programs: int) -> Split | None:
     share = -(-size // parts)
     parts = -(-size // share)
     return Split(dims, dim, parts, share, parts * share - size)
-
-
-def _reduced(node: Node, rank: int) -> tuple[int, ...]:
-    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    if dims is None or dims == []:
-        return tuple(range(rank))
-    return tuple(sorted({d % rank for d in ([dims] if isinstance(dims, int) else dims)})) if rank else ()
-
-
-def _innermost(value: torch.Tensor) -> int:
-    """The dimension along which neighbours lie next to each other in memory."""
-    return min((d for d in range(value.dim()) if value.shape[d] > 1), key=value.stride, default=value.dim() - 1)
 
 
 def _rewrite(gm: GraphModule, node: Node, name: str, plan: Split | _RowsFirst, mode: FakeTensorMode) -> Node:

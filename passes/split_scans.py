@@ -19,7 +19,8 @@ import torch
 from rooffuse.passes.graph import argument, call_like, is_concrete, packet_name, tensor_meta
 from rooffuse.passes.op_sets import POINTWISE
 from rooffuse.passes.pipeline import Pass
-from rooffuse.passes.split_reductions import LONG_COLUMN, LONG_ROW, ROW_SHARE, RUNNING
+from rooffuse.passes.row_limits import LONG_ROW, RowLimits
+from rooffuse.passes.split_reductions import LONG_COLUMN, ROW_SHARE, RUNNING
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
@@ -33,12 +34,12 @@ SHORTEST_PART = 32
 COLUMNS = 16
 
 
-def split_scans_pass(programs: int) -> Pass:
-    """The pass for a device that needs ``programs`` concurrent programs to be busy."""
-    return Pass("split_scans", functools.partial(split_scans, programs=programs), split_scans.__doc__ or "")
+def split_scans_pass(limits: RowLimits) -> Pass:
+    """The pass for a device of these limits."""
+    return Pass("split_scans", functools.partial(split_scans, limits=limits), split_scans.__doc__ or "")
 
 
-def split_scans(gm: GraphModule, programs: int) -> GraphModule:
+def split_scans(gm: GraphModule, limits: RowLimits) -> GraphModule:
     """Rewrite cumulative sums down few columns, and along few rows that are computed or read by kernels.
 
     Requires: ``meta["val"]`` fake tensors with concrete sizes (others are left alone). Ensures: equal sizes, dtype and
@@ -48,15 +49,15 @@ def split_scans(gm: GraphModule, programs: int) -> GraphModule:
     count = 0
     for node in list(gm.graph.nodes) if mode is not None else ():
         if packet_name(node.target) == "aten.cumsum":
-            parts = _parts(node, programs)
+            parts = _parts(node, limits)
             if parts > 1:
                 _rewrite(gm, node, parts, mode)
                 count += 1
-    log.debug("split_scans: split %d for %d programs", count, programs)
+    log.debug("split_scans: split %d for %d programs", count, limits.programs)
     return gm
 
 
-def _parts(node: Node, programs: int) -> int:
+def _parts(node: Node, limits: RowLimits) -> int:
     """Into how many parts of equal length the rows of a scan are cut: 1 for none."""
     x = tensor_meta(node.args[0])
     if x is None or x.dim() == 0 or x.is_complex() or not is_concrete((*x.shape, *x.stride())) or not x.numel():
@@ -67,7 +68,9 @@ def _parts(node: Node, programs: int) -> int:
     along_rows = prod(x.shape[dim + 1:]) == 1
     running, shortest, longest = (others, ROW_SHARE, LONG_ROW) if along_rows else (
         max(others // COLUMNS, 1), SHORTEST_PART, LONG_COLUMN)
-    if 4 * running >= programs or size <= longest or (along_rows and not _is_computed(node)):
+    programs = limits.programs
+    few = min(programs // 4, limits.enough(size * x.dtype.itemsize)) if along_rows else programs // 4
+    if running >= few or size <= longest or (along_rows and not _is_computed(node)):
         return 1
     # Rows that are reduced as well go through a program whole, with all of their columns: one for each processor.
     wanted = min(-(-programs // running) if along_rows else programs // RUNNING, size // shortest)

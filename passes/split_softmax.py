@@ -5,18 +5,21 @@ the sum of part ``i``,
 
     m = max_i m_i,    Σ exp(x − m) = Σ_i s_i exp(m_i − m)
 
-(Milakov and Gimelshein, 2018, who combine single elements so), and one program has maximum and sum of its part.
+(Milakov and Gimelshein, 2018, who combine single elements so), and one program has maximum and sum of its part. The
+logarithm of a sum of exponentials takes zero for an infinite maximum, and so does each of its parts.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from rooffuse.passes.graph import call_like, packet_name, tensor_meta
 from rooffuse.passes.pipeline import Pass
+from rooffuse.passes.row_limits import RowLimits, reduced_dims, whole_rows
 from rooffuse.passes.split_reductions import Split, split_of
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -26,12 +29,12 @@ log = logging.getLogger(__name__)
 aten = torch.ops.aten
 
 
-def split_softmax_pass(programs: int) -> Pass:
-    """The pass for a device that needs ``programs`` concurrent programs to be busy."""
-    return Pass("split_softmax", functools.partial(split_softmax, programs=programs), split_softmax.__doc__ or "")
+def split_softmax_pass(limits: RowLimits) -> Pass:
+    """The pass for a device of these limits."""
+    return Pass("split_softmax", functools.partial(split_softmax, limits=limits), split_softmax.__doc__ or "")
 
 
-def split_softmax(gm: GraphModule, programs: int) -> GraphModule:
+def split_softmax(gm: GraphModule, limits: RowLimits) -> GraphModule:
     """Rewrite sums of ``exp(x - amax(x))`` that one stage has too few programs for; comes before split_reductions.
 
     Requires: ``meta["val"]`` fake tensors with concrete sizes (others are left alone). Ensures: equal sizes, dtype and
@@ -40,26 +43,36 @@ def split_softmax(gm: GraphModule, programs: int) -> GraphModule:
     mode = detect_fake_mode([node.meta.get("val") for node in gm.graph.nodes])
     if mode is None:
         return gm
-    count = 0
+    whole, count = whole_rows(gm, limits), 0
     for total in list(gm.graph.nodes):
-        largest = _maximum(total)
-        cut = split_of(total, programs) if largest is not None else None
-        if largest is not None and cut is not None:
-            _rewrite(gm, total, largest, cut, mode)
+        found = _shifted(total)
+        cut = split_of(total, limits, whole) if found is not None else None
+        if found is not None and cut is not None:
+            _rewrite(gm, found, cut, mode)
             count += 1
-    log.debug("split_softmax: split %d for %d programs", count, programs)
+    log.debug("split_softmax: split %d for %d programs", count, limits.programs)
     return gm
 
 
-def _maximum(total: Node) -> Node | None:
-    """The maximum that ``total`` sums the exponentials of the distances to, over the same dimensions, or None."""
+@dataclass(frozen=True)
+class _Shifted:
+    """``total`` sums the exponentials of the distances of a tensor to its maximum ``largest`` over the same dimensions;
+    ``finite`` if they are taken to zero where that is infinite."""
+
+    total: Node
+    largest: Node
+    finite: bool
+
+
+def _shifted(total: Node) -> _Shifted | None:
     if packet_name(total.target) != "aten.sum" or not isinstance(total.args[0], Node) or total.kwargs:
         return None
     power = total.args[0]
     if packet_name(power.target) != "aten.exp" or packet_name(power.args[0].target) != "aten.sub":
         return None
     away = power.args[0]
-    x, largest = away.args[:2]
+    x, shift = away.args[:2]
+    largest = _finite(shift) or shift
     if away.kwargs or not isinstance(largest, Node) or packet_name(largest.target) != "aten.amax":
         return None
     value = tensor_meta(x)
@@ -67,16 +80,24 @@ def _maximum(total: Node) -> Node | None:
             torch.float32, torch.float64):
         return None
     keeps = largest.args[2] if len(largest.args) > 2 else largest.kwargs.get("keepdim", False)
-    return largest if keeps and _dims(largest, value.dim()) == _dims(total, value.dim()) else None
+    if not keeps or reduced_dims(largest, value.dim()) != reduced_dims(total, value.dim()):
+        return None
+    return _Shifted(total, largest, largest is not shift)
 
 
-def _dims(node: Node, rank: int) -> tuple[int, ...]:
-    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim") or range(rank)
-    return tuple(sorted({d % rank for d in ([dims] if isinstance(dims, int) else dims)}))
+def _finite(shift: Any) -> Node | None:
+    """``m`` of ``where(isinf(m), 0, m)``, or None."""
+    if not isinstance(shift, Node) or packet_name(shift.target) != "aten.where":
+        return None
+    infinite, zero, largest = shift.args
+    is_zero = packet_name(zero.target) == "aten.full" and zero.args[1] == 0  # type: ignore[union-attr]
+    tests = packet_name(infinite.target) == "aten.isinf" and infinite.args[0] is largest  # type: ignore[union-attr]
+    return largest if is_zero and tests else None  # type: ignore[return-value]
 
 
-def _rewrite(gm: GraphModule, total: Node, largest: Node, cut: Split, mode: FakeTensorMode) -> None:
-    graph, x = gm.graph, largest.args[0]
+def _rewrite(gm: GraphModule, found: _Shifted, cut: Split, mode: FakeTensorMode) -> None:
+    graph, total, largest = gm.graph, found.total, found.largest
+    x = largest.args[0]
     value = x.meta["val"]  # type: ignore[union-attr]
 
     call = functools.partial(call_like, total, mode)
@@ -92,8 +113,11 @@ def _rewrite(gm: GraphModule, total: Node, largest: Node, cut: Split, mode: Fake
         highs = call(aten.amax.default, parts, inner, True)
         high = call(aten.amax.default, highs, [cut.dim], True)
         new_largest = call(aten.view.default, high, list(largest.meta["val"].shape))
-        # A part without a finite maximum adds nothing, rather than what isn't a number.
         zero = call(aten.full.default, [], 0.0, dtype=value.dtype, device=value.device)
+        if found.finite:
+            highs = call(aten.where.self, call(aten.eq.Scalar, highs, float("inf")), zero, highs)
+            high = call(aten.where.self, call(aten.isinf.default, high), zero, high)
+        # A part without a finite maximum adds nothing, rather than what isn't a number.
         floor = call(aten.where.self, call(aten.eq.Scalar, highs, float("-inf")), zero, highs)
         sums = call(aten.sum.dim_IntList, call(aten.exp.default, call(aten.sub.Tensor, parts, floor)), inner, True)
         shares = call(aten.mul.Tensor, sums, call(aten.exp.default, call(aten.sub.Tensor, highs, high)))

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from rooffuse.passes.graph import call_like, is_concrete, packet_name, tensor_meta
 from rooffuse.passes.pipeline import Pass
+from rooffuse.passes.row_limits import LONG_ROW, RowLimits, Rows, innermost, whole_rows, width_in_memory
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
@@ -50,26 +51,24 @@ class _Means:
     whole: Node
 
 
-def split_variance_pass(programs: int, row_elements: int, row_bytes: int) -> Pass:
-    """The pass for a device that needs ``programs`` concurrent programs and keeps ``row_elements`` of float32 on chip,
-    or a row of ``row_bytes`` in memory."""
-    run = functools.partial(split_variance, programs=programs, row_elements=row_elements, row_bytes=row_bytes)
-    return Pass("split_variance", run, split_variance.__doc__ or "")
+def split_variance_pass(limits: RowLimits) -> Pass:
+    """The pass for a device of these limits."""
+    return Pass("split_variance", functools.partial(split_variance, limits=limits), split_variance.__doc__ or "")
 
 
-def split_variance(gm: GraphModule, programs: int, row_elements: int, row_bytes: int = 0) -> GraphModule:
-    """Rewrite variances of rows of more than ``row_elements`` and, in memory, ``row_bytes``, or of long ones with fewer
-    results than ``programs``.
+def split_variance(gm: GraphModule, limits: RowLimits) -> GraphModule:
+    """Rewrite variances of rows that don't stay on chip, or of too few long ones.
 
     Requires: ``meta["val"]`` fake tensors with concrete sizes (others are left alone). Ensures: equal sizes, dtype and
     strides of every value.
     """
     mode = detect_fake_mode([node.meta.get("val") for node in gm.graph.nodes])
     found = [v for v in map(_variance, list(gm.graph.nodes)) if v is not None] if mode is not None else []
+    whole = whole_rows(gm, limits) if found else frozenset()
     means: dict[Node, _Means] = {}
     count = 0
     for variance in found:
-        cut = _cut(variance, programs, row_elements, row_bytes)
+        cut = _cut(variance, limits, whole)
         if cut is not None and mode is not None:
             if variance.mean not in means:  # else another variance has the same mean
                 means[variance.mean] = _split_mean(gm, variance, *cut, mode)
@@ -114,7 +113,7 @@ def _keeps(node: Node) -> bool:
     return bool(node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False))
 
 
-def _cut(variance: _Variance, programs: int, row_elements: int, row_bytes: int) -> tuple[int, int] | None:
+def _cut(variance: _Variance, limits: RowLimits, whole: Rows) -> tuple[int, int] | None:
     """``(dimension, parts)``: the fewest parts that stay on chip and keep the device busy, or None. Where neighbours in
     memory belong to different rows, a program has several of them side by side."""
     value = tensor_meta(variance.x)
@@ -123,24 +122,20 @@ def _cut(variance: _Variance, programs: int, row_elements: int, row_bytes: int) 
     if value.dtype not in (torch.float32, torch.float64):
         return None
     row = prod(value.shape[d] for d in variance.dims)
-    results = value.numel() // row
-    if min((d for d in range(value.dim()) if value.shape[d] > 1), key=value.stride, default=-1) not in variance.dims:
+    results, row_elements, programs = value.numel() // row, limits.elements, limits.programs
+    if innermost(value) not in variance.dims:
         results, row_elements = max(results // COLUMNS, 1), row_elements // COLUMNS
     else:
-        row_elements = max(row_elements, row_bytes // _width(variance.x))
-    if row <= row_elements and (results >= programs or row <= row_elements // 2):
+        row_elements = max(row_elements, limits.held // width_in_memory(variance.x))
+        if (results, row) in whole and row <= row_elements:
+            return None
+    if row <= row_elements and (results >= programs or row < LONG_ROW):
         return None
     dim = max(variance.dims, key=lambda d: value.shape[d])
     size = value.shape[dim]
     wanted = max(-(-row // row_elements), -(-programs // results) if results < programs else 1)
     parts = next((p for p in range(wanted, min(8 * wanted, size) + 1) if size % p == 0), None)
     return None if parts is None or parts < 2 else (dim, parts)
-
-
-def _width(x: Node) -> int:
-    """Bytes of an element as it lies in memory, before it is widened."""
-    source = tensor_meta(x.args[0]) if packet_name(x.target) == "aten._to_copy" else None
-    return min(v.dtype.itemsize for v in (x.meta["val"], source) if v is not None)
 
 
 def _split_mean(gm: GraphModule, variance: _Variance, dim: int, parts: int, mode: FakeTensorMode) -> _Means:

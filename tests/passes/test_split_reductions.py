@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rooffuse.passes import split_reductions, verify
+from rooffuse.passes import RowLimits, split_reductions, verify
 from torch.fx.experimental.proxy_tensor import make_fx
 
 aten = torch.ops.aten
@@ -22,7 +22,7 @@ def test_results_sizes_and_types_are_kept(shape, dims, keepdim, dtype):
         return aten.sum.dim_IntList(x, dims, keepdim), aten.amax.default(x, dims, keepdim)
 
     x = torch.randint(-5, 5, shape).to(dtype) if not dtype.is_floating_point else torch.randn(shape).to(dtype)
-    gm = split_reductions(traced(fn, x), programs=264)
+    gm = split_reductions(traced(fn, x), RowLimits(264))
     gm.recompile()
     verify(gm)
     assert sum(str(n.target) == "aten.amax.default" for n in gm.graph.nodes) == 2
@@ -36,7 +36,7 @@ def test_results_sizes_and_types_are_kept(shape, dims, keepdim, dtype):
 
 def test_mean_divides_by_the_true_count_and_not_by_the_padded_one():
     x = torch.full((40009,), 3.0)
-    gm = split_reductions(traced(lambda x: aten.mean.dim(x, [0]), x), programs=132)
+    gm = split_reductions(traced(lambda x: aten.mean.dim(x, [0]), x), RowLimits(132))
     gm.recompile()
     assert any("pad" in str(n.target) for n in gm.graph.nodes)
     torch.testing.assert_close(gm(x), torch.tensor(3.0))
@@ -45,7 +45,7 @@ def test_mean_divides_by_the_true_count_and_not_by_the_padded_one():
 def test_a_nan_in_the_last_piece_reaches_the_maximum():
     x = torch.zeros(50001)
     x[-1] = float("nan")
-    gm = split_reductions(traced(lambda x: aten.amax.default(x, [0]), x), programs=132)
+    gm = split_reductions(traced(lambda x: aten.amax.default(x, [0]), x), RowLimits(132))
     gm.recompile()
     assert gm(x).isnan()
 
@@ -54,11 +54,11 @@ def test_a_nan_in_the_last_piece_reaches_the_maximum():
 def test_reductions_that_fill_the_device_or_are_short_are_left_alone(shape, dims):
     gm = traced(lambda x: aten.sum.dim_IntList(x, dims), torch.empty(shape))
     before = str(gm.graph)
-    assert str(split_reductions(gm, programs=264).graph) == before
+    assert str(split_reductions(gm, RowLimits(264)).graph) == before
 
 
 def test_the_first_stage_has_a_result_for_each_program():
-    gm = split_reductions(traced(lambda x: aten.sum.default(x), torch.empty(1 << 22)), programs=264)
+    gm = split_reductions(traced(lambda x: aten.sum.default(x), torch.empty(1 << 22)), RowLimits(264))
     first = next(n for n in gm.graph.nodes if str(n.target).startswith("aten.sum"))
     assert first.meta["val"].numel() >= 264
 
@@ -69,7 +69,7 @@ def row_and_column(x):
 
 @pytest.mark.parametrize("rows,programs,strips", [(8192, 264, 128), (512, 16, 8), (96, 16, 8), (65536, 16, 128)])
 def test_columns_of_what_is_reduced_along_rows_are_summed_in_strips(rows, programs, strips):
-    gm = split_reductions(traced(row_and_column, torch.empty(rows, 64)), programs)
+    gm = split_reductions(traced(row_and_column, torch.empty(rows, 64)), RowLimits(programs))
     gm.recompile()
     verify(gm)
     partial = [n.meta["val"].shape for n in gm.graph.nodes if str(n.target).startswith("aten.sum")]
@@ -82,14 +82,14 @@ def test_columns_of_what_is_reduced_along_rows_are_summed_in_strips(rows, progra
 def test_rows_that_no_number_of_strips_divides_are_left_alone(shape):
     gm = traced(row_and_column, torch.empty(shape))
     before = str(gm.graph)
-    assert str(split_reductions(gm, programs=264).graph) == before
+    assert str(split_reductions(gm, RowLimits(264)).graph) == before
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 64), (3, 0, 64), (2, 3, 0)])
 def test_what_is_empty_is_left_alone(shape):
     gm = traced(lambda x: (x.sum(-1), x.sum(1)), torch.empty(shape))
     before = [str(n.target) for n in gm.graph.nodes]
-    assert [str(n.target) for n in split_reductions(gm, 16).graph.nodes] == before
+    assert [str(n.target) for n in split_reductions(gm, RowLimits(16)).graph.nodes] == before
 
 
 @pytest.mark.parametrize("shape,dims", [((4, 16, 512), (0, 2)), ((4, 16, 16, 32), (0, 2, 3))])
@@ -98,7 +98,7 @@ def test_segments_of_reduced_rows_are_summed_before_the_rest(shape, dims):
     def fn(x):
         return x.view(4, 4, -1).mean(-1), (x * 2).sum(dims)
 
-    gm = split_reductions(traced(fn, torch.randn(shape)), programs=264)
+    gm = split_reductions(traced(fn, torch.randn(shape)), RowLimits(264))
     gm.recompile()
     stages = [tuple(n.meta["val"].shape) for n in gm.graph.nodes if "sum" in str(n.target)]
     assert stages == [(4, 16), (16,)]
@@ -108,11 +108,11 @@ def test_segments_of_reduced_rows_are_summed_before_the_rest(shape, dims):
 
 def test_rows_whose_segments_do_not_fit_are_left_alone():
     gm = traced(lambda x: (x.view(4, 4, -1).mean(-1), x.sum((0, 2))), torch.randn(4, 20, 1024))
-    assert str(split_reductions(gm, programs=1).graph) == str(gm.graph)
+    assert str(split_reductions(gm, RowLimits(1)).graph) == str(gm.graph)
 
 
 def test_columns_of_each_image_are_summed_in_strips_beside_its_rows():
-    gm = split_reductions(traced(lambda x: (x.amax(-1), x.sum(1)), torch.empty(16, 1024, 1152)), programs=264)
+    gm = split_reductions(traced(lambda x: (x.amax(-1), x.sum(1)), torch.empty(16, 1024, 1152)), RowLimits(264))
     stages = [tuple(n.meta["val"].shape) for n in gm.graph.nodes if "sum" in str(n.target)]
     assert stages == [(16, 8, 1152), (16, 1152)]
 
@@ -122,12 +122,12 @@ def test_a_mean_and_the_variance_that_needs_it_are_not_summed_in_strips():
         away = x - x.mean(1, keepdim=True)
         return x.amax(-1), (away * away).sum(1)
 
-    gm = split_reductions(traced(fn, torch.empty(16, 1024, 1152)), programs=264)
+    gm = split_reductions(traced(fn, torch.empty(16, 1024, 1152)), RowLimits(264))
     assert all(n.meta["val"].shape != (16, 8, 1152) for n in gm.graph.nodes if "sum" in str(n.target))
 
 
 @pytest.mark.parametrize("scan", [lambda x: x.cumsum(1), lambda x: x.cumprod(1)])
 def test_a_total_beside_its_scan_is_left_alone(scan):
     gm = traced(lambda x: (scan(x), x.sum(1)), torch.empty(8, 4096, 256))
-    assert str(split_reductions(gm, programs=264).graph) == str(gm.graph)
-    assert str(split_reductions(traced(lambda x: x.sum(1), torch.empty(8, 4096, 256)), 264).graph).count("sum") > 1
+    assert str(split_reductions(gm, RowLimits(264)).graph) == str(gm.graph)
+    assert str(split_reductions(traced(lambda x: x.sum(1), torch.empty(8, 4096, 256)), RowLimits(264)).graph).count("sum") > 1

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import targets, trace
-from rooffuse.passes import run_passes, split_scans_pass
+from rooffuse.passes import RowLimits, run_passes, split_scans_pass
 
 PROGRAMS = 264
 
 
 def split(fn, *inputs):
-    return run_passes(trace(fn, *inputs), [split_scans_pass(PROGRAMS)])
+    return run_passes(trace(fn, *inputs), [split_scans_pass(RowLimits(PROGRAMS))])
 
 
 SPLIT = {

@@ -6,16 +6,17 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from rooffuse.passes import split_softmax, verify
+from rooffuse.passes import RowLimits, split_softmax, verify
 from rooffuse.passes.decompose import decompose
 from rooffuse.passes.graph import packet_name
+from rooffuse.passes.redundant import redundant
 from torch.fx.experimental.proxy_tensor import make_fx
 
 
 def split(fn, x, programs=264):
-    gm = decompose(make_fx(fn, tracing_mode="fake")(x))
+    gm = redundant(decompose(make_fx(fn, tracing_mode="fake")(x)))
     before = sum(packet_name(n.target) == "aten.amax" for n in gm.graph.nodes)
-    gm = split_softmax(gm, programs)
+    gm = split_softmax(gm, RowLimits(programs))
     gm.recompile()
     verify(gm)
     return gm, sum(packet_name(n.target) == "aten.amax" for n in gm.graph.nodes) - before
@@ -58,3 +59,15 @@ def test_what_is_not_finite_comes_out_as_it_did(value, where):
 @pytest.mark.parametrize("shape", [(512, 65536), (2, 1000), ()], ids=["many", "short", "scalar"])
 def test_other_rows_are_left_alone(shape):
     assert split(everything, torch.empty(shape))[1] == 0
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e30, -1000.0])
+@pytest.mark.parametrize("where", [slice(0, 10), slice(0, 30000), slice(0, None)], ids=["few", "parts", "all"])
+def test_logarithms_of_sums(value, where):
+    """Their maximum is taken to be zero where it is infinite, of a part as of the whole."""
+    x = torch.randn(2, 65536) - 500
+    x[0, where] = value
+    x[1, :20000] = -math.inf
+    gm, added = split(lambda x: torch.logsumexp(x, -1), x)
+    assert added == 1
+    torch.testing.assert_close(gm(x), torch.logsumexp(x, -1), rtol=1e-5, atol=1e-6, equal_nan=True)

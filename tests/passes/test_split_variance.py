@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rooffuse.passes import split_variance, verify
+from rooffuse.passes import RowLimits, split_variance, verify
 from torch.fx.experimental.proxy_tensor import make_fx
 
 aten = torch.ops.aten
@@ -19,7 +19,7 @@ def normalised(dims):
 
 
 def split(fn, x, programs=264, row_elements=1024):
-    gm = split_variance(make_fx(fn, tracing_mode="fake")(x), programs, row_elements)
+    gm = split_variance(make_fx(fn, tracing_mode="fake")(x), RowLimits(programs, row_elements))
     gm.recompile()
     verify(gm)
     return gm
@@ -49,14 +49,14 @@ def test_columns_are_cut_where_a_program_has_several_side_by_side():
     assert tuple(cut.meta["val"].shape) == (8, 512, 2048)
     short = make_fx(normalised([0]), tracing_mode="fake")(torch.empty(512, 65536))
     before = str(short.graph)
-    assert str(split_variance(short, 264, 32768).graph) == before
+    assert str(split_variance(short, RowLimits(264, 32768)).graph) == before
 
 
 @pytest.mark.parametrize("shape,programs", [((512, 1024), 264), ((8, 300), 264), ((512, 8191), 264)])
 def test_short_rows_and_those_that_nothing_divides_are_left_alone(shape, programs):
     gm = make_fx(normalised([1]), tracing_mode="fake")(torch.empty(shape))
     before = str(gm.graph)
-    assert str(split_variance(gm, programs, 1024).graph) == before
+    assert str(split_variance(gm, RowLimits(programs, 1024)).graph) == before
 
 
 def test_a_sum_of_other_squares_is_left_alone():
@@ -66,7 +66,7 @@ def test_a_sum_of_other_squares_is_left_alone():
 
     gm = make_fx(fn, tracing_mode="fake")(torch.empty(4, 4096), torch.empty(4, 4096))
     before = str(gm.graph)
-    assert str(split_variance(gm, 264, 1024).graph) == before
+    assert str(split_variance(gm, RowLimits(264, 1024)).graph) == before
 
 
 def test_two_variances_may_have_one_mean():
