@@ -137,10 +137,10 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
         processors = max(programs_wanted // RUNNING_PROGRAMS, 1)
         if sweeps(nest) > 1 and (rows <= processors or row_bytes(kernel, nest)[0] > SHARED_ROW_BYTES):
             # A multiprocessor that has nothing else to run streams at its rate with some 32 KiB of loads under way. A
-            # scan has more of them in its registers.
-            warps = MAX_WARPS if not any(isinstance(s, Scan) for s in nest.body) else MAX_WARPS // 2
-            step = warps * (512 if accumulators(nest) <= 2 else 256)
-            return Tile(1, step, False, warps, min(rows, processors), resident=True)
+            # scan has more of each element in registers.
+            scans = any(isinstance(s, Scan) for s in nest.body)
+            warps, lane = (MAX_WARPS // 2, 8) if scans else (MAX_WARPS, 16 if accumulators(nest) <= 2 else 8)
+            return Tile(1, 32 * warps * lane, False, warps, min(rows, processors), resident=True)
         return Tile(1, 4096, False, 16, rows)
     xblock = min(power_of_two(rows), 64)
     while xblock > 16 and rows // xblock < programs_wanted:
