@@ -9,7 +9,7 @@ from .cpp_loops import LoopWriter
 from .cpp_spelling import COMPUTE, literal
 from .ir import Axis, Kernel, Nest, Reduce, Scan, Stmt
 
-_STEPS = {"sum": "{0} + {1}", "prod": "{0} * {1}", "max": "rf_max({0}, {1})", "min": "rf_min({0}, {1})",
+STEPS = {"sum": "{0} + {1}", "prod": "{0} * {1}", "max": "rf_max({0}, {1})", "min": "rf_min({0}, {1})",
           "logsumexp": "rf_logaddexp({0}, {1})"}
 
 
@@ -81,5 +81,5 @@ class ScanLoops(LoopWriter):
             total = f"strip_{stmt.name}[{self._row_position()}]"
         else:
             total = f"{self._totals[stmt.name]}{'[j]' if self._by_lane(stmt) else ''}"
-        step = f"{total} = {_STEPS[stmt.op].format(total, stmt.value)};"
+        step = f"{total} = {STEPS[stmt.op].format(total, stmt.value)};"
         return f"{step} {self.declare(stmt.name, stmt.dtype, f'({COMPUTE[stmt.dtype]}){total}')}"

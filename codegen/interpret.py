@@ -98,10 +98,8 @@ class _NestRun:
 
     def _reduce(self, stmt: Reduce) -> Tensor:
         full = self.values[stmt.value].expand(self.shape)
-        if stmt.strip:
-            over = [k for k, a in enumerate(self.nest.axes) if a.strip]
-            return full.sum(over, keepdim=True, dtype=stmt.dtype)
-        over = [k for k, a in enumerate(self.nest.axes) if a.reduction and (not stmt.along or a.symbol in stmt.along)]
+        over = [k for k, a in enumerate(self.nest.axes) if (
+            a.strip if stmt.strip else a.reduction and (not stmt.along or a.symbol in stmt.along))]
         rows = full.movedim(over, list(range(-len(over), 0))).flatten(-len(over))
         ops: dict[str, Callable[[Tensor], Tensor]] = {
             "sum": lambda x: x.sum(-1, dtype=stmt.dtype), "prod": lambda x: x.prod(-1, dtype=stmt.dtype),

@@ -7,7 +7,7 @@
             | Index  name = expr                           an integer expression of axis symbols
             | Load   name = buffer[index] if mask else other
             | Compute name = op(args)
-            | Reduce name = op over all or some reduction axes of value, or its sum over the strip axes
+            | Reduce name = op over all or some reduction axes of value, or its sum or extremum over the strip axes
             | Scan   name = op over the row's elements of value up to this point, or the strip's rows up to this one
             | Store  buffer[index] = value                 (if mask; or +=, when several points meet at one element)
 
@@ -16,9 +16,9 @@ A value's *scope* is the set of axes that it varies over. Pointwise work and red
 ``symbol(name)`` of an SSA value: a gather (Load) or a scatter (Store). Values have a *compute type*: bfloat16, float16
 and eight-bit floats are widened to float32 by the Load and rounded by the Store, so nothing in between rounds.
 
-Strip axes are for sums along rows and down columns of one input, as a norm's backward has them: a strip is some
+Strip axes are for reductions along rows and down columns of one input, as a norm's backward has them: a strip is some
 neighbouring rows that one program goes through in order. Reductions along a row are as ever; a ``Reduce`` with
-``strip`` adds up each column over the rows of the strip, and is known, at the parallel and reduction axes, after the
+``strip`` reduces each column over the rows of the strip, and is known, at the parallel and reduction axes, after the
 last of them. A ``Scan`` with ``strip`` is what each column has come to at a row, and known there.
 
 A ``Reduce`` ``along`` some of the reduction axes only is a *segment* reduction: each row has as many results as the
@@ -57,6 +57,8 @@ OPS: Mapping[str, int] = {
 #: Reductions and the value each starts from (for floats; the printers know the integer limits).
 #: "expsum" is the sum of ``exp(x - max(x))``.
 REDUCTIONS = ("sum", "prod", "max", "min", "any", "all", "argmax", "argmin", "expsum")
+#: Those that also go down the columns of a strip, from row to row.
+DOWN_STRIPS = ("sum", "max", "min")
 SCANS = ("sum", "prod", "max", "min", "logsumexp")
 
 

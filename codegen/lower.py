@@ -29,7 +29,7 @@ from .exact_rounding import holds_exactly
 from .float8 import FLOAT8
 from .fxinfo import dtype_of, numel_of, op_name, shape_of, span_of, strides_of, value_of
 from .index import bounds, dot, ravel, unravel
-from .ir import Axis, Load, Nest, Store, compute_dtype, operands
+from .ir import DOWN_STRIPS, Axis, Load, Nest, Store, compute_dtype, operands
 from .lower_reductions import COMBINED, Reduction, is_reduction, reduction_of, source_coords
 from .lower_scans import is_scan
 from .lower_segments import axes_along, axes_placed
@@ -294,10 +294,10 @@ class NestLowering:
         return along != wide or self.builder.mask is not None or self.builder.scope_has_reduction_axis(coords)
 
     def _goes_down_strip(self, reduction: Reduction, coords: Coords) -> bool:
-        """Whether the nest has strips and the reduction is the sum over one, for every column of its rows."""
+        """Whether the nest has strips and the reduction goes over one, for every column of its rows."""
         axes = self.builder.axes
         symbols = {s for c in coords for s in c.free_symbols}
-        return (any(a.strip for a in axes) and reduction.op == "sum"
+        return (any(a.strip for a in axes) and reduction.op in DOWN_STRIPS
                 and symbols >= {a.symbol for a in axes if a.reduction}
                 and not any(a.strip and a.symbol in symbols for a in axes))
 

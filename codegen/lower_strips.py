@@ -1,7 +1,8 @@
-"""Rows cut into strips where a group sums both along the rows and down the columns of one input.
+"""Rows cut into strips where a group reduces both along the rows and down the columns of one input.
 
-A norm's backward needs sums along each row (for the input's gradient) and down the columns (for the weight's). One
-program that goes through a strip of rows, and keeps the columns' sums so far, reads the input once for both.
+A norm's backward needs sums along each row (for the input's gradient) and down the columns (for the weight's), scales
+of a quantised matrix and its transpose need maxima so. One program that goes through a strip of rows, and keeps what
+the columns have come to, reads the input once for both.
 """
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from torch.fx import Node
 from .errors import NotLowerable
 from .fxinfo import value_of
 from .index import Mod, symbol
-from .ir import Axis, Nest, Reduce, Stmt, Store, operands
+from .ir import DOWN_STRIPS, Axis, Nest, Reduce, Stmt, Store, operands
 from .lower_reductions import Reduction, is_reduction
 from .lower_scans import is_scan, rows_of
 from .sweeps import names_after_strips
@@ -32,13 +33,13 @@ def along_rows(reduction: Reduction) -> bool:
 
 
 def strip_sizes(known: Mapping[Node, Coords], inside: Iterable[Node], axes: tuple[Axis, ...]) -> dict[Symbol, int]:
-    """The parallel axes of a row reduction's space over which the group also sums or scans, each with how many of its
-    last places: all of the axis, or a part of it where the sum has several results along it. Empty without such."""
+    """The parallel axes of a row reduction's space over which the group also reduces or scans, each with how many of
+    its last places: all of the axis, or a part of it where there are several results along it. Empty without such."""
     rows = {a.symbol for a in axes if a.reduction}
     sizes = {a.symbol: a.size for a in axes}
     for node in inside:
         reduction = rows_of(node) if node.op != "placeholder" and (is_reduction(node) or is_scan(node)) else None
-        if reduction is None or reduction.source not in known or not (reduction.op == "sum" or is_scan(node)):
+        if reduction is None or reduction.source not in known or not (reduction.op in DOWN_STRIPS or is_scan(node)):
             continue
         coords = known[reduction.source]
         kept = {s for d, c in enumerate(coords) if d not in reduction.dims for s in c.free_symbols}

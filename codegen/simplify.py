@@ -9,7 +9,7 @@ from sympy import Expr, Integer, Symbol
 
 from .index import FloorDiv, Mod, affine, rewrite, symbol
 from .ir import Axis, Index, Load, Nest, Reduce, Scan, Stmt, Store, index_of
-from .sweeps import strip_scans, strip_sums
+from .sweeps import strip_reduces, strip_scans
 
 
 def _with_index(stmt: Stmt, change: Callable[[Expr], Expr]) -> Stmt:
@@ -158,6 +158,6 @@ def rename_axes(nest: Nest) -> Nest:
 
 def simplify_nest(nest: Nest) -> Nest:
     """Split, order, merge and rename the axes of ``nest``; what it computes stays the same."""
-    if not strip_sums(nest) and not strip_scans(nest):
+    if not strip_reduces(nest) and not strip_scans(nest):
         nest = Nest(tuple(replace(a, strip=False) for a in nest.axes), nest.body)
     return rename_axes(merge_axes(order_axes(split_axes(nest))))

@@ -59,8 +59,8 @@ def _closure(nest: Nest, wanted: Iterable[Stmt], inner: frozenset[str]) -> tuple
     return tuple(reversed(kept))
 
 
-def strip_sums(nest: Nest) -> tuple[Reduce, ...]:
-    """The sums over the rows of a strip."""
+def strip_reduces(nest: Nest) -> tuple[Reduce, ...]:
+    """The sums and extrema over the rows of a strip."""
     return tuple(s for s in nest.body if isinstance(s, Reduce) and s.strip)
 
 

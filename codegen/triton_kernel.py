@@ -14,7 +14,7 @@ from sympy import Symbol
 from .contraction import contraction_of
 from .index import affine, bounds
 from .ir import Axis, Kernel, Load, Nest, Reduce, Scan, Store
-from .sweeps import Phase, after_strips, finale, plan_phases, strip_scans, strip_sums
+from .sweeps import Phase, after_strips, finale, plan_phases, strip_reduces, strip_scans
 from .triton_dot import DotPrinter, DotTile
 from .triton_reductions import ReductionTiles
 from .triton_spelling import POINTERS, PRELUDE, TYPES
@@ -117,11 +117,12 @@ class NestPrinter(ReductionTiles):
                 self.add(self.line(stmt))
 
     def _print_strip(self, number: str) -> None:
-        """A strip's rows, ``xblock`` at a time, and then what their column sums are for."""
+        """A strip's rows, ``xblock`` at a time, and then what follows from what their columns came to."""
         t, x, at = self.tile, self.name("x"), self.name("at")
         self._open_row("", 0)
-        for reduce in strip_sums(self.nest):
-            self.add(f"{self.name('strip_' + reduce.name)} = tl.zeros([{t.xblock}, {t.rblock}], {TYPES[reduce.dtype]})")
+        for reduce in strip_reduces(self.nest):
+            start = f"{self._start(reduce)}, {TYPES[reduce.dtype]}"
+            self.add(f"{self.name('strip_' + reduce.name)} = tl.full([{t.xblock}, {t.rblock}], {start})")
         for text in self._first_totals(strip_scans(self.nest), t.xblock):
             self.add(text)
         self.add(f"for {at} in range(0, {t.strip}, {t.xblock}):")
@@ -130,7 +131,9 @@ class NestPrinter(ReductionTiles):
         ending = after_strips(self.nest)
         for stmt in self.nest.body:
             if isinstance(stmt, Reduce) and stmt.strip:
-                self.add(f"{self.name('strip_' + stmt.name)} += {self.name(stmt.value)}", 1)
+                kept, value = self.name("strip_" + stmt.name), self.name(stmt.value)
+                self.add(f"{kept} += {value}" if stmt.op == "sum" else
+                         f"{kept} = {self._combine(stmt)}({kept}, {value})", 1)
             elif isinstance(stmt, Reduce):
                 self._reduce_tile(stmt, self.name(stmt.value), 1)
             elif isinstance(stmt, Scan):
@@ -141,8 +144,10 @@ class NestPrinter(ReductionTiles):
         self.after_strip = True
         self.add(f"{x} = {number} * {t.strip}")
         self._decode(x, self.nest.parallel, 0)
-        for reduce in strip_sums(self.nest):
-            self.add(f"{self.name(reduce.name)} = tl.sum({self.name('strip_' + reduce.name)}, 0)[None, :]")
+        for reduce in strip_reduces(self.nest):
+            kept = self.name("strip_" + reduce.name)
+            total = f"tl.sum({kept}, 0)" if reduce.op == "sum" else f"tl.reduce({kept}, 0, {self._combine(reduce)})"
+            self.add(f"{self.name(reduce.name)} = {total}[None, :]")
         for stmt in finale(self.nest):
             self.add(self.line(stmt))
 

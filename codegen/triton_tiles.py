@@ -8,7 +8,7 @@ import torch
 
 from .index import affine
 from .ir import Kernel, Load, Nest, Reduce, Scan, Store, operands
-from .sweeps import inner_values, plan_phases, strip_scans, strip_sums
+from .sweeps import inner_values, plan_phases, strip_reduces, strip_scans
 from .traffic import row_bytes, sweeps
 
 #: Elements that a program keeps in registers: 32 in each of 1024 threads, half of what the register file has.
@@ -158,7 +158,7 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
 def _strip_tile(nest: Nest, rows: int, full: int) -> Tile:
     """Rows of a strip side by side as long as they and their column sums stay in registers."""
     strip = prod(a.size for a in nest.strip)
-    kept = kept_tiles(nest) + len(strip_sums(nest)) + len(strip_scans(nest))
+    kept = kept_tiles(nest) + len(strip_reduces(nest)) + len(strip_scans(nest))
     xblock = 1
     while 2 * xblock * full * kept <= PERSISTENT_ELEMENTS // 2 and strip % (2 * xblock) == 0:
         xblock *= 2

@@ -7,7 +7,7 @@ from math import log2, prod
 
 from .contraction import Contraction, contraction_of
 from .ir import Kernel, Nest
-from .sweeps import strip_scans, strip_sums
+from .sweeps import strip_reduces, strip_scans
 from .triton_dot import DotTile, dot_tile
 from .triton_tiles import (
     MAX_WARPS,
@@ -155,7 +155,7 @@ def _kept(nest: Nest, tile: Tile) -> float:
     """Elements that a thread keeps: of rows that several sweeps need and of strips' column sums, or of accumulators and
     what is added to them."""
     kept = kept_tiles(nest) if tile.persistent or tile.strip else accumulators(nest) + 1
-    kept += len(strip_sums(nest)) + len(strip_scans(nest))
+    kept += len(strip_reduces(nest)) + len(strip_scans(nest))
     return tile.xblock * max(tile.rblock, 1) * kept / (WARP * tile.warps)
 
 

@@ -6,6 +6,7 @@ import torch
 from .errors import InvalidKernel
 from .index import bounds
 from .ir import (
+    DOWN_STRIPS,
     OPS,
     REDUCTIONS,
     SCANS,
@@ -65,8 +66,9 @@ def _reduction_problem(nest: Nest, stmt: Stmt) -> str | None:
     if isinstance(stmt, Reduce):
         if not (nest.strip if stmt.strip else nest.reduction):
             return f"the nest has no {'strip' if stmt.strip else 'reduction'} axis"
-        if stmt.strip and (stmt.op != "sum" or not nest.scopes[stmt.value] >= {a.symbol for a in nest.reduction}):
-            return "over a strip there are sums only, of whole rows"
+        whole = nest.scopes[stmt.value] >= {a.symbol for a in nest.reduction}
+        if stmt.strip and (stmt.op not in DOWN_STRIPS or not whole):
+            return f"over a strip there is only {', '.join(DOWN_STRIPS)}, of whole rows"
         if stmt.along:
             return _segment_problem(nest, stmt)
     if isinstance(stmt, Scan) and (not nest.reduction or stmt.strip != bool(nest.strip)):

@@ -19,7 +19,7 @@ from rooffuse.codegen.repeatable import check_equalities
 from rooffuse.codegen.row_factors import take_out_row_factors
 from rooffuse.codegen.scatter import check_sums
 from rooffuse.codegen.short_axes import write_out_short_axes
-from rooffuse.codegen.sweeps import strip_scans, strip_sums
+from rooffuse.codegen.sweeps import strip_reduces, strip_scans
 from rooffuse.codegen.traffic import row_bytes
 from rooffuse.codegen.triton_tiles import (
     PERSISTENT_ELEMENTS,
@@ -111,7 +111,7 @@ class Target:
         strips = prod(a.size for a in nest.parallel if not a.strip)
         columns = prod(a.size for a in nest.reduction)
         if self.language == "cpp":
-            kept = [s.dtype.itemsize for s in strip_sums(nest)] + [s.dtype.itemsize for s in strip_scans(nest)]
+            kept = [s.dtype.itemsize for s in strip_reduces(nest)] + [s.dtype.itemsize for s in strip_scans(nest)]
             fits = columns * sum(kept) <= CPU_ROW_BYTES // 2
         else:
             fits = choose_tile(kernel, nest, self.programs).persistent

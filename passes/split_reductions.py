@@ -6,8 +6,8 @@ first stage has ``S`` results, which ``S`` programs compute side by side, in an 
 A reduction of everything over rows that are reduced by themselves, too (a loss after a softmax), goes along the rows
 first, so that one program has a row for both.
 
-A sum down the columns of what is also reduced along its rows is cut into as many strips of rows as programs run at
-once: each can then go through its strip and have both at once, which reads the input once.
+A reduction down the columns of what is also reduced along its rows is cut into as many strips of rows as programs run
+at once: each can then go through its strip and have both at once, which reads the input once.
 """
 
 from __future__ import annotations
@@ -88,18 +88,17 @@ def split_reductions(gm: GraphModule, limits: RowLimits) -> GraphModule:
     if mode is None:
         return gm
     count = 0
-    for node in list(gm.graph.nodes):
+    work = list(gm.graph.nodes)
+    for node in work:
         name = packet_name(node.target) if node.op == "call_function" else ""
         if name not in _OPS or _scanned(node):
             continue
         plan = (_strips(node, limits.programs, meeting) or _rows_first(node, meeting, wide)
                 or split_of(node, limits, whole))
         if plan is not None:
-            rest = _rewrite(gm, node, name, plan, mode)
+            stages = _rewrite(gm, node, name, plan, mode)
             count += 1
-            again = split_of(rest, limits, whole) if isinstance(plan, _RowsFirst) else None
-            if again is not None:
-                _rewrite(gm, rest, packet_name(rest.target), again, mode)
+            work += stages if isinstance(plan, _RowsFirst) else ()
     log.debug("split_reductions: split %d for %d programs", count, limits.programs)
     return gm
 
@@ -132,14 +131,13 @@ def _rows_reduced(gm: GraphModule) -> tuple[Rows, Rows]:
 
 
 def _strips(node: Node, programs: int, meeting: Rows) -> Split | None:
-    """The cut of a sum down columns whose rows are reduced, too; None for any other, and where no number of strips
-    near that of programs divides the rows."""
+    """The cut of a reduction down columns whose rows are reduced, too; None for any other, and where no number of
+    strips near that of programs divides the rows."""
     source, result = tensor_meta(node.args[0]), tensor_meta(node)
     if source is None or result is None or not is_concrete((*source.shape, *source.stride())) or source.dim() < 2:
         return None
     dims, rows = reduced_dims(node, source.dim()), prod(source.shape[:-1])
-    if packet_name(node.target) not in ("aten.sum", "aten.mean") or not dims or (
-            dims != tuple(range(dims[0], source.dim() - 1))):
+    if not dims or dims != tuple(range(dims[0], source.dim() - 1)):
         return None
     if (rows, source.shape[-1]) not in meeting or not rows or source.stride(-1) != 1 or (
             dims[0] > 0 and _in_two_sweeps(node)):
@@ -185,6 +183,10 @@ def _rows_first(node: Node, meeting: Rows, wide: Rows) -> _RowsFirst | None:
         return None
     if (prod(source.shape[:-1]), source.shape[-1]) in meeting:
         return _RowsFirst(dims, 1)
+    for along in range(2, len(dims)):
+        row = prod(source.shape[-along:])
+        if dims[-along] == source.dim() - along and source.is_contiguous() and (source.numel() // row, row) in wide:
+            return _RowsFirst(dims, along)
     along = _trailing(dims, source.dim())
     segment = prod(source.shape[-along:])
     whole = any(rows * row == source.numel() and row % segment == 0 and row > segment
@@ -233,8 +235,9 @@ def split_of(node: Node, limits: RowLimits, whole: Rows) -> Split | None:
     return Split(dims, dim, parts, share, parts * share - size)
 
 
-def _rewrite(gm: GraphModule, node: Node, name: str, plan: Split | _RowsFirst, mode: FakeTensorMode) -> Node:
-    """Replace ``node`` by two reductions; returns the second."""
+def _rewrite(gm: GraphModule, node: Node, name: str, plan: Split | _RowsFirst, mode: FakeTensorMode
+             ) -> tuple[Node, Node]:
+    """Replace ``node`` by two reductions, which are returned."""
     graph, result = gm.graph, node.meta["val"]
     source = node.args[0]
     value = source.meta["val"]  # type: ignore[union-attr]
@@ -255,19 +258,20 @@ def _rewrite(gm: GraphModule, node: Node, name: str, plan: Split | _RowsFirst, m
             second = [plan.dim - sum(d < plan.dim for d in plan.dims)]
         if name in ("aten.sum", "aten.mean"):
             wide = _accumulation(value.dtype, result.dtype)
-            current = call(aten.sum.dim_IntList, current, first, dtype=wide)
-            last = current = call(aten.sum.dim_IntList, current, second)
+            stage = call(aten.sum.dim_IntList, current, first, dtype=wide)
+            last = current = call(aten.sum.dim_IntList, stage, second)
             if name == "aten.mean":
                 current = call(aten.div.Tensor, current, prod(value.shape[d] for d in plan.dims))
             if current.meta["val"].dtype != result.dtype:
                 current = call(aten._to_copy.default, current, dtype=result.dtype)
         else:
-            last = current = call(_OPS[name], call(_OPS[name], current, first), second)
+            stage = call(_OPS[name], current, first)
+            last = current = call(_OPS[name], stage, second)
         if tuple(current.meta["val"].shape) != tuple(result.shape):
             current = call(aten.view.default, current, list(result.shape))
     node.replace_all_uses_with(current)
     graph.erase_node(node)
-    return last
+    return stage, last
 
 
 def _accumulation(source: torch.dtype, result: torch.dtype) -> torch.dtype:

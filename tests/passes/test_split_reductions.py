@@ -130,4 +130,14 @@ def test_a_mean_and_the_variance_that_needs_it_are_not_summed_in_strips():
 def test_a_total_beside_its_scan_is_left_alone(scan):
     gm = traced(lambda x: (scan(x), x.sum(1)), torch.empty(8, 4096, 256))
     assert str(split_reductions(gm, RowLimits(264)).graph) == str(gm.graph)
-    assert str(split_reductions(traced(lambda x: x.sum(1), torch.empty(8, 4096, 256)), RowLimits(264)).graph).count("sum") > 1
+    alone = split_reductions(traced(lambda x: x.sum(1), torch.empty(8, 4096, 256)), RowLimits(264))
+    assert str(alone.graph).count("sum") > 1
+
+
+def test_everything_over_several_dimensions_goes_along_what_is_reduced_by_itself():
+    """Parts of each image for its own sum are parts of all images' sum, which so reads nothing again."""
+    x = torch.randn(64, 512, 512)
+    gm = split_reductions(traced(lambda x: (x.sum((1, 2)), x.square().sum()), x), RowLimits(264))
+    firsts = [n for n in gm.graph.nodes if "sum" in str(n.target) and n.meta["val"].numel() > 64]
+    assert len(firsts) == 2 and firsts[0].meta["val"].shape == firsts[1].meta["val"].shape
+    assert firsts[0].args[1] == firsts[1].args[1]
