@@ -4,6 +4,7 @@ from __future__ import annotations
 from math import prod
 
 import torch
+from rooffuse.passes.graph import argument
 from sympy import Expr, Integer
 from torch.fx import Node
 
@@ -61,6 +62,8 @@ class _Places:
                 self.learn(user, here)
         elif op_name(user) in lower_views.INDEX_MAPS and user.args[0] is node:
             self.learn(user, lower_views.forward_coords(user, here, self.ranges))
+        elif op_name(user) == "gather" and user.args[0] is node:
+            self.learn(user, _one_of_each_row(user, here))
 
     def _backward(self, node: Node) -> None:
         here = self.known[node]
@@ -116,3 +119,12 @@ class _Places:
         symbols = iter([a.symbol for a in self.parallel])
         coords = [next(symbols) if n != 1 else Integer(0) for n in kept]
         return tuple(c for d, c in enumerate(coords) if reduction.keepdim or d not in reduction.dims)
+
+
+def _one_of_each_row(gather: Node, here: Coords) -> Coords | None:
+    """Where the results of a gather are that takes one element of each row of what is at ``here``: with the row. None
+    for other gathers."""
+    source, _, index = gather.args[:3]
+    dim = argument(gather, "dim") % max(len(here), 1)
+    rows = tuple(1 if d == dim else n for d, n in enumerate(shape_of(source)))
+    return tuple(Integer(0) if d == dim else c for d, c in enumerate(here)) if shape_of(index) == rows else None

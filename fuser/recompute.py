@@ -61,7 +61,8 @@ def _move(grouper: Grouper, k: int, value: Node, mutated: Collection[Node], soug
     old = {g: state.members[g] for g in changed}
     state.members.update(changed)
     after = sum(grouper.price(changed[g], grouper.outputs_of(g)) for g in changed if changed[g])
-    if after >= before or not _affordable(grouper, consumers, before):
+    kernels = [g for g in changed if changed[g] and not grouper.pricer.is_library_call(changed[g])]
+    if after >= before or not _affordable(grouper, kernels, before):
         state.members.update(old)
         return False
     for c in consumers:
@@ -113,12 +114,12 @@ def _still_needed(grouper: Grouper, k: int, value: Node, stored: Collection[Node
     return frozenset(needed)
 
 
-def _affordable(grouper: Grouper, consumers: Collection[int], seconds: float) -> bool:
-    """Whether every consumer still lowers, to kernels that compute for no more than ``seconds`` in all."""
+def _affordable(grouper: Grouper, groups: Collection[int], seconds: float) -> bool:
+    """Whether every group still lowers, to kernels that compute for no more than ``seconds`` in all."""
     computing = 0.0
     try:
-        for c in consumers:
-            group = extract(grouper.units, grouper.state.members[c], grouper.outputs_of(c))
+        for k in groups:
+            group = extract(grouper.units, grouper.state.members[k], grouper.outputs_of(k))
             computing += grouper.pricer.computing(grouper.lower(group).kernel)
     except NotLowerable:
         return False

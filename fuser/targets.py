@@ -102,8 +102,8 @@ class Target:
 
     def _check_scans(self, kernel: Kernel, nest: Nest) -> None:
         tile = choose_tile(kernel, nest, self.programs)
-        few = self.row_limits.enough(sum(row_bytes(kernel, nest)))
-        if self.language != "cpp" and not tile.persistent and tile.programs < few:
+        whole = self.row_limits.whole(tile.programs, sum(row_bytes(kernel, nest)), sweeps=1)
+        if self.language != "cpp" and not tile.persistent and not whole:
             row = prod(a.size for a in nest.reduction)
             raise NotLowerable(f"{tile.programs} programs would scan rows of {row} elements, tile by tile")
 
@@ -132,13 +132,13 @@ class Target:
     @property
     def row_limits(self) -> RowLimits:
         """What keeps the device busy, and what stays on chip from one sweep to the next: elements of any program, in a
-        core's cache, in registers or with those of all running programs in the second-level cache; and bytes of a long
-        row, which is there with one of each other multiprocessor. Half of these stream at about the rate of all."""
+        core's cache, in registers or with those of all running programs in the second-level cache, where a long row is
+        with one of each other multiprocessor. Half of these stream at about the rate of all."""
         if self.language == "cpp":
             return RowLimits(self.programs, CPU_ROW_BYTES // 4, CPU_ROW_BYTES)
-        cached = self.device.l2_bytes // self.device.sms
-        return RowLimits(self.programs, max(PERSISTENT_ELEMENTS, cached // (4 * RUNNING_PROGRAMS)), cached,
-                         -(-self.device.sms // 2), int(self.device.bandwidth * self.device.launch_s))
+        cache, sms = self.device.l2_bytes, self.device.sms
+        return RowLimits(self.programs, max(PERSISTENT_ELEMENTS, cache // (sms * 4 * RUNNING_PROGRAMS)), cache, sms,
+                         -(-sms // 2), int(self.device.bandwidth * self.device.launch_s))
 
     @property
     def programs(self) -> int:

@@ -11,6 +11,7 @@ from rooffuse.passes.exclusive_scans import exclusive_scans
 from rooffuse.passes.foreach import expand_foreach
 from rooffuse.passes.graph import hazard_edges
 from rooffuse.passes.grouped_heads import grouped_heads
+from rooffuse.passes.kept_dims import kept_dims
 from rooffuse.passes.memory_plan import (
     BufferLife,
     MemoryPlan,
@@ -59,6 +60,7 @@ __all__ = [
     "expand_foreach",
     "grouped_heads",
     "hazard_edges",
+    "kept_dims",
     "peak_live_bytes",
     "plan_memory",
     "pooled_places",

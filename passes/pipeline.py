@@ -18,6 +18,7 @@ from rooffuse.passes.decompose import decompose
 from rooffuse.passes.exclusive_scans import exclusive_scans
 from rooffuse.passes.foreach import expand_foreach
 from rooffuse.passes.grouped_heads import grouped_heads
+from rooffuse.passes.kept_dims import kept_dims
 from rooffuse.passes.negated_views import negated_views
 from rooffuse.passes.pooled_places import pooled_places
 from rooffuse.passes.reduced_pieces import reduced_pieces
@@ -55,8 +56,8 @@ def _pass(function: GraphPass) -> Pass:
 # equal. What will be written in place needs single users, so dead readers go before the two passes that see to it.
 PIPELINE: tuple[Pass, ...] = tuple(
     map(_pass, (negated_views, expand_foreach, pooled_places, decompose, complex_pairs, dce, constant_fold, redundant,
-                grouped_heads, exclusive_scans, scan_totals, reduced_pieces, cse, redundant, dce, added_scatters,
-                reinplace, dce))
+                grouped_heads, exclusive_scans, scan_totals, reduced_pieces, cse, kept_dims, redundant, dce,
+                added_scatters, reinplace, dce))
 )
 
 

@@ -7,7 +7,6 @@ that has a whole row finds it on chip.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Set
 from dataclasses import dataclass
 from math import prod
@@ -25,41 +24,48 @@ REDUCED = frozenset({"aten.sum", "aten.mean", "aten.amax", "aten.amin"})
 SMALLER = 16
 
 
+#: Operators between what lies in memory and what is reduced, at most.
+MOST_STEPS = 4
+
+
 @dataclass(frozen=True)
 class RowLimits:
     """What keeps a device busy, and what it keeps on chip.
 
     ``programs`` run at once on a busy device; ``saturating`` ones, each on a processor of its own, already stream as
-    fast as memory goes. ``elements`` of float32 of a row stay on chip for any program; a row of ``held`` bytes in
-    memory is in a cache with one for each other processor. Memory moves ``launch_bytes`` in the time of a launch.
+    fast as memory goes. ``elements`` of float32 of a row stay on chip for any program, and in a cache of ``cache``
+    bytes one row for each of ``processors``. Memory moves ``launch_bytes`` in the time of a launch.
     """
 
     programs: int
     elements: int = 0
-    held: int = 0
+    cache: int = 0
+    processors: int = 1
     saturating: int = 0
     launch_bytes: int = 0
 
-    def enough(self, row_bytes: int) -> int:
-        """The fewest rows of ``row_bytes`` that are gone through by one program each where they are read, needed again
-        and written in equal size.
+    def held(self, rows: int) -> int:
+        """Bytes of a row that stay in the cache where there are so many rows."""
+        return self.cache // min(rows, self.processors)
 
-        Whole, a row moves ``m = 2 row_bytes``, or half as much again if it isn't held from one sweep to the next, and a
-        program moves its share of ``1 / saturating`` of the bandwidth; in parts ``rows · 3 row_bytes`` move at full
-        bandwidth, in two launches more. The first is the shorter time from
+    def whole(self, rows: int, row_bytes: int, sweeps: int = 2) -> bool:
+        """Whether rows of ``row_bytes`` are gone through by one program each, where they are read in so many sweeps and
+        written in equal size.
+
+        Whole, a row moves ``m = 2 row_bytes``, or more if it isn't held from one sweep to the next, and a program moves
+        its share of ``1 / saturating`` of the bandwidth; in parts ``rows · 3 row_bytes`` move at full bandwidth, in two
+        launches more. The first is the shorter time from
 
             rows ≥ saturating · m / (3 row_bytes) − 2 launch_bytes / (3 row_bytes)
 
         on.
         """
         if not self.saturating:
-            return self.programs
-        moved = 2 if row_bytes <= self.held else 3
-        return math.ceil((self.saturating * moved - 2 * self.launch_bytes / row_bytes) / 3)
+            return rows >= self.programs
+        moved = 2 if row_bytes <= self.held(rows) else 1 + sweeps
+        return 3 * rows * row_bytes >= self.saturating * moved * row_bytes - 2 * self.launch_bytes
 
 
-#: Operators between what lies in memory and what is reduced, at most.
-MOST_STEPS = 4
 #: Numbers of rows and how many elements each has.
 Rows = frozenset[tuple[int, int]]
 
@@ -77,8 +83,8 @@ def whole_rows(gm: GraphModule, limits: RowLimits) -> Rows:
         if row < LONG_ROW or innermost(source) not in dims:
             continue
         count = source.numel() // row
-        enough = limits.enough(row * width_in_memory(node.args[0]))
-        if enough <= count < limits.programs and _needed_again(node, _had_with(node)):
+        fit = count < limits.programs and limits.whole(count, row * width_in_memory(node.args[0]))
+        if fit and _needed_again(node, _had_with(node)):
             found.add((count, row))
     return frozenset(found)
 

@@ -69,8 +69,8 @@ def _parts(node: Node, limits: RowLimits) -> int:
     running, shortest, longest = (others, ROW_SHARE, LONG_ROW) if along_rows else (
         max(others // COLUMNS, 1), SHORTEST_PART, LONG_COLUMN)
     programs = limits.programs
-    few = min(programs // 4, limits.enough(size * x.dtype.itemsize)) if along_rows else programs // 4
-    if running >= few or size <= longest or (along_rows and not _is_computed(node)):
+    enough = 4 * running >= programs or (along_rows and limits.whole(running, size * x.dtype.itemsize, sweeps=1))
+    if enough or size <= longest or (along_rows and not _is_computed(node)):
         return 1
     # Rows that are reduced as well go through a program whole, with all of their columns: one for each processor.
     wanted = min(-(-programs // running) if along_rows else programs // RUNNING, size // shortest)

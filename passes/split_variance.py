@@ -126,7 +126,7 @@ def _cut(variance: _Variance, limits: RowLimits, whole: Rows) -> tuple[int, int]
     if innermost(value) not in variance.dims:
         results, row_elements = max(results // COLUMNS, 1), row_elements // COLUMNS
     else:
-        row_elements = max(row_elements, limits.held // width_in_memory(variance.x))
+        row_elements = max(row_elements, limits.held(results) // width_in_memory(variance.x))
         if (results, row) in whole and row <= row_elements:
             return None
     if row <= row_elements and (results >= programs or row < LONG_ROW):

@@ -190,6 +190,8 @@ case("diagonal_scatter_below", lambda x, y: torch.diagonal_scatter(x, y, -2) + 1
 case("embedding", lambda w, i: F.embedding(i, w) * 2, (10, 6), integers(10, 3, 4))
 case("index_two", lambda x, i, j: x[i, :, j] + 1, (5, 6, 7), integers(5, 3, 1, low=-5), integers(7, 4, low=-7))
 case("index_middle", lambda x, i: x[:, i] * 2, (5, 6, 7), integers(6, 3, 2, low=-6))
+case("one_of_each_row_beside_it", lambda x, i: (x.softmax(-1), x.softmax(-1).gather(1, i)), (5, 33),
+     integers(33, 5, 1))
 case("gather", lambda x, i: x.gather(1, i) + 1, (5, 6), integers(6, 5, 9))
 case("index_select", lambda x, i: x.index_select(1, i) + 1, (5, 6), integers(6, 4))
 case("arange", lambda x: x + torch.arange(2, 16, 2), (3, 7))

@@ -88,6 +88,20 @@ def rare_words(x: Tensor) -> Tensor:
     return torch.where(p < 0.05 * p.amax(-1, keepdim=True), float("-inf"), x.float())
 
 
+def overlap_and_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Overlap of each image with its target, and the cross-entropy of all."""
+    p, t = logits.float().sigmoid(), target.float()
+    overlap = (2 * (p * t).sum((1, 2)) + 1) / (p.sum((1, 2)) + t.sum((1, 2)) + 1)
+    return (1 - overlap).mean() + F.binary_cross_entropy_with_logits(logits.float(), t)
+
+
+def more_likely(logits: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """What one model finds more likely than another does, and by how much it does so for the other's likeliest."""
+    p, q = F.softmax(logits.float(), -1), F.softmax(others.float(), -1)
+    first = torch.zeros_like(p[:, :1], dtype=torch.int64)
+    return (p - q).clamp(0).to(logits.dtype), (p.gather(1, first) / q.gather(1, first)).to(logits.dtype)
+
+
 def normalised_step(p: Tensor, g: Tensor, m: Tensor) -> None:
     """A step of momentum in place whose length is that of the parameters."""
     m.mul_(0.9).add_(g)
@@ -110,8 +124,16 @@ def normalised_step(p: Tensor, g: Tensor, m: Tensor) -> None:
     (shifted_norm_backward, [(16, 1024, 1152), (16, 1152), (16, 1024, 1152)], 2),
     (group_norm_backward, [(16, 256, 1024), (256,), (16, 256, 1024)], 2),
     (lambda x: (x.float().cumsum(1), x.float().cumsum(1)[:, -1:] * 2), [(8, 4096, 256)], 1),
+    (lambda x: F.softmax(x, -1), [(48, 128256)], 1),
+    (rare_words, [(64, 128256)], 1),
+    (lambda x: F.layer_norm(x, (100000,)), [(100, 100000)], 1),
+    (lambda x: F.group_norm(x, 1), [(64, 64, 56, 56)], 1),
+    (lambda x: torch.logsumexp(x.float(), -1), [(8, 128256)], 2),
+    (overlap_and_entropy, [(64, 512, 512)] * 2, 2),
+    (more_likely, [(64, 32000)] * 2, 1),
 ], ids=["channels", "divergence", "router", "windows", "heads", "moments", "loss", "decay", "gated", "vocabulary",
-        "vocabularies", "long rows", "images", "groups", "scan and total"])
+        "vocabularies", "long rows", "images", "groups", "scan and total", "few rows", "words of few rows",
+        "few long rows", "few images", "few sums", "overlap", "one of each row"])
 def test_everything_is_read_and_written_once(fn: Callable, shapes: list[tuple[int, ...]], launches: int) -> None:
     args = [torch.empty(s, dtype=torch.bfloat16, device="meta") for s in shapes]
     target = target_for(get_device("h100"))
@@ -128,12 +150,30 @@ def test_everything_is_read_and_written_once(fn: Callable, shapes: list[tuple[in
 def test_long_rows_are_not_read_again_by_every_program_that_has_a_part_of_them() -> None:
     """Softmax's maximum and sum of each part, then of all parts and the largest of each, the largest of those, and at
     last the result from the logits: what is computed from three numbers a row isn't stored."""
-    logits = torch.empty(64, 128256, dtype=torch.bfloat16)
+    logits = torch.empty(16, 128256, dtype=torch.bfloat16)
     plan = planned(rare_words, logits)
     moved = [step_price(s, target_for(get_device("h100"))).cost.bytes for s in plan.program.steps
              if isinstance(s, KernelStep | CallStep)]
     assert sum(moved) <= 1.01 * (3 * logits.nbytes + 2 * logits.nbytes)
+
+
+def softmax_by_parts(x: Tensor, parts: int) -> Tensor:
+    x = x.float().view(x.shape[0], parts, -1)
+    high = x.amax(2, keepdim=True)
+    top = high.amax(1, keepdim=True)
+    total = ((x - high).exp().sum(2, keepdim=True) * (high - top).exp()).sum(1, keepdim=True)
+    return (x - top).exp() / total
+
+
+def test_no_group_is_left_that_cant_be_one_kernel() -> None:
+    """What is computed again elsewhere takes nothing away without which the rest of its group is no kernel."""
+    def fn(x: Tensor) -> Tensor:
+        p = softmax_by_parts(x, 4)
+        return softmax_by_parts(torch.where(p < 0.05 * p.amax((1, 2), keepdim=True), 0, x.float().view(p.shape)), 4)
+
+    plan = planned(fn, torch.empty(256, 32768, dtype=torch.bfloat16))
     assert any(r.reason == "its programs would read the same rows again and again" for r in plan.grouping.refusals)
+    assert len([s for s in plan.program.steps if isinstance(s, KernelStep | CallStep)]) <= 4
 
 
 def test_a_buffer_is_overwritten_in_the_sweep_that_reads_it() -> None:

@@ -10,7 +10,7 @@ from rooffuse.passes.row_limits import whole_rows
 from torch.fx.experimental.proxy_tensor import make_fx
 
 #: About those of an H100.
-LIMITS = RowLimits(264, 49152, 397187, 66, 4_355_000)
+LIMITS = RowLimits(264, 49152, 50 << 20, 132, 66, 4_355_000)
 ROWS, COLUMNS = 64, 128256
 
 
@@ -56,9 +56,20 @@ def test_many_and_very_few_and_short_rows():
     assert found(centred, limits=RowLimits(264)) == set()  # nothing known of the processors: all of them are wanted
 
 
+def fewest(row_bytes, sweeps=2):
+    return next(rows for rows in range(1, 1000) if LIMITS.whole(rows, row_bytes, sweeps))
+
+
 def test_fewest_rows():
     row = 256 << 10
-    assert LIMITS.enough(row) == 33  # (2 · 66 − 2 · 4.355 MB / 256 KiB) / 3
-    assert LIMITS.enough(2 * row) > LIMITS.enough(row)  # more bytes beside the launches, and a row is read twice
-    assert LIMITS.enough(row // 4) <= 0  # so short that two launches take longer than one processor does
-    assert RowLimits(264).enough(row) == 264
+    assert fewest(row) == 33  # (2 · 66 − 2 · 4.355 MB / 256 KiB) / 3
+    assert fewest(3 * row) > fewest(row)  # more bytes beside the launches
+    assert fewest(3 * row) == 41 and LIMITS.whole(64, 3 * row) and not LIMITS.whole(20, 3 * row)
+    assert fewest(row // 4) == 1  # so short that two launches take longer than one processor does
+    assert not RowLimits(264).whole(263, row) and RowLimits(264).whole(264, row)
+
+
+def test_rows_of_all_processors_have_to_fit_into_the_cache():
+    assert LIMITS.held(66) // 2 == LIMITS.held(132) == LIMITS.held(500)
+    row = 1 << 20  # of 66 rows the cache holds 50
+    assert LIMITS.whole(45, row) and not LIMITS.whole(55, row) and LIMITS.whole(55, row, sweeps=1)
