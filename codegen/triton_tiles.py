@@ -19,6 +19,9 @@ RUNNING_PROGRAMS = 2
 #: Longest rows that several programs of a multiprocessor read again: those of two for each of a hundred and more then
 #: fit into second-level caches of 32 MiB. Of longer ones a multiprocessor goes through one at a time.
 SHARED_ROW_BYTES = 1 << 17
+#: Most values a place of a row from which a program sums a matrix's row times a vector with many elements a thread:
+#: the vector, weights of which two share a byte, their scales.
+MOST_FACTORS = 4
 #: Fewest neighbours that a program takes across rows whose elements lie apart: what memory hands out at once, 32 bytes
 #: of bfloat16.
 NARROWEST = 16
@@ -107,6 +110,16 @@ def _shares_rows(nest: Nest) -> bool:
         isinstance(s, Store) and nest.store_scope(s) & row for s in nest.body)
 
 
+def _multiplies(nest: Nest) -> bool:
+    """Whether rows are summed once with a vector that all of them share, as a matrix is multiplied by one: the fewer
+    threads a row has, the less of their time goes into adding up what each has come to. What is reduced of the vector
+    alone, as its norm is, doesn't count."""
+    row = {a.symbol for a in nest.reduction}
+    loads = sum(bool(nest.scopes[s.name] & row) for s in nest.body if isinstance(s, Load))
+    sums = sum(any(nest.scopes[r.value] - row for r in p.reduces) for p in plan_phases(nest))
+    return _shares_rows(nest) and sums == 1 and loads <= MOST_FACTORS and not nest.segmented
+
+
 def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
     """Tile sizes from the work: enough programs to fill the device, 16 bytes a thread and access, rows in registers.
     Rows of which segments are reduced are persistent, whether registers hold them or not.
@@ -128,11 +141,12 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
         return _strip_tile(nest, rows, full)
     if memory_along_rows(nest):
         if nest.segmented or full * kept_tiles(nest) <= PERSISTENT_ELEMENTS:
-            xblock = 1
-            wanted = 8192 if _shares_rows(nest) else 1024
-            while xblock * full < wanted and rows // (2 * xblock) >= programs_wanted:
+            xblock, wanted, programs, lane = 1, 8192 if _shares_rows(nest) else 1024, programs_wanted, 16
+            if _multiplies(nest):
+                wanted, programs, lane = 16384, 4 * programs_wanted, 128  # of fewer warps, more programs run at once
+            while xblock * full < wanted and rows // (2 * xblock) >= programs:
                 xblock *= 2
-            warps = max(1, min(MAX_WARPS, xblock * full // 512))
+            warps = max(1, min(MAX_WARPS, xblock * full // (32 * lane)))
             return Tile(xblock, full, True, warps, -(-rows // xblock))
         processors = max(programs_wanted // RUNNING_PROGRAMS, 1)
         if sweeps(nest) > 1 and (rows <= processors or row_bytes(kernel, nest)[0] > SHARED_ROW_BYTES):

@@ -55,7 +55,7 @@ def _key(node: Node) -> tuple[Any, ...] | None:
     """What is reduced, how, and along which dimensions; None for other nodes."""
     value = tensor_meta(node.args[0]) if node.target in _KEEPING else None
     dims = argument(node, "dim") if value is not None else None
-    if not isinstance(dims, (list, tuple)) or not dims or value is None:
+    if not isinstance(dims, (list, tuple)) or not dims or value is None or value.dim() == 0:
         return None
     return (node.target, node.args[0], tuple(sorted(d % value.dim() for d in dims)),
             *(argument(node, name) for name in _KEEPING[node.target]))

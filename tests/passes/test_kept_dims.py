@@ -37,3 +37,7 @@ def test_what_differs_otherwise_or_is_returned_as_two_tensors():
     assert merged(lambda x: (x.sum(0, dtype=torch.float64), x.sum(0, keepdim=True) + 1), x) == 2
     assert merged(lambda x: (x.mean(0), x.mean(0, keepdim=True)), x) == 2
     assert merged(lambda x: (x.amax(0) + 1, x.amin(0, keepdim=True)), x) == 2
+
+
+def test_numbers_are_left_alone():
+    assert merged(lambda x: (x.sum(-1) + 1, x.sum(-1, keepdim=True)), torch.tensor(2.0)) == 2
