@@ -104,7 +104,7 @@ class LoopWriter(CppStatements):
 
     def _invariant(self, stmt: Stmt) -> bool:
         """Whether a statement gives the same for every row."""
-        if isinstance(stmt, Store):
+        if isinstance(stmt, Store) or (isinstance(stmt, Reduce) and stmt.strip):
             return False
         parallel = {a.symbol for a in self.nest.parallel}
         return not self.nest.scopes[stmt.value if isinstance(stmt, Reduce) else stmt.name] & parallel

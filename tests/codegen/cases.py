@@ -298,6 +298,8 @@ case("centred_columns", centred_columns, (3, 10, 33))
 case("columns_that_need_their_sums", lambda x: (x - x.mean(0), (x - x.mean(0)).square().sum(0), x.sum(-1)), (6, 40))
 case("columns_halved_and_rows_halved", lambda x: (x.sum(-1) / 2, x.sum(0) / 2, x.sum(0) * x[0]), (9, 40))
 case("windows_that_overlap", lambda x: (x.unfold(1, 3, 2).sum(-1), x.cos(), x.sum(0)), (5, 6))
+case("equal_rows_and_their_columns", lambda x: (x.expand(6, 40).gt(0).float().mean(-1), *(
+    f(x.expand(6, 40), 0) for f in (torch.amax, torch.mean))), (1, 40))
 case("row_and_column_extremes", lambda x: (x / x.abs().amax(-1, keepdim=True), *(
     f(x.view(4, 5, 77), 1) for f in (torch.amax, torch.amin, torch.sum))), (20, 77))
 case("row_and_column_sums", lambda x: (x.sum(-1), x.view(4, 5, 77).sum(1)), (20, 77))
