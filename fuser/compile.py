@@ -28,6 +28,7 @@ from rooffuse.passes import (
     split_scans_pass,
     split_softmax_pass,
     split_variance_pass,
+    vector_products_pass,
 )
 from rooffuse.passes.graph import mutated_roots
 from torch.fx import GraphModule, Node
@@ -106,6 +107,7 @@ def plan_graph(gm: GraphModule, target: Target, options: Options, dump: Dump | N
     limits = target.row_limits
     passes = (*([RANDOM_PASS] if in_kernels else []),
               channels_last_pass(target.device, lambda n: refusal(n) is None, layout), *PIPELINE,
+              vector_products_pass(target.language == "cpp"),
               split_variance_pass(limits), split_softmax_pass(limits), split_scans_pass(limits),
               split_reductions_pass(limits),
               CSE_PASS,  # the parts of a sum and of a scan of the same are equal

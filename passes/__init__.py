@@ -32,6 +32,7 @@ from rooffuse.passes.split_reductions import split_reductions, split_reductions_
 from rooffuse.passes.split_scans import split_scans, split_scans_pass
 from rooffuse.passes.split_softmax import split_softmax, split_softmax_pass
 from rooffuse.passes.split_variance import split_variance, split_variance_pass
+from rooffuse.passes.vector_products import vector_products_pass
 from rooffuse.passes.verify import GraphError, verify
 
 __all__ = [
@@ -76,5 +77,6 @@ __all__ = [
     "split_softmax_pass",
     "split_variance",
     "split_variance_pass",
+    "vector_products_pass",
     "verify",
 ]
