@@ -147,6 +147,8 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
             while xblock * full < wanted and rows // (2 * xblock) >= programs:
                 xblock *= 2
             warps = max(1, min(MAX_WARPS, xblock * full // (32 * lane)))
+            while warps * (rows // xblock) < programs and xblock * full >= 1024 * warps and warps < MAX_WARPS:
+                warps *= 2  # few rows: the device is filled by the threads that share one
             return Tile(xblock, full, True, warps, -(-rows // xblock))
         processors = max(programs_wanted // RUNNING_PROGRAMS, 1)
         if sweeps(nest) > 1 and (rows <= processors or row_bytes(kernel, nest)[0] > SHARED_ROW_BYTES):

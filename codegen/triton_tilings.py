@@ -25,6 +25,8 @@ MOST_TILINGS = 6
 WARP = 32
 #: Elements that a thread keeps: those of a program that keeps as many as it may, in as many warps as it may.
 THREAD_ELEMENTS = PERSISTENT_ELEMENTS // (WARP * MAX_WARPS)
+#: Most warps of a program of which each thread has as many registers as it can address.
+FULL_WARPS = 8
 #: Elements a thread at which 16-byte accesses and enough of them under way are had at once.
 BUSY_ELEMENTS = 16
 #: Results of matrix products that a thread keeps: 128 by 128 in 8 warps.
@@ -147,7 +149,8 @@ def _fits(nest: Nest, tile: Tile, default: Tile) -> bool:
         return False
     if tile.rblock > max(power_of_two(row), default.rblock) or tile.xblock * max(tile.rblock, 1) < WARP * tile.warps:
         return False
-    most = _kept(nest, default) if tile.warps <= default.warps else 0  # more warps have fewer registers each
+    # More warps have fewer registers each, from a number on.
+    most = _kept(nest, default) if tile.warps <= max(default.warps, FULL_WARPS) else 0
     return _kept(nest, tile) <= max(THREAD_ELEMENTS, most)
 
 
