@@ -22,10 +22,10 @@ LONG_ROW = 32768
 REDUCED = frozenset({"aten.sum", "aten.mean", "aten.amax", "aten.amin"})
 #: How many times fewer elements a value has than the reduced one for it to count as a part of that.
 SMALLER = 16
-
-
 #: Operators between what lies in memory and what is reduced, at most.
 MOST_STEPS = 4
+#: Numbers of rows and how many elements each has.
+Rows = frozenset[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,6 @@ class RowLimits:
         return 3 * rows * row_bytes >= self.saturating * moved * row_bytes - 2 * self.launch_bytes
 
 
-#: Numbers of rows and how many elements each has.
-Rows = frozenset[tuple[int, int]]
-
-
 def whole_rows(gm: GraphModule, limits: RowLimits) -> Rows:
     """The long rows of which a reduction is needed again with all of them, and that are enough for a program each: what
     else is reduced of such rows is had on the way."""
@@ -80,7 +76,7 @@ def whole_rows(gm: GraphModule, limits: RowLimits) -> Rows:
             continue
         dims = reduced_dims(node, source.dim())
         row = prod(source.shape[d] for d in dims)
-        if row < LONG_ROW or innermost(source) not in dims:
+        if row < LONG_ROW or not source.numel() or innermost(source) not in dims:
             continue
         count = source.numel() // row
         fit = count < limits.programs and limits.whole(count, row * width_in_memory(node.args[0]))

@@ -52,6 +52,7 @@ def test_many_and_very_few_and_short_rows():
     assert found(centred, rows=512) == set()
     assert found(centred, rows=8) == set()
     assert found(centred, rows=8, columns=4096) == set()
+    assert found(centred, rows=0) == set()
     assert found(lambda x: x - x.mean(0), rows=COLUMNS, columns=ROWS) == set()
     assert found(centred, limits=RowLimits(264)) == set()  # nothing known of the processors: all of them are wanted
 
