@@ -14,11 +14,10 @@ from .cache import DiskCache, digest
 
 log = logging.getLogger(__name__)
 
+#: Those that g++ and clang++ both know; what only g++ does is in a pragma of the text's head (cpp_spelling).
 FLAGS: tuple[str, ...] = (
     "-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fwrapv", "-fopenmp", "-fPIC",
     "-shared", "-w",
-    # It would know a NaN test's result on one side of a maximum before, and g++ vectorises no choice of truth values.
-    "-fno-tree-pre",
     # g++ makes one scalar sincos of a sine and a cosine of the same angle, and the loop around it scalar, too.
     "-fno-builtin-sin", "-fno-builtin-cos", "-fno-builtin-sinf", "-fno-builtin-cosf")
 # g++ takes 256-bit vectors by default where the processor has 512: kernels here were 15 to 25% slower with those.

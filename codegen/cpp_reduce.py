@@ -59,7 +59,9 @@ class Accumulators(ScanLoops):
         for reduce in reduces:
             if reduce.op == "expsum":  # accumulated in arrays
                 continue
-            kind = {"sum": "+", "prod": "*", "max": "max", "min": "min", "any": "|", "all": "&"}[reduce.op]
+            kind = {"sum": "+", "prod": "*", "any": "|", "all": "&"}.get(reduce.op, reduce.op)
+            if self._watches_nan(reduce):
+                kind = {"max": "RF_TOP", "min": "RF_LOW"}[kind]
             part = bool(reduce.along) or (blocked and reduce.op in ("sum", "prod"))
             groups.setdefault(kind, []).append(f"part_{reduce.name}" if part else f"acc_{reduce.name}")
             if self._watches_nan(reduce):

@@ -101,7 +101,7 @@ def test_training_step(name: str, dtype: torch.dtype) -> None:
     results = []
     for model, call in ((exact, exact), (eager, eager),
                         (network, torch.compile(network, backend="rooffuse", options=STRICT))):  # fmt: skip
-        image = x.to(next(model.parameters()).dtype).requires_grad_()
+        image = x.to(next(model.parameters()).dtype, copy=True).requires_grad_()  # each its own gradient
         y = call(image)
         (y * torch.linspace(-1, 1, y.numel()).view(y.shape).to(y.dtype)).sum().backward()
         results.append([y, image.grad, *(p.grad for p in model.parameters()), *model.buffers()])

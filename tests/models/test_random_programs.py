@@ -20,7 +20,7 @@ def test_a_seed_is_always_the_same_program() -> None:
     assert random_program(3).text == random_program(3).text != random_program(4).text
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [*range(6), 286])  # the last one crashed by g++'s strength reduction
 def test_cpp_kernels(seed: int) -> None:
     _check(seed, False)
 
