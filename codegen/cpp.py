@@ -17,7 +17,7 @@ from .cpp_lanes import LaneForm
 from .cpp_prefetch import PREFETCH_LANES, PREFETCH_ROW
 from .cpp_reduce import ONLINE_LANES
 from .cpp_schedule import Schedule
-from .cpp_spelling import COMPUTE
+from .cpp_spelling import COMPUTE, STORAGE
 from .index import affine
 from .ir import Axis, Kernel, Load, Nest, Reduce, Scan, Stmt, Store, operands
 from .sweeps import Phase, inner_values
@@ -108,7 +108,7 @@ class NestPrinter(LaneForm):
                 self._open_strip(k - len(self._rest))
         for name, store in self.hosts.items():
             start = self.spell_index(store.index.xreplace({a.symbol: Integer(0) for a in self.nest.reduction}))
-            self.add(f"{COMPUTE[self.dtypes[name]]}* const held_{name} = &{store.buffer}[{start}];")
+            self.add(f"{STORAGE[self.dtypes[name]]}* const held_{name} = &{store.buffer}[{start}];")
         for phase in phases[1 if first else 0:]:
             if phase.sweep:
                 self._print_sweep(phase, computed)

@@ -1,0 +1,35 @@
+"""Values of a row that wait for the next sweep: in memory of their own, or in the row of a result that they become."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from rooffuse.codegen.cache import DiskCache
+from rooffuse.codegen.cpp_unit import print_function
+from torch import Tensor
+
+from .kernels import CppUnit, assert_same, lower
+
+
+def weighted(x: Tensor, y: Tensor) -> Tensor:
+    products = (x * y).exp()
+    return products / products.sum(-1, keepdim=True)
+
+
+def frequent(x: Tensor, y: Tensor) -> Tensor:
+    """Truth values, stored as bytes, that take eight operations."""
+    chosen = (((x * y + 0.5) * 2 + 0.25) * 3 + 0.5) * 0.5 > 1
+    return chosen & (x * y * 200 > chosen.sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("size", [1, 37, 300])
+@pytest.mark.parametrize("fn", [weighted, frequent])
+def test_what_waits_in_the_row_of_a_result(fn, size: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    args = torch.randn(size), torch.randn(65, 1)
+    lowered = lower(fn, *args)
+    if size > 1:
+        assert "* const held_" in print_function(lowered.group.kernel, "kernel")
+    assert_same(CppUnit({"fn": lowered}, DiskCache(tmp_path)).run("fn", lowered, args), (fn(*args),))
