@@ -59,11 +59,10 @@ class NestPrinter(ReductionTiles):
         if t.resident:
             self.add(f"for {self.name('row')} in range({number}, {self.rows}, {t.programs}):")
             number, self.indent = self.name("row"), self.indent + "    "
-        lanes = f"tl.arange(0, {t.xblock})" + ("[:, None]" if self.nest.reduction else "")
-        self.add(f"{x} = {number} * {t.xblock} + {lanes}")
+        first = self._open_rows(f"{number} * {t.xblock}", 0)
         if self.mask_x:
             self.add(f"{self.name('xmask')} = {x} < {self.rows}")
-        self._decode(x, self.nest.parallel, 0)
+        self._decode(x, self.nest.parallel, 0, first)
         phases = plan_phases(self.nest)
         if not self.nest.reduction:
             for stmt in phases[0].body:
@@ -74,13 +73,45 @@ class NestPrinter(ReductionTiles):
             self._print_looped(phases)
         return self.lines
 
-    def _decode(self, flat: str, axes: Sequence[Axis], deeper: int) -> None:
-        """Bind each axis symbol to its part of the flattened position."""
+    def _open_rows(self, start: str, deeper: int) -> str:
+        """Bind ``x`` to the flattened positions of a tile's rows; the name of the first is returned."""
+        first, lanes = self.name("first"), self.name("lane")
+        self.add(f"{first} = {start}", deeper)
+        self.add(f"{lanes} = tl.arange(0, {self.tile.xblock})" + ("[:, None]" if self.nest.reduction else ""), deeper)
+        self.add(f"{self.name('x')} = {first} + {lanes}", deeper)
+        return first
+
+    def _decode(self, flat: str, axes: Sequence[Axis], deeper: int, first: str = "") -> None:
+        """Bind each axis symbol to its part of the flattened position. With ``first``, a tile's first row, what is the
+        same for all of its rows is one number: no thread divides for it, and what lies there is loaded once."""
         stride = prod(a.size for a in axes)
         for k, axis in enumerate(axes):
             stride //= axis.size
-            text = flat if stride == 1 else f"({flat} // {stride})"
-            self.add(f"{self.spell_symbol(axis.symbol)} = {text if k == 0 else f'{text} % {axis.size}'}", deeper)
+            if first and self._is_shared(stride):
+                text, rest = self._part(first, stride, axis.size, k), ""
+            elif first and k and stride * axis.size % self.tile.xblock == 0 and self.tile.xblock % stride == 0:
+                within = self._part(self.name("lane"), stride, 0, 0)
+                text, rest = self._part(first, stride, axis.size, k), f" + {within}"
+            else:
+                text, rest = self._part(flat, stride, axis.size, k), ""
+            self.add(f"{self.spell_symbol(axis.symbol)} = {text}{rest}", deeper)
+
+    @staticmethod
+    def _part(flat: str, stride: int, size: int, k: int) -> str:
+        text = flat if stride == 1 else f"({flat} // {stride})"
+        return f"{text} % {size}" if k else text
+
+    def _is_shared(self, stride: int) -> bool:
+        """Whether all rows of a tile have the same place along a parallel axis of this stride."""
+        return self.tile.xblock > 1 and stride % self.tile.xblock == 0
+
+    def _has_one_place(self, scope: frozenset[Symbol]) -> bool:
+        """Whether the axes of ``scope`` are such that all rows of a tile have the same place along them."""
+        stride, shared = 1, set()
+        for axis in reversed(self.nest.parallel):
+            shared |= {axis.symbol} if self._is_shared(stride) else set()
+            stride *= axis.size
+        return bool(shared) and scope <= shared
 
     def _open_row(self, start: str, deeper: int) -> None:
         r = self.name("r")
@@ -126,8 +157,7 @@ class NestPrinter(ReductionTiles):
         for text in self._first_totals(strip_scans(self.nest), t.xblock):
             self.add(text)
         self.add(f"for {at} in range(0, {t.strip}, {t.xblock}):")
-        self.add(f"{x} = {number} * {t.strip} + {at} + tl.arange(0, {t.xblock})[:, None]", 1)
-        self._decode(x, self.nest.parallel, 1)
+        self._decode(x, self.nest.parallel, 1, self._open_rows(f"{number} * {t.strip} + {at}", 1))
         ending = after_strips(self.nest)
         for stmt in self.nest.body:
             if isinstance(stmt, Reduce) and stmt.strip:
@@ -217,7 +247,8 @@ class NestPrinter(ReductionTiles):
     def offset(self, stmt: Load | Store) -> str:
         text = self._flat_offset(stmt)
         scope = self._access_scope(stmt)
-        if isinstance(stmt, Load) and (stmt.mask is None or scope == self._index_scope(stmt)):
+        if isinstance(stmt, Load) and (stmt.mask is None or (
+                scope == self._index_scope(stmt) and not self._has_one_place(scope))):
             return text
         rows = (isinstance(stmt, Store) or scope - self.reduction) and not self.after_strip
         shape = [str(self.tile.xblock) if rows else "1"]

@@ -25,6 +25,8 @@ MOST_FACTORS = 4
 #: Fewest neighbours that a program takes across rows whose elements lie apart: what memory hands out at once, 32 bytes
 #: of bfloat16.
 NARROWEST = 16
+#: Most neighbours that a program takes.
+WIDEST = 64
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,19 @@ def _multiplies(nest: Nest) -> bool:
     return _shares_rows(nest) and sums == 1 and loads <= MOST_FACTORS and not nest.segmented
 
 
+def _same_rows(nest: Nest) -> int:
+    """How many neighbouring results are reduced from the same row each, as counts of several numbers in one; 1 where
+    neighbours have rows of their own, or not only sums are made of them."""
+    row = {a.symbol for a in nest.reduction}
+    loads = [s for s in nest.body if isinstance(s, Load) and s.index.free_symbols & row]
+    stored = any(isinstance(s, Scan) or (isinstance(s, Store) and nest.store_scope(s) & row) for s in nest.body)
+    inner = nest.parallel[-1] if nest.parallel else None
+    if inner is None or not loads or stored or nest.segmented or sweeps(nest) > 1 or any(
+            inner.symbol in s.index.free_symbols for s in loads):
+        return 1
+    return inner.size
+
+
 def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
     """Tile sizes from the work: enough programs to fill the device, 16 bytes a thread and access, rows in registers.
     Rows of which segments are reduced are persistent, whether registers hold them or not.
@@ -140,6 +155,9 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
     if nest.strip:
         return _strip_tile(nest, rows, full)
     if memory_along_rows(nest):
+        if (xblock := min(power_of_two(_same_rows(nest)), WIDEST)) > 1:
+            rblock = min(full, 8192 // xblock)
+            return Tile(xblock, rblock, rblock == full, max(1, min(8, xblock * rblock // 512)), -(-rows // xblock))
         if nest.segmented or full * kept_tiles(nest) <= PERSISTENT_ELEMENTS:
             xblock, wanted, programs, lane = 1, 8192 if _shares_rows(nest) else 1024, programs_wanted, 16
             if _multiplies(nest):
@@ -158,7 +176,7 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
             warps, lane = (MAX_WARPS // 2, 8) if scans else (MAX_WARPS, 16 if accumulators(nest) <= 2 else 8)
             return Tile(1, 32 * warps * lane, False, warps, min(rows, processors), resident=True)
         return Tile(1, 4096, False, 16, rows)
-    xblock = min(power_of_two(rows), 64)
+    xblock = min(power_of_two(rows), WIDEST)
     while xblock > 16 and rows // xblock < programs_wanted:
         xblock //= 2
     rblock = min(full, max(4096 // xblock, 16))
