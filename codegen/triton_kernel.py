@@ -12,6 +12,7 @@ from math import prod
 from sympy import Symbol
 
 from .contraction import contraction_of
+from .eviction import eviction
 from .index import affine, bounds
 from .ir import Axis, Kernel, Load, Nest, Reduce, Scan, Store
 from .sweeps import Phase, after_strips, finale, plan_phases, strip_reduces, strip_scans
@@ -39,6 +40,7 @@ class NestPrinter(ReductionTiles):
             prod(self.padded) != self.row if self.padded else self.row % tile.rblock != 0)
         self.wide = any(b.size >= 2**31 for b in kernel.buffers) or self._index_overflows()
         self.reduction = frozenset(a.symbol for a in nest.reduction)
+        self.looped: tuple[Sequence[Phase], int] = ((), 0)
 
     def _index_overflows(self) -> bool:
         """Whether an index needs 64 bits."""
@@ -182,7 +184,8 @@ class NestPrinter(ReductionTiles):
             self.add(self.line(stmt))
 
     def _print_looped(self, phases: Sequence[Phase]) -> None:
-        for phase in phases:
+        for k, phase in enumerate(phases):
+            self.looped = phases, k
             if not phase.sweep:
                 for stmt in phase.body:
                     self.add(self.line(stmt))
@@ -218,6 +221,9 @@ class NestPrinter(ReductionTiles):
         for s in stmt.index.free_symbols:
             scope |= {s} if s in self.nest.ranges else self.nest.scopes[s.name]
         return frozenset(scope)
+
+    def eviction(self, stmt: Load | Store) -> str:
+        return eviction(self.kernel, self.nest, stmt, *self.looped)
 
     def access_mask(self, stmt: Load | Store) -> list[str]:
         scope = self._access_scope(stmt)

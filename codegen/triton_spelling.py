@@ -245,10 +245,19 @@ class TritonStatements(Printer):
         """Conditions under which the access is inside of the tensors."""
         raise NotImplementedError
 
+    def eviction(self, stmt: Load | Store) -> str:
+        """What caches do with what is accessed: one of Triton's policies, or nothing."""
+        return ""
+
+    def _hint(self, stmt: Load | Store) -> str:
+        policy = self.eviction(stmt)
+        return f', eviction_policy="{policy}"' if policy else ""
+
     def spell_load(self, stmt: Load) -> str:
         dtype = self.kernel.buffer(stmt.buffer).dtype
         masks = self.access_mask(stmt)
         guard = f", mask={' & '.join(masks)}, other={_literal(stmt.other)}" if masks else ""
+        guard += self._hint(stmt)
         text = f"tl.load({stmt.buffer} + {self.offset(stmt)}{guard})"
         if dtype == torch.bool:
             return f"{text} != 0"
@@ -267,7 +276,7 @@ class TritonStatements(Printer):
             value = f"{value}.to({'tl.uint8' if dtype == torch.bool else TYPES[dtype]})"
         if stmt.accumulate:
             return f'tl.atomic_add({place}, {value}{guard}, sem="relaxed")'
-        return f"tl.store({place}, {value}{guard})"
+        return f"tl.store({place}, {value}{guard}{self._hint(stmt)})"
 
     def name(self, value: str) -> str:
         return value + self.suffix

@@ -36,6 +36,9 @@ from torch.fx import Node
 
 #: Bytes of a row that a C++ kernel may sweep again without going to memory: within the second-level cache.
 CPU_ROW_BYTES = 1 << 19
+#: What of a GPU's second-level cache rows keep from one sweep to the next: as much as CUDA lets a program set aside for
+#: what is read again (``persistingL2CacheMaxSize``, three quarters of it on A100). The rest is for what streams past.
+KEPT_CACHE = 0.75
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Target:
         tile = choose_tile(kernel, nest, self.programs)
         rows = tile.xblock * min(self.device.sms * (1 if tile.resident else RUNNING_PROGRAMS), tile.programs)
         own, shared = row_bytes(kernel, nest)
-        return tile.persistent or rows * own + shared <= self.device.l2_bytes
+        return tile.persistent or rows * own + shared <= self.kept_bytes
 
     def finish(self, kernel: Kernel, rows: int = JAMMED) -> Kernel:
         """The kernel in the form that suits this target: online sums where a row's second sweep goes to memory, and
@@ -136,9 +139,14 @@ class Target:
         with one of each other multiprocessor. Half of these stream at about the rate of all."""
         if self.language == "cpp":
             return RowLimits(self.programs, CPU_ROW_BYTES // 4, CPU_ROW_BYTES)
-        cache, sms = self.device.l2_bytes, self.device.sms
+        cache, sms = self.kept_bytes, self.device.sms
         return RowLimits(self.programs, max(PERSISTENT_ELEMENTS, cache // (sms * 4 * RUNNING_PROGRAMS)), cache, sms,
                          -(-sms // 2), int(self.device.bandwidth * self.device.launch_s))
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that a GPU's second-level cache keeps from one sweep to the next."""
+        return int(KEPT_CACHE * self.device.l2_bytes)
 
     @property
     def programs(self) -> int:
