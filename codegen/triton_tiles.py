@@ -154,6 +154,11 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
     full = row_tile(nest)
     if nest.strip:
         return _strip_tile(nest, rows, full)
+    if not any(isinstance(s, Reduce | Scan) for s in nest.body):
+        # Rows of a map are gone through two places at a time: as many loads under way, and each thread has the row's
+        # values to itself.
+        block = min(128 * vector, power_of_two(rows))
+        return Tile(block, 2 if row % 2 == 0 else 1, False, max(1, min(4, block // 32)), -(-rows // block))
     if memory_along_rows(nest):
         if (xblock := min(power_of_two(_same_rows(nest)), WIDEST)) > 1:
             rblock = min(full, 8192 // xblock)

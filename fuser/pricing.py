@@ -3,11 +3,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from math import prod
 
 import torch
 from rooffuse.codegen.contraction import contraction_of
 from rooffuse.codegen.fxinfo import op_name
+from rooffuse.codegen.invariant_axes import LONGEST
 from rooffuse.codegen.ir import Kernel, Nest
 from rooffuse.codegen.lower_contractions import is_matrix_product
 from rooffuse.codegen.lower_pieces import PASSED_ON
@@ -25,6 +27,8 @@ from .units import Units
 
 #: Operators whose operands are evaluated under conditions, each apart, unless it is stored piece by piece.
 PIECEWISE = frozenset({"cat", "concat", "stack", "constant_pad_nd", "slice_scatter", "select_scatter"})
+#: Neighbouring elements that a thread of a GPU's kernel takes together: 16 bytes of bfloat16.
+THREAD_ELEMENTS = 8
 #: Operators that read the rows of their first argument that others choose.
 LOOKUPS = frozenset({"embedding", "index_select", "gather", "index", "_unsafe_index"})
 
@@ -112,12 +116,30 @@ class GroupPricer:
                 passing.add(node)
             if count > 1 and not facts.once_a_row and facts.shape not in rows:
                 inside = [(u, piecewise) for u, piecewise in facts.readers if u in counts and u not in passing]
-                count = max([count, *(counts[u] for u, piecewise in inside if not piecewise)])
+                count = max([count, *(counts[u] // self._shared(facts, u, not rows)
+                                      for u, piecewise in inside if not piecewise)])
                 count = max([count, *(size for u, size in facts.passed_on if u in passing)])
                 apart = sum(counts[u] for u, piecewise in inside if piecewise)
                 count = max(count, apart) if len(inside) == 1 else count + apart
             counts[node] = min([count, *(max(n, facts.elements) for n in self._rows_over(facts, members))])
         return counts
+
+    def _shared(self, facts: _Facts, user: Node, alone: bool) -> int:
+        """How many elements of ``user`` have the same element of a value that a GPU evaluates but once for them: the
+        few neighbours that a thread takes together, and in a kernel that reduces nothing (``alone``) as many places
+        along another axis as a program goes along."""
+        if self.device.kind == "cpu":
+            return 1
+        value, found = user.meta["val"], 0
+        order = sorted((d for d, n in enumerate(value.shape) if n > 1), key=value.stride)
+        for seen in (seen for u, seen in facts.spread if u is user):
+            seen = (1,) * (value.dim() - len(seen)) + seen
+            near = list(takewhile(lambda d, seen=seen: seen[d] == 1, order))
+            others = [value.shape[d] for d in order[len(near):] if seen[d] == 1]
+            run = min(prod(value.shape[d] for d in near), THREAD_ELEMENTS) * (
+                min(max(others, default=1), LONGEST) if alone else 1)
+            found = min(found or run, run)
+        return max(found, 1)
 
     def _rows_over(self, facts: _Facts, members: Collection[Node]) -> Iterator[int]:
         """Numbers of rows, for each reduction of the group along whose rows a value is spread and not read otherwise:

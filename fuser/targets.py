@@ -11,6 +11,7 @@ from rooffuse.codegen.contraction import contraction_of, has_stray_product
 from rooffuse.codegen.errors import NotLowerable
 from rooffuse.codegen.exact_rounding import drop_exact_roundings
 from rooffuse.codegen.fxinfo import dtype_of, value_of
+from rooffuse.codegen.invariant_axes import go_along_invariant_axes
 from rooffuse.codegen.ir import Kernel, Nest, Scan
 from rooffuse.codegen.jam import JAMMED, jam_rows
 from rooffuse.codegen.lower_contractions import FEW_ROWS, MATRIX_TYPES, factors, product_shape
@@ -94,8 +95,8 @@ class Target:
         kernel = take_out_row_factors(kernel)
         if self.language == "cpp":
             kernel = jam_rows(drop_exact_roundings(kernel), lambda k, nest: memory_along_rows(nest), rows)
-            kernel = write_out_short_axes(turn_in_tiles(kernel))
-        return kernel
+            return write_out_short_axes(turn_in_tiles(kernel))
+        return go_along_invariant_axes(kernel, self.programs)
 
     def _sweeps_far(self, kernel: Kernel, nest: Nest) -> bool:
         """Whether a second sweep costs more than a second exponential: out of a core's cache, out of registers."""

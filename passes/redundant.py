@@ -178,6 +178,21 @@ def _drop_empty_pieces(node: Node, forwarding: Forwarding) -> None:
         node.update_arg(0, kept)
 
 
+def _repeat_piece(node: Node, forwarding: Forwarding) -> None:
+    """cat([x, x]) -> x.repeat(2): one index into x, where two pieces would each be computed"""
+    pieces = node.args[0] if node.target is aten.cat.default else ()
+    value = tensor_meta(node)
+    if not isinstance(pieces, (list, tuple)) or len(pieces) < 2 or len(set(pieces)) > 1 or value is None or (
+            not is_concrete((*value.shape, *value.stride()))):
+        return
+    origin = tensor_meta(pieces[0])
+    if origin is None or origin.dim() != value.dim() or origin.dtype != value.dtype or not value.is_contiguous():
+        return
+    times = [1] * value.dim()
+    times[argument(node, "dim") % value.dim()] = len(pieces)
+    node.target, node.args, node.kwargs = aten.repeat.default, (pieces[0], times), {}
+
+
 def _same_cat(node: Node, value: torch.Tensor) -> Node | None:
     """The only piece of a concatenation, if it has the layout of the result."""
     pieces = node.args[0]
@@ -191,4 +206,5 @@ _MERGES: tuple[Callable[[Node, Forwarding], None], ...] = (
     _merge_permutes,
     _merge_casts,
     _drop_empty_pieces,
+    _repeat_piece,
 )

@@ -113,7 +113,8 @@ def test_dead_code_goes_and_effects_stay():
         (lambda x: aten.slice_scatter(x, x.exp(), 0, 0, 4).exp(), ["exp", "exp"]),
         (lambda x: x.detach().exp(), ["exp"]),
         (lambda x: torch.cat([x[:0], x, x[:, :0].reshape(0, 6)]).exp(), ["exp"]),
-        (lambda x: torch.cat([x, x[:0], x]).exp(), ["cat", "exp"]),
+        (lambda x: torch.cat([x, x[:0], x]).exp(), ["repeat", "exp"]),
+        (lambda x: torch.cat([x.sin(), x.cos(), x.sin()], 1), ["sin", "cos", "sin", "cat"]),
     ),
 )
 def test_what_changes_nothing_goes(function, expected):

@@ -1,0 +1,107 @@
+"""Maps that are gone through along an axis which costly values don't vary along."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rooffuse.codegen.cache import DiskCache
+from rooffuse.codegen.invariant_axes import ACROSS, COSTLY, LONGEST, go_along_invariant_axes, places_along
+from rooffuse.codegen.ir import Compute, Stmt
+from rooffuse.codegen.operations import operation_cost
+from rooffuse.codegen.sweeps import plan_phases
+from rooffuse.codegen.verify import verify
+from torch import Tensor
+from torch.nn import functional as F
+
+from .kernels import Lowered, assert_same, lower, run_interpreter, run_triton
+
+
+def with_positions(x: Tensor) -> Tensor:
+    place = torch.arange(x.shape[1]).float()[:, None]
+    frequency = torch.exp(torch.arange(0, x.shape[2], 2).float() * -0.01)
+    return x + torch.cat([torch.sin(place * frequency), torch.cos(place * frequency)], -1)
+
+
+def turned_heads(x: Tensor) -> Tensor:
+    angle = torch.arange(x.shape[1]).float()[:, None] / 100 ** (torch.arange(0, x.shape[-1], 2) / x.shape[-1])
+    angle = torch.cat([angle, angle], -1)[:, None]
+    a, b = x.chunk(2, -1)
+    return x * angle.cos() + torch.cat([-b, a], -1) * angle.sin()
+
+
+def gated(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    gate = F.softplus(y).tanh()
+    return x * gate, (x > gate)
+
+
+def in_steps(t: Tensor, w: Tensor) -> Tensor:
+    return torch.sin(t[:, None]) * w.log().exp().square()
+
+
+CASES = {
+    "positions": (with_positions, (8, 20, 130)),
+    "positions of odd batches": (with_positions, (9, 3, 514)),
+    "heads": (turned_heads, (2, 9, 16, 64)),
+    "gate of all rows": (gated, (64, 3, 65), (3, 65)),
+    "gate of a middle axis": (gated, (5, 32, 129), (5, 1, 129)),
+    "long axis in parts": (in_steps, (36000,), (7,)),
+}
+
+
+def cost(body: Sequence[Stmt]) -> int:
+    return sum(operation_cost(s.op, special_units=True) for s in body if isinstance(s, Compute))
+
+
+def rows(lowered: Lowered, programs: int) -> Lowered:
+    kernel = go_along_invariant_axes(lowered.group.kernel, programs)
+    return replace(lowered, group=replace(lowered.group, kernel=verify(kernel)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_results_for_fewer_operations(name: str, tmp_path: Path) -> None:
+    fn, *shapes = CASES[name]
+    torch.manual_seed(1)
+    inputs = [torch.rand(s) + 0.1 for s in shapes]
+    lowered = lower(fn, *inputs)
+    changed = rows(lowered, 1)
+    (nest,) = changed.group.kernel.nests
+    assert len(nest.reduction) == 1 and 4 <= nest.reduction[0].size <= LONGEST
+    once, repeated = plan_phases(nest)
+    assert not once.sweep and repeated.sweep
+    assert cost(once.body) >= COSTLY and cost(repeated.body) < cost(lowered.group.kernel.nests[0].body) - COSTLY
+    assert_same(run_interpreter(changed, inputs), fn(*inputs))
+    assert_same(run_triton(changed, inputs, DiskCache(tmp_path)), fn(*inputs))
+
+
+def test_enough_programs_are_left() -> None:
+    x = torch.empty(64, 16, 4096)
+    lowered = lower(with_positions, x)
+    for programs, places in ((1, 64), (64, 64), (256, 16), (1024, 4)):
+        (nest,) = rows(lowered, programs).group.kernel.nests
+        assert nest.reduction[0].size == places
+        assert x.numel() // (places * ACROSS) >= programs
+    assert not rows(lowered, 2048).group.kernel.nests[0].reduction
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x, y: x * y,  # nothing costly
+        lambda x, y: (x * y).sin(),  # varies along all axes
+        lambda x, y: x * y.sin() + x.amax(),  # reduces
+        lambda x, y: (x * y.sin(), y.sin() + 1),  # stores what doesn't vary
+    ],
+)
+def test_other_kernels_stay_as_they_are(fn) -> None:
+    x, y = torch.empty(64, 300), torch.empty(300)
+    kernel = lower(fn, x, y).group.kernel
+    assert go_along_invariant_axes(kernel, 1) == kernel
+
+
+def test_an_axis_is_cut_where_it_divides() -> None:
+    assert [places_along(n, 99) for n in (1, 37, 64, 96, 130, 131)] == [1, 37, 64, 48, 26, 1]
+    assert places_along(64, 9) == 8 and places_along(64, 0) == 1
