@@ -13,6 +13,9 @@ from .traffic import row_bytes, sweeps
 
 #: Elements that a program keeps in registers: 32 in each of 1024 threads, half of what the register file has.
 PERSISTENT_ELEMENTS = 32768
+#: The same where a program keeps the sums of a strip's columns beside a row: 40 registers of 64, as sm_80 to sm_100
+#: compile them for norms' gradients without spilling.
+STRIP_ELEMENTS = 40960
 MAX_WARPS = 32
 #: Programs of a looped kernel that a multiprocessor runs at once unless it says how many.
 RUNNING_PROGRAMS = 2
@@ -202,4 +205,4 @@ def _strip_tile(nest: Nest, rows: int, full: int) -> Tile:
     while 2 * xblock * full * kept <= PERSISTENT_ELEMENTS // 2 and strip % (2 * xblock) == 0:
         xblock *= 2
     warps = max(1, min(MAX_WARPS, xblock * full // 256))
-    return Tile(xblock, full, full * kept <= PERSISTENT_ELEMENTS, warps, rows // strip, strip)
+    return Tile(xblock, full, full * kept <= STRIP_ELEMENTS, warps, rows // strip, strip)

@@ -25,6 +25,7 @@ from rooffuse.codegen.traffic import row_bytes
 from rooffuse.codegen.triton_tiles import (
     PERSISTENT_ELEMENTS,
     RUNNING_PROGRAMS,
+    STRIP_ELEMENTS,
     choose_tile,
     kept_tiles,
     memory_along_rows,
@@ -142,7 +143,7 @@ class Target:
             return RowLimits(self.programs, CPU_ROW_BYTES // 4, CPU_ROW_BYTES)
         cache, sms = self.kept_bytes, self.device.sms
         return RowLimits(self.programs, max(PERSISTENT_ELEMENTS, cache // (sms * 4 * RUNNING_PROGRAMS)), cache, sms,
-                         -(-sms // 2), int(self.device.bandwidth * self.device.launch_s))
+                         -(-sms // 2), int(self.device.bandwidth * self.device.launch_s), STRIP_ELEMENTS)
 
     @property
     def kept_bytes(self) -> int:

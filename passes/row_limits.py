@@ -34,7 +34,8 @@ class RowLimits:
 
     ``programs`` run at once on a busy device; ``saturating`` ones, each on a processor of its own, already stream as
     fast as memory goes. ``elements`` of float32 of a row stay on chip for any program, and in a cache of ``cache``
-    bytes one row for each of ``processors``. Memory moves ``launch_bytes`` in the time of a launch.
+    bytes one row for each of ``processors``. Memory moves ``launch_bytes`` in the time of a launch. ``strip_elements``
+    are those of a row, of what is computed of it and of its columns' results that stay on chip; 0 sets no limit.
     """
 
     programs: int
@@ -43,6 +44,13 @@ class RowLimits:
     processors: int = 1
     saturating: int = 0
     launch_bytes: int = 0
+    strip_elements: int = 0
+
+    def keeps_strips(self, columns: int, sums: bool) -> bool:
+        """Whether columns are reduced on the way along rows: beside their results, a row and, where these are sums as
+        in a norm's gradient, what it is multiplied by."""
+        tile = 1 << max(columns - 1, 0).bit_length()
+        return not self.strip_elements or tile * (4 if sums else 2) <= self.strip_elements
 
     def held(self, rows: int) -> int:
         """Bytes of a row that stay in the cache where there are so many rows."""

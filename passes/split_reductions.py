@@ -38,6 +38,8 @@ LONG_COLUMN = 2048
 ROW_SHARE, COLUMN_SHARE = 2048, 64
 #: Columns that one program takes side by side.
 STRIP = 64
+#: Part of the programs that keep a device busy with which it is busy enough not to cut: parts are a launch more.
+BUSY = 0.75
 #: Programs of two reductions at once that a processor runs side by side, of the number that keep it busy otherwise.
 RUNNING = 2
 #: Fewest rows of a strip, so that its column sums are small beside what it reads, and most, so that sums keep float32's
@@ -50,6 +52,7 @@ MOST_STEPS = 6
 SEGMENTED_ROW = 8192
 _OPS = {"aten.sum": aten.sum.dim_IntList, "aten.mean": aten.sum.dim_IntList, "aten.amax": aten.amax.default,
         "aten.amin": aten.amin.default}
+_SUMS = frozenset({"aten.sum", "aten.mean"})
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def split_reductions(gm: GraphModule, limits: RowLimits) -> GraphModule:
         name = packet_name(node.target) if node.op == "call_function" else ""
         if name not in _OPS or _scanned(node):
             continue
-        plan = (_strips(node, limits.programs, meeting) or _rows_first(node, meeting, wide)
+        plan = (_strips(node, limits, meeting) or _rows_first(node, meeting, wide)
                 or split_of(node, limits, whole))
         if plan is not None:
             stages = _rewrite(gm, node, name, plan, mode)
@@ -130,9 +133,9 @@ def _rows_reduced(gm: GraphModule) -> tuple[Rows, Rows]:
     return frozenset(rows), frozenset(wide)
 
 
-def _strips(node: Node, programs: int, meeting: Rows) -> Split | None:
-    """The cut of a reduction down columns whose rows are reduced, too; None for any other, and where no number of
-    strips near that of programs divides the rows."""
+def _strips(node: Node, limits: RowLimits, meeting: Rows) -> Split | None:
+    """The cut of a reduction down columns whose rows are reduced, too; None for any other, where no number of strips
+    near that of programs divides the rows, and where a row and its columns' results don't stay on chip."""
     source, result = tensor_meta(node.args[0]), tensor_meta(node)
     if source is None or result is None or not is_concrete((*source.shape, *source.stride())) or source.dim() < 2:
         return None
@@ -142,8 +145,11 @@ def _strips(node: Node, programs: int, meeting: Rows) -> Split | None:
     if (rows, source.shape[-1]) not in meeting or not rows or source.stride(-1) != 1 or (
             dims[0] > 0 and _in_two_sweeps(node)):
         return None
+    if not limits.keeps_strips(source.shape[-1], packet_name(node.target) in _SUMS):
+        return None
     dim = max(dims, key=lambda d: source.shape[d])
     size = source.shape[dim]
+    programs = limits.programs
     wanted, sums = max(programs // RUNNING, rows // LONGEST_STRIP), prod(source.shape[:dims[0]])
     parts = max((p for p in range(1, min(-(-wanted // sums), size) + 1) if size % p == 0), default=1)
     if parts < 2 or sums * parts < wanted // 2 or rows // (sums * parts) < SHORTEST_STRIP:
@@ -221,7 +227,7 @@ def split_of(node: Node, limits: RowLimits, whole: Rows) -> Split | None:
     if along_rows and (result.numel(), reduced) in whole:
         return None
     running, programs = result.numel() if along_rows else max(result.numel() // STRIP, 1), limits.programs
-    if running >= programs or reduced < (LONG_ROW if along_rows else LONG_COLUMN):
+    if running >= BUSY * programs or reduced < (LONG_ROW if along_rows else LONG_COLUMN):
         return None
     largest = reduced // ROW_SHARE if along_rows else reduced // COLUMN_SHARE
     wanted = min(1 << (-(-programs // running) - 1).bit_length(), largest)

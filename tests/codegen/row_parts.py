@@ -71,3 +71,14 @@ def pairs_of_softmax(x: Tensor) -> Tensor:
     """Neighbours in softmax rows added up: each result of two places that lie next to each other."""
     share = F.softmax(x, -1)
     return share[..., ::2] + share[..., 1::2] * 2
+
+
+#: Rows of a strip.
+STRIP = 12
+
+
+def norm_backward(dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    """What a norm's backward asks of one input: sums along its rows and down its columns."""
+    scaled = dy * w
+    strips = (dy * x).reshape(-1, STRIP, x.shape[-1]).sum(1)
+    return scaled - x * (scaled * x).mean(-1, keepdim=True), strips

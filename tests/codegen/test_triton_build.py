@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from .cases import BY_NAME, rms_norm, rope
 from .kernels import lower, lower_case
+from .row_parts import norm_backward
 
 CAPABILITIES = (80, 90, 100)
 #: A kernel of each shape: pointwise, row kept in registers, looped row, columns, gather, masks, several nests.
@@ -91,12 +92,13 @@ def test_compiles_without_spills(name: str, tmp_path: Path) -> None:
         ("rope", rope, [(2, 32, 2048, 128), (2048, 128), (2048, 128)]),
         ("cross_entropy", lambda x: F.log_softmax(x, -1), [(256, 32000)]),
         ("column_sum", lambda x: x.sum(0), [(4096, 4096)]),
+        ("norm_backward", norm_backward, [(3072, 8192), (3072, 8192), (8192,)]),
     ],
 )
 def test_real_sizes_do_not_spill(name: str, fn, shapes, tmp_path: Path) -> None:
     with FakeTensorMode():
         inputs = [torch.empty(s, dtype=torch.bfloat16) for s in shapes]
     source = print_kernel(lower(fn, *inputs).group.kernel)
-    for capability in (80, 90):
+    for capability in (80, 90, 100):
         used = resources(compile_for(source, DiskCache(tmp_path), capability).asm["cubin"], tmp_path)
         assert used["LOCAL"] == 0 and used["STACK"] == 0, f"{name} spills on sm_{capability}: {used}"

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from .cases import BY_NAME, rms_norm, rope
 from .kernels import Lowered, Memory, assert_same, lower, lower_case
+from .row_parts import STRIP, norm_backward
 from .test_triton_build import resources
 
 #: One of each shape of work, at sizes that no tile divides.
@@ -45,19 +46,8 @@ RAGGED = [
 ]
 
 
-#: Rows of a strip.
-STRIP = 12
-
-
 def product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     return (x @ w).relu()
-
-
-def norm_backward(dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """What a norm's backward asks of one input: sums along its rows and down its columns."""
-    scaled = dy * w
-    strips = (dy * x).reshape(-1, STRIP, x.shape[-1]).sum(1)
-    return scaled - x * (scaled * x).mean(-1, keepdim=True), strips
 
 
 def divergence(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

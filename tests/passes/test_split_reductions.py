@@ -141,3 +141,25 @@ def test_everything_over_several_dimensions_goes_along_what_is_reduced_by_itself
     firsts = [n for n in gm.graph.nodes if "sum" in str(n.target) and n.meta["val"].numel() > 64]
     assert len(firsts) == 2 and firsts[0].meta["val"].shape == firsts[1].meta["val"].shape
     assert firsts[0].args[1] == firsts[1].args[1]
+
+
+def test_strips_whose_columns_stay_on_chip():
+    """A norm's gradients of wide rows: where a row and its columns' sums don't fit, all columns are programs enough."""
+    limits = RowLimits(264, strip_elements=40960)
+    assert limits.keeps_strips(8192, sums=True) and not limits.keeps_strips(8193, sums=True)
+    assert limits.keeps_strips(16384, sums=False) and not limits.keeps_strips(20000, sums=False)
+    assert RowLimits(264).keeps_strips(1 << 20, sums=True)
+
+    def stages(columns):
+        gm = traced(lambda x: (x.sum(0), x - x.mean(-1, keepdim=True)), torch.empty(4096, columns))
+        return str(split_reductions(gm, limits).graph).count("sum.dim_IntList")
+
+    assert [stages(n) for n in (4096, 8192, 16384)] == [2, 2, 1]
+
+
+def test_nearly_enough_columns_are_not_cut():
+    def stages(columns):
+        gm = traced(lambda x: x.sum(0), torch.empty(8192, columns))
+        return str(split_reductions(gm, RowLimits(264)).graph).count("sum.dim_IntList")
+
+    assert [stages(64 * n) for n in (264, 256, 198, 197, 64)] == [1, 1, 1, 2, 2]
