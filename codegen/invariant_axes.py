@@ -30,9 +30,10 @@ def _along(kernel: Kernel, nest: Nest, programs_wanted: int) -> Nest:
     if nest.reduction or nest.strip or len(nest.axes) < 2 or any(is_scatter(s) for s in stores):
         return nest
     whole = frozenset(a.symbol for a in nest.axes)
-    if any(nest.store_scope(s) != whole for s in stores) or {s.buffer for s in stores} & {
-            s.buffer for s in nest.body if isinstance(s, Load)}:
-        return nest
+    places = {s.buffer: s.index for s in stores}
+    if any(nest.store_scope(s) != whole for s in stores) or any(
+            isinstance(s, Load) and s.index != places.get(s.buffer, s.index) for s in nest.body):
+        return nest  # what it overwrites is read elsewhere, too
     most = prod(a.size for a in nest.axes) // (ACROSS * programs_wanted)
     saved = {a: invariant_cost(nest, a) * (1 - 1 / length) for a in nest.axes
              if not _runs_along(stores, a) and (length := places_along(a.size, most)) >= SHORTEST}

@@ -9,7 +9,7 @@ from math import prod
 import torch
 from rooffuse.codegen.contraction import contraction_of
 from rooffuse.codegen.fxinfo import op_name
-from rooffuse.codegen.invariant_axes import LONGEST
+from rooffuse.codegen.invariant_axes import ACROSS, places_along
 from rooffuse.codegen.ir import Kernel, Nest
 from rooffuse.codegen.lower_contractions import is_matrix_product
 from rooffuse.codegen.lower_pieces import PASSED_ON
@@ -17,6 +17,7 @@ from rooffuse.codegen.lower_reductions import Reduction, is_reduction, reduction
 from rooffuse.codegen.lower_stores import accumulates, is_store, iterated
 from rooffuse.codegen.operations import operation_cost
 from rooffuse.codegen.traffic import kernel_traffic
+from rooffuse.codegen.triton_tiles import RUNNING_PROGRAMS
 from rooffuse.cost_model import Cost, Device, Estimate, Price, estimate, price
 from torch.fx import Node
 from torch.fx.node import map_arg
@@ -135,9 +136,9 @@ class GroupPricer:
         for seen in (seen for u, seen in facts.spread if u is user):
             seen = (1,) * (value.dim() - len(seen)) + seen
             near = list(takewhile(lambda d, seen=seen: seen[d] == 1, order))
-            others = [value.shape[d] for d in order[len(near):] if seen[d] == 1]
-            run = min(prod(value.shape[d] for d in near), THREAD_ELEMENTS) * (
-                min(max(others, default=1), LONGEST) if alone else 1)
+            most = value.numel() // (ACROSS * RUNNING_PROGRAMS * self.device.sms) if alone else 0
+            places = [places_along(value.shape[d], most) for d in order[len(near):] if seen[d] == 1]
+            run = min(prod(value.shape[d] for d in near), THREAD_ELEMENTS) * max(places, default=1)
             found = min(found or run, run)
         return max(found, 1)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from rooffuse.codegen.cache import DiskCache
 from rooffuse.codegen.invariant_axes import ACROSS, COSTLY, LONGEST, go_along_invariant_axes, places_along
-from rooffuse.codegen.ir import Compute, Stmt
+from rooffuse.codegen.ir import Compute, Stmt, Store
 from rooffuse.codegen.operations import operation_cost
 from rooffuse.codegen.sweeps import plan_phases
 from rooffuse.codegen.verify import verify
@@ -94,12 +94,26 @@ def test_enough_programs_are_left() -> None:
         lambda x, y: (x * y).sin(),  # varies along all axes
         lambda x, y: x * y.sin() + x.amax(),  # reduces
         lambda x, y: (x * y.sin(), y.sin() + 1),  # stores what doesn't vary
+        lambda x, y: x[:61] * y.sin(),  # no few places divide
     ],
 )
 def test_other_kernels_stay_as_they_are(fn) -> None:
     x, y = torch.empty(64, 300), torch.empty(300)
     kernel = lower(fn, x, y).group.kernel
     assert go_along_invariant_axes(kernel, 1) == kernel
+
+
+def test_a_buffer_may_be_overwritten_where_it_is_read() -> None:
+    lowered = lower(with_positions, torch.empty(8, 20, 130))
+    kernel = lowered.group.kernel
+    inputs = [b.name for b in kernel.buffers if b.name in kernel.read]
+    assert inputs == ["i0"]
+    (nest,) = kernel.nests
+    store = next(s for s in nest.body if isinstance(s, Store))
+    for index, changed in ((store.index, True), (20 * 130 * 8 - 1 - store.index, False)):
+        body = tuple(replace(s, buffer="i0", index=index) if s is store else s for s in nest.body)
+        overwriting = replace(kernel, nests=(replace(nest, body=body),))
+        assert (go_along_invariant_axes(overwriting, 1) != overwriting) == changed
 
 
 def test_an_axis_is_cut_where_it_divides() -> None:
