@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import takewhile
 from math import prod
 
 import torch
@@ -135,7 +134,7 @@ class GroupPricer:
         order = sorted((d for d, n in enumerate(value.shape) if n > 1), key=value.stride)
         for seen in (seen for u, seen in facts.spread if u is user):
             seen = (1,) * (value.dim() - len(seen)) + seen
-            near = list(takewhile(lambda d, seen=seen: seen[d] == 1, order))
+            near = order[:next((k for k, d in enumerate(order) if seen[d] != 1), len(order))]
             most = value.numel() // (ACROSS * RUNNING_PROGRAMS * self.device.sms) if alone else 0
             places = [places_along(value.shape[d], most) for d in order[len(near):] if seen[d] == 1]
             run = min(prod(value.shape[d] for d in near), THREAD_ELEMENTS) * max(places, default=1)
