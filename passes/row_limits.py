@@ -49,8 +49,7 @@ class RowLimits:
     def keeps_strips(self, columns: int, sums: bool) -> bool:
         """Whether columns are reduced on the way along rows: beside their results, a row and, where these are sums as
         in a norm's gradient, what it is multiplied by."""
-        tile = 1 << max(columns - 1, 0).bit_length()
-        return not self.strip_elements or tile * (4 if sums else 2) <= self.strip_elements
+        return not self.strip_elements or padded(columns) * (4 if sums else 2) <= self.strip_elements
 
     def held(self, rows: int) -> int:
         """Bytes of a row that stay in the cache where there are so many rows."""
@@ -72,6 +71,11 @@ class RowLimits:
             return rows >= self.programs
         moved = 2 if row_bytes <= self.held(rows) else 1 + sweeps
         return 3 * rows * row_bytes >= self.saturating * moved * row_bytes - 2 * self.launch_bytes
+
+
+def padded(size: int) -> int:
+    """The power of two that a program's tile has for ``size`` elements."""
+    return 1 << max(size - 1, 0).bit_length()
 
 
 def whole_rows(gm: GraphModule, limits: RowLimits) -> Rows:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from rooffuse.passes.graph import argument, call_like, is_concrete, packet_name, tensor_meta
 from rooffuse.passes.pipeline import Pass
-from rooffuse.passes.row_limits import LONG_ROW, RowLimits, Rows, innermost, reduced_dims, whole_rows
+from rooffuse.passes.row_limits import LONG_ROW, RowLimits, Rows, innermost, padded, reduced_dims, whole_rows
 from rooffuse.passes.scan_totals import TOTALS
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -196,13 +196,8 @@ def _rows_first(node: Node, meeting: Rows, wide: Rows) -> _RowsFirst | None:
     along = _trailing(dims, source.dim())
     segment = prod(source.shape[-along:])
     whole = any(rows * row == source.numel() and row % segment == 0 and row > segment
-                and _padded(row // segment) * _padded(segment) <= SEGMENTED_ROW for rows, row in meeting | wide)
+                and padded(row // segment) * padded(segment) <= SEGMENTED_ROW for rows, row in meeting | wide)
     return _RowsFirst(dims, along) if whole and along < len(dims) and source.is_contiguous() else None
-
-
-def _padded(size: int) -> int:
-    """The power of two that a program's tile has for ``size`` elements."""
-    return 1 << (size - 1).bit_length()
 
 
 def _trailing(dims: tuple[int, ...], rank: int) -> int:
@@ -230,7 +225,7 @@ def split_of(node: Node, limits: RowLimits, whole: Rows) -> Split | None:
     if running >= BUSY * programs or reduced < (LONG_ROW if along_rows else LONG_COLUMN):
         return None
     largest = reduced // ROW_SHARE if along_rows else reduced // COLUMN_SHARE
-    wanted = min(1 << (-(-programs // running) - 1).bit_length(), largest)
+    wanted = min(padded(-(-programs // running)), largest)
     dim = max(dims, key=lambda d: (source.shape[d] >= wanted and d != innermost(source), source.shape[d]))
     size = source.shape[dim]
     parts = min(wanted, size)
