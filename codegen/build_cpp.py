@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 
 #: Those that g++ and clang++ both know; what only g++ does is in a pragma of the text's head (cpp_spelling).
 FLAGS: tuple[str, ...] = (
-    "-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fwrapv", "-fopenmp", "-fPIC",
-    "-shared", "-w",
+    "-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fwrapv",
+    "-fopenmp", "-fPIC", "-shared", "-w",
     # g++ makes one scalar sincos of a sine and a cosine of the same angle, and the loop around it scalar, too.
     "-fno-builtin-sin", "-fno-builtin-cos", "-fno-builtin-sinf", "-fno-builtin-cosf")
 # g++ takes 256-bit vectors by default where the processor has 512: kernels here were 15 to 25% slower with those.

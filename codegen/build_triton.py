@@ -55,8 +55,7 @@ def compile_for(source: TritonSource, cache: DiskCache, capability: int | str, w
     function = getattr(module, source.entry)
     attributes = {(k,): [["tt.divisibility", ALIGNMENT]] for k in range(len(source.signature))} if aligned else {}
     ast = triton.compiler.ASTSource(fn=function, signature=dict(source.signature), constexprs={}, attrs=attributes)
-    # Contraction of a multiplication and an addition is asked for: Triton's own default changes between versions.
-    options = {"num_warps": source.warps, "enable_fp_fusion": True}
+    options = {"num_warps": source.warps, "enable_fp_fusion": source.contracted}
     if source.stages is not None:
         options["num_stages"] = source.stages
     return triton.compile(ast, target=GPUTarget(backend, capability, warp_size), options=options)

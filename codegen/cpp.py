@@ -43,6 +43,8 @@ class NestPrinter(LaneForm):
         self.hosts = hosting_stores(kernel, nest, self.phases, self.held)
         self.shared_rows = (
             frozenset[str]() if self.column or self.held else shared_row_values(kernel, nest))
+        for name in self.held | self.shared_rows:  # which later sweeps read back
+            self.products.pop(name, None)
         self._wanted: frozenset[str] = frozenset()
         self._read_back: frozenset[str] = frozenset()
         self._short = False
@@ -147,7 +149,7 @@ class NestPrinter(LaneForm):
                 continue
             for stmt in phase.body:
                 if invariant(stmt):
-                    self.add(self.line(stmt))
+                    self.put(stmt)
                 else:
                     left.append(stmt)
         self._print_shared_rows(phases[cut:], computed)
@@ -259,7 +261,7 @@ class NestPrinter(LaneForm):
             if isinstance(stmt, Reduce) and self._is_added(stmt):
                 self._add_to_segment(stmt, stmt.value)
             else:
-                self.add(self.line(stmt))
+                self.put(stmt)
         axis, outside = axes[k], dict(self._decided)
         parts = self._whole_sums(phase) if k == self._parts_at else []
         self._open_parts(parts)
@@ -365,7 +367,7 @@ class NestPrinter(LaneForm):
                 else:
                     self._accumulate(stmt, parts, place)
                 continue
-            self.add(self.line(stmt))
+            self.put(stmt)
             if not isinstance(stmt, Store) and stmt.name in kept and stmt.name not in self._read_back:
                 self.add(f"held_{stmt.name}[{self._row_position()}] = {stmt.name};")
                 computed.add(stmt.name)

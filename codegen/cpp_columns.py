@@ -77,7 +77,7 @@ class ColumnForm(SegmentArrays):
         varying = [s for s in body if lane.symbol in self._scope(s)]
         for stmt in body:
             if lane.symbol not in self._scope(stmt):
-                self.add(self.line(stmt))
+                self.put(stmt)
         if not varying:
             return
         if not any(isinstance(s, Reduce) and s.op.startswith("arg") for s in varying):
@@ -92,7 +92,7 @@ class ColumnForm(SegmentArrays):
             if isinstance(stmt, Reduce):
                 self._accumulate(stmt, self._blocked, "[j]")
                 continue
-            self.add(self.line(stmt))
+            self.put(stmt)
             if not isinstance(stmt, Store) and stmt.name in shared and not inside_sweep:
                 self.add(f"lanes_{stmt.name}[j] = {stmt.name};")
         self.close()
@@ -115,7 +115,7 @@ class ColumnForm(SegmentArrays):
         levels = self._by_depth([s for s in phase.body if not self._varies(s, lane)], axes)
         for k, axis in enumerate(axes):
             for stmt in levels[k]:
-                self.add(self.line(stmt))
+                self.put(stmt)
             if k == 0 and self._blocked:
                 self.open(f"for (int64_t {axis.symbol} = block; {axis.symbol} < "
                           f"RF_MIN(block + {COLUMN_BLOCK}, INT64_C({axis.size})); ++{axis.symbol})")
@@ -126,7 +126,7 @@ class ColumnForm(SegmentArrays):
             if isinstance(stmt, Reduce):
                 self._accumulate(stmt, self._blocked)
             else:
-                self.add(self.line(stmt))
+                self.put(stmt)
         self._print_lanes([s for s in phase.body if self._varies(s, lane)], lane, shared, inside_sweep=True)
         inner = len(axes)
         self.close(inner)

@@ -10,6 +10,7 @@ from .cpp_schedule import DEFAULT_SCHEDULE, Schedule
 from .cpp_spelling import CppStatements
 from .ir import Axis, Kernel, Nest, Reduce, Stmt, Store
 from .scatter import colliding_axes
+from .summed_products import summed_products
 
 #: Points times operations below which a second thread costs more than it brings.
 SERIAL_WORK = 1 << 15
@@ -33,12 +34,18 @@ class LoopWriter(CppStatements):
         self.work = prod(a.size for a in nest.axes) * max(len(nest.body), 1)
         self.colliding = colliding_axes(nest)
         self._rest: list[Axis] = []
+        self.products = summed_products(nest)
 
     def add(self, text: str) -> None:
         self.lines.append("  " * self.depth + text)
 
     def add_all(self, statements: Iterable[Stmt]) -> None:
         for stmt in statements:
+            self.put(stmt)
+
+    def put(self, stmt: Stmt) -> None:
+        """Add a statement's line; a product that is only summed has none, its sum takes the factors."""
+        if isinstance(stmt, Store) or stmt.name not in self.products:
             self.add(self.line(stmt))
 
     def open(self, text: str) -> None:

@@ -84,7 +84,10 @@ class Accumulators(ScanLoops):
             self.add(f"{top} = {d} > 0 ? {value} : {top};")
         elif reduce.op in ("sum", "prod"):
             target = f"part_{reduce.name}{lane}" if blocked else acc
-            self.add(f"{target} {'+' if reduce.op == 'sum' else '*'}= {value};")
+            if value in self.products:
+                self._add_product(reduce, target)
+            else:
+                self.add(f"{target} {'+' if reduce.op == 'sum' else '*'}= {value};")
         elif reduce.op in ("any", "all"):
             self.add(f"{acc} {'|' if reduce.op == 'any' else '&'}= (int){value};")
         elif reduce.op in ("argmax", "argmin"):
@@ -99,6 +102,11 @@ class Accumulators(ScanLoops):
             self.add(f"{acc} = {value} {'>' if reduce.op == 'max' else '<'} {acc} ? {value} : {acc};")
         else:
             self.add(f"{acc} = rf_{reduce.op}({acc}, {value});")
+
+    def _add_product(self, reduce: Reduce, total: str) -> None:
+        """Add up the product that ``reduce`` sums, which isn't rounded before."""
+        a, b = self.products[reduce.value]
+        self.add(f"{total} = __builtin_fma{'' if reduce.dtype == torch.float64 else 'f'}({a}, {b}, {total});")
 
     def _finish(self, reduce: Reduce, lanes: int | None = None) -> None:
         """Declare the result; ``lanes`` accumulators are taken together as a tree."""

@@ -101,13 +101,7 @@ static inline float rf_round_bf16_unchecked(float x) {
 #define rf_round_bf16_unchecked rf_round_bf16
 #endif
 static inline rf_fp16 rf_to_fp16(float x) { return (rf_fp16)x; }
-int64_t rf_zero = 0;  // not static: the compiler can't know its value
-// Rounds for good: without the detour through bits, a multiplication before and an addition after are contracted.
-static inline float rf_round_fp16(float x) {
-  rf_fp16 h = (rf_fp16)x; uint16_t u; __builtin_memcpy(&u, &h, 2);
-  u ^= (uint16_t)rf_zero; __builtin_memcpy(&h, &u, 2);
-  return (float)h;
-}
+static inline float rf_round_fp16(float x) { return (float)(rf_fp16)x; }
 static inline bool rf_signbit(float x) { uint32_t u; __builtin_memcpy(&u, &x, 4); return u >> 31; }
 static inline bool rf_signbit(double x) { uint64_t u; __builtin_memcpy(&u, &x, 8); return u >> 63; }
 template <typename To, typename From> static inline To rf_same_bits(From x) {

@@ -26,7 +26,10 @@ class StripForm(CutLoops):
 
     def _add_to_strip(self, reduce: Reduce) -> None:
         kept = f"strip_{reduce.name}[{self._row_position()}]"
-        self.add(f"{kept} = {STEPS[reduce.op].format(kept, reduce.value)};")
+        if reduce.value in self.products:
+            self._add_product(reduce, kept)
+        else:
+            self.add(f"{kept} = {STEPS[reduce.op].format(kept, reduce.value)};")
 
     def _print_finale(self) -> None:
         """What is known after the last row, column by column."""
@@ -41,7 +44,7 @@ class StripForm(CutLoops):
                     total = f"strip_{reduce.name}[{self._row_position()}]"
                     self.add(self.declare(reduce.name, reduce.dtype, total))
             for stmt in statements:
-                self.add(self.line(stmt))
+                self.put(stmt)
             if k < len(axes):
                 if k == len(axes) - 1:
                     self.add("#pragma omp simd")

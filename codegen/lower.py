@@ -10,7 +10,7 @@ from math import prod
 from typing import Any
 
 import torch
-from rooffuse.passes.graph import IMPLIED_CAST
+from rooffuse.passes.graph import IMPLIED_CAST, INNER_PRODUCT
 from sympy import Expr, Integer
 from torch.fx import Node
 
@@ -177,6 +177,9 @@ class NestLowering:
         return self.builder.const(argument, kind)
 
     def _pointwise(self, node: Node, coords: Coords) -> str:
+        contracted = self._with_inner_product(node, coords)
+        if contracted is not None:
+            return contracted
         rule, b = lower_pointwise.RULES[op_name(node)], self.builder
         arguments, keywords = list(node.args), dict(node.kwargs)
         for operand_name in ("min", "max", "value", "other"):
@@ -203,6 +206,24 @@ class NestLowering:
         if written and not holds_exactly(dtype_of(node), dtype_of(node.args[0])):
             return b.rounded_always(result, dtype_of(node))
         return b.rounded(result, dtype_of(node))
+
+    def _with_inner_product(self, node: Node, coords: Coords) -> str | None:
+        """A sum, or difference, of which one operand is a product inside of the same operator, rounded once."""
+        name, dtype = op_name(node), dtype_of(node)
+        if name not in ("add", "sub") or node.kwargs or dtype not in (torch.float32, torch.float64):
+            return None
+        places = [k for k, a in enumerate(node.args[:2]) if isinstance(a, Node) and INNER_PRODUCT in a.meta
+                  and a not in self.buffers and dtype_of(a) == dtype]
+        if not places:
+            return None
+        b, product = self.builder, node.args[places[0]]
+        inner = lower_views.broadcast_coords(coords, shape_of(product))
+        operands = [self._operand(a, product, inner) for a in product.args]
+        operands.append(self._operand(node.args[1 - places[0]], node, coords))
+        first, second, other = (b.cast(v, dtype) for v in operands if v is not None)
+        if name == "sub":
+            first, other = (b.compute("neg", first), other) if places[0] else (first, b.compute("neg", other))
+        return b.compute("fma", first, second, other)
 
     @staticmethod
     def _condition_position(node: Node, rule: lower_pointwise.PointwiseRule) -> int | None:

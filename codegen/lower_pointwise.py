@@ -128,12 +128,20 @@ def float_floordiv(b: B, x: str, y: str) -> str:
 def add(b: B, x: str, y: str, alpha: float = 1) -> str:
     if b.dtypes[x] == torch.bool:
         return b.compute("or", x, y) if alpha else x
-    return b.compute("add", x, b.compute("mul", y, b.const(alpha, b.dtypes[y])) if alpha != 1 else y)
+    return b.compute("add", x, y) if alpha == 1 else _plus_scaled(b, x, y, alpha)
+
+
+def _plus_scaled(b: B, x: str, y: str, alpha: float) -> str:
+    """``x + alpha * y``, rounded once where eager execution rounds once."""
+    factor = b.const(alpha, b.dtypes[y])
+    if b.dtypes[x].is_floating_point:
+        return b.compute("fma", factor, y, x)
+    return b.compute("add", x, b.compute("mul", y, factor))
 
 
 @rule("sub", 2)
 def sub(b: B, x: str, y: str, alpha: float = 1) -> str:
-    return b.compute("sub", x, b.compute("mul", y, b.const(alpha, b.dtypes[y])) if alpha != 1 else y)
+    return b.compute("sub", x, y) if alpha == 1 else _plus_scaled(b, x, y, -alpha)
 
 
 @rule("rsub", 2)
@@ -230,11 +238,12 @@ def gelu(b: B, x: str, approximate: str = "none") -> str:
     if approximate == "tanh":
         cube = b.compute("mul", b.compute("mul", x, x), x)
         inner = b.compute("mul", b.const(math.sqrt(2 / math.pi), d),
-                          b.compute("add", x, b.compute("mul", b.const(0.044715, d), cube)))
+                          b.compute("fma", b.const(0.044715, d), cube, x))
         bell = b.compute("tanh", inner)
     else:
         bell = b.compute("erf", b.compute("mul", x, b.const(math.sqrt(0.5), d)))
-    return b.compute("mul", b.compute("mul", b.const(0.5, d), x), b.compute("add", b.const(1, d), bell))
+    half = b.compute("mul", b.const(0.5, d), x)
+    return b.compute("fma", half, bell, half)
 
 
 @rule("leaky_relu", 2)

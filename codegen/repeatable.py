@@ -1,19 +1,17 @@
 """Whether a value that is computed twice has the same bits both times.
 
 A row's maximum is known after one sweep over the row, and ``x == maximum`` is computed in the next, where ``x`` is
-computed again. It must be found, or a selection picks the same element twice and a gradient is 0 / 0. In C++ two things
-can change the last bit: a library function is another one in a loop that isn't vectorised, and a product is contracted
-with an addition only where all uses of it in that loop are additions.
+computed again. It must be found, or a selection picks the same element twice and a gradient is 0 / 0. In C++ a library
+function may change the last bit: it is another one in a loop that isn't vectorised.
 """
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 
 import torch
 
 from .errors import NotLowerable
-from .ir import Compute, Kernel, Nest, Reduce, Stmt, Store, operands
+from .ir import Compute, Kernel, Reduce, Stmt, Store, operands
 
 _LIBRARY = frozenset("""exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh asinh acosh atanh erfc
 lgamma pow atan2""".split())
@@ -31,7 +29,7 @@ def check_equalities(kernel: Kernel) -> None:
             for value, other in (stmt.args, stmt.args[::-1]):
                 reached = _reached(value, made)
                 if (made[value].dtype.is_floating_point and _has_extreme_of(value, _reached(other, made), made)
-                        and not _repeatable(reached, nest, made)):
+                        and not _repeatable(reached, made)):
                     raise NotLowerable("a value that is compared with its own extreme may have other bits by then")
 
 
@@ -50,15 +48,6 @@ def _has_extreme_of(value: str, names: frozenset[str], made: Mapping[str, Stmt])
                for n in names)
 
 
-def _repeatable(names: frozenset[str], nest: Nest, made: Mapping[str, Stmt]) -> bool:
-    uses = Counter(n for s in nest.body for n in operands(s))
-    for name in names:
-        stmt = made[name]
-        if not isinstance(stmt, Compute):
-            continue
-        if stmt.op in (_LIBRARY_FOR_DOUBLES if stmt.dtype == torch.float64 else _LIBRARY):
-            return False
-        if stmt.op in ("add", "sub") and stmt.dtype.is_floating_point and any(
-                uses[a] > 1 and isinstance(s := made[a], Compute) and s.op in ("mul", "exp") for a in stmt.args):
-            return False
-    return True
+def _repeatable(names: frozenset[str], made: Mapping[str, Stmt]) -> bool:
+    return not any(isinstance(s := made[n], Compute)
+                   and s.op in (_LIBRARY_FOR_DOUBLES if s.dtype == torch.float64 else _LIBRARY) for n in names)

@@ -15,6 +15,7 @@ from .contraction import contraction_of
 from .eviction import eviction
 from .index import affine, bounds
 from .ir import Axis, Kernel, Load, Nest, Reduce, Scan, Store
+from .summed_products import contracts_only_sums
 from .sweeps import Phase, after_strips, finale, plan_phases, strip_reduces, strip_scans
 from .triton_dot import DotPrinter, DotTile
 from .triton_reductions import ReductionTiles
@@ -268,7 +269,7 @@ class NestPrinter(ReductionTiles):
 @dataclass(frozen=True)
 class TritonSource:
     """A generated module: ``text`` defines ``entry``, to be launched with ``grid`` programs of ``warps`` warps.
-    ``stages`` are those of `DotTile`."""
+    ``stages`` are those of `DotTile`; ``contracted`` is whether products may be contracted with additions."""
 
     text: str
     entry: str
@@ -277,6 +278,7 @@ class TritonSource:
     warps: int
     persistent: bool
     stages: int | None = None
+    contracted: bool = False
 
 
 def _keeps_rows(nest: Nest, tile: Tile | DotTile) -> bool:
@@ -313,4 +315,5 @@ def print_kernel(kernel: Kernel, entry: str = "kernel", programs_wanted: int = 2
     signature = {b.name: POINTERS[b.dtype] for b in kernel.buffers}
     return TritonSource(PRELUDE + "\n".join(lines) + "\n", entry, signature, first, max(t.warps for t in tiles),
                         all(map(_keeps_rows, kernel.nests, tiles)),
-                        max((t.stages for t in tiles if isinstance(t, DotTile) and t.stages), default=None))
+                        max((t.stages for t in tiles if isinstance(t, DotTile) and t.stages), default=None),
+                        contracts_only_sums(kernel))

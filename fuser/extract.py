@@ -10,7 +10,7 @@ from rooffuse.codegen.errors import NotLowerable
 from rooffuse.codegen.fxinfo import op_name
 from rooffuse.codegen.lower_stores import is_store
 from rooffuse.codegen.lower_views import SPLITTERS
-from rooffuse.passes.graph import IMPLIED_CAST
+from rooffuse.passes.graph import rounding_marks
 from torch.fx import Graph, Node
 
 from .units import Units
@@ -105,5 +105,5 @@ def structure_key(graph: Graph) -> Hashable:
         if isinstance(value, torch.Tensor):
             kind = (tuple(value.shape), tuple(value.stride()), str(value.dtype))
         rows.append((node.op, str(node.target) if node.op == "call_function" else "", spell(node.args),
-                     spell(node.kwargs), kind, IMPLIED_CAST in node.meta))
+                     spell(node.kwargs), kind, rounding_marks(node)))
     return tuple(rows)

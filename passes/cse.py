@@ -6,12 +6,12 @@ import logging
 from typing import Any
 
 from rooffuse.passes.graph import (
-    IMPLIED_CAST,
     argument_key,
     is_impure,
     mutated_roots,
     packet_name,
     returned_nodes,
+    rounding_marks,
     storage_roots,
     viewed_arg,
     written_args,
@@ -55,7 +55,7 @@ def cse(gm: GraphModule) -> GraphModule:
             continue
         reads = tuple(version.get(roots[argument], 0) for argument in node.all_input_nodes)
         key = (node.op, node.target, argument_key(node.args, _itself), argument_key(node.kwargs, _itself), reads,
-               IMPLIED_CAST in node.meta)
+               rounding_marks(node))
         earlier = known.setdefault(key, node)
         if earlier is node:
             continue

@@ -13,7 +13,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rooffuse.passes.graph import IMPLIED_CAST, argument_key, argument_nodes, is_random, packet_name, size_key
+from rooffuse.passes.graph import (
+    IMPLIED_CAST,
+    INNER_PRODUCT,
+    argument_key,
+    argument_nodes,
+    aten,
+    is_random,
+    packet_name,
+    size_key,
+)
 from rooffuse.passes.op_sets import LIBRARY, PRIMITIVES, aot_decompositions
 from rooffuse.passes.rule_base import Refusal, Rule, conform
 from rooffuse.passes.rules import RULES
@@ -214,6 +223,10 @@ def _record(node: Node, rule: Rule, mode: FakeTensorMode) -> Graph | None:
     for call in reversed(recorder.graph.nodes):
         if call.op == "call_function" and not call.users and not is_random(call):
             recorder.graph.erase_node(call)
+    for call in recorder.graph.nodes:
+        if call.target is aten.mul.Tensor and call.users and all(
+                user.target in (aten.add.Tensor, aten.sub.Tensor) for user in call.users):
+            call.meta[INNER_PRODUCT] = True
     return recorder.graph
 
 

@@ -20,6 +20,9 @@ _UNDECLARED_VIEWS = frozenset({aten._unsafe_view.default})
 #: Metadata of a cast to bfloat16 or float16 that nobody wrote: the result of a decomposed operator has that type.
 #: Inside of a kernel it needn't round.
 IMPLIED_CAST = "rooffuse_implied_cast"
+#: Metadata of a product inside of a decomposed operator that is only added to something, or subtracted: inside of a
+#: kernel it needn't be rounded, as it isn't inside of the framework's own kernel for the operator.
+INNER_PRODUCT = "rooffuse_inner_product"
 _SYM_TYPES = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
@@ -35,6 +38,11 @@ def packet_name(target: Any) -> str:
         return ""
     namespace, _, name = target._schema.name.partition("::")
     return f"{namespace}.{name}"
+
+
+def rounding_marks(node: Node) -> tuple[bool, bool]:
+    """What is known of how the node's value may be rounded: calls that differ in it aren't equal."""
+    return IMPLIED_CAST in node.meta, INNER_PRODUCT in node.meta
 
 
 def is_random(node: Node) -> bool:

@@ -8,6 +8,7 @@ from conftest import assert_same_results, targets, trace
 from rooffuse.passes.constant_fold import constant_fold
 from rooffuse.passes.cse import cse
 from rooffuse.passes.dce import dce
+from rooffuse.passes.graph import INNER_PRODUCT
 from rooffuse.passes.pipeline import copy_graph
 from rooffuse.passes.redundant import redundant
 from rooffuse.passes.verify import verify
@@ -39,6 +40,14 @@ def test_equal_calls_are_one(x):
 def test_calls_that_differ_in_a_constant_stay():
     assert apply(cse, lambda x: (x + 1) * (x + 2), X) == ["add", "add", "mul"]
     assert apply(cse, lambda x: aten.add(x, 0.0) * aten.add(x, -0.0), X) == ["add", "add", "mul"]
+
+
+def test_a_product_that_needs_no_rounding_stays_apart_from_one_that_does():
+    before = trace(lambda x: (x * x + 1) * (x * x), X)
+    inner = next(node for node in before.graph.nodes if node.target is aten.mul.Tensor)
+    inner.meta[INNER_PRODUCT] = True
+    assert sum(node.target is aten.mul.Tensor for node in cse(before).graph.nodes) == 3
+    assert apply(cse, lambda x: (x * x + 1) * (x * x), X) == ["mul", "add", "mul"]
 
 
 def test_random_draws_are_never_merged():
