@@ -1,17 +1,18 @@
-"""Maps in which costly values are the same along an axis, as the angles of positions are for all sequences of a batch:
-a program goes along that axis and computes them once."""
+"""Nests in which costly values are the same along an axis, as the angles of positions are for all sequences of a batch:
+a program of a map goes along that axis and computes them once, one that reduces rows has several side by side."""
 from __future__ import annotations
 
 from dataclasses import replace
 from math import prod
 
-from .index import affine, rewrite, symbol
-from .ir import Axis, Compute, Kernel, Load, Nest, Stmt, Store, index_of
+from .contraction import contraction_of
+from .index import affine, symbol
+from .ir import Axis, Compute, Kernel, Load, Nest, Scan, Store
 from .operations import operation_cost
 from .scatter import is_scatter
+from .simplify import substitute_axes
+from .triton_tiles import COSTLY, PERSISTENT_ELEMENTS, kept_tiles, memory_along_rows, row_tile, rows_beside, shared_cost
 
-#: Cost in plain operations from which on values are worth it.
-COSTLY = 16
 #: Most places along the axis that a program takes, and fewest.
 LONGEST, SHORTEST = 64, 4
 #: Points across that axis that a program takes.
@@ -19,15 +20,16 @@ ACROSS = 1024
 
 
 def go_along_invariant_axes(kernel: Kernel, programs_wanted: int) -> Kernel:
-    """``kernel`` with the axis of each such nest, or a part of it, as rows that its programs go through: what doesn't
-    vary along them is computed once a row. ``programs_wanted`` programs have to be left."""
-    nests = tuple(_along(kernel, n, programs_wanted) for n in kernel.nests)
+    """``kernel`` with the axis of each such nest, or a part of it, as rows that its programs go through, or as the
+    neighbours of rows. What doesn't vary along it is computed once. ``programs_wanted`` programs have to be left."""
+    nests = tuple(_beside(n, programs_wanted) if n.reduction else _along(kernel, n, programs_wanted)
+                  for n in kernel.nests)
     return replace(kernel, nests=nests) if nests != kernel.nests else kernel
 
 
 def _along(kernel: Kernel, nest: Nest, programs_wanted: int) -> Nest:
     stores = [s for s in nest.body if isinstance(s, Store)]
-    if nest.reduction or nest.strip or len(nest.axes) < 2 or any(is_scatter(s) for s in stores):
+    if len(nest.axes) < 2 or any(is_scatter(s) for s in stores):
         return nest
     whole = frozenset(a.symbol for a in nest.axes)
     places = {s.buffer: s.index for s in stores}
@@ -62,13 +64,23 @@ def _split(nest: Nest, axis: Axis, length: int) -> Nest:
     outer = [] if length == axis.size else [replace(axis, size=axis.size // length)]
     axes = (*(x for a in nest.axes for x in (outer if a is axis else [a])), row)
     place = row.symbol + (length * axis.symbol if outer else 0)
-    ranges = {a.symbol: a.size for a in axes}
-    return Nest(axes, tuple(_moved(s, {axis.symbol: place}, ranges) for s in nest.body))
+    return substitute_axes(nest, axes, {axis.symbol: place})
 
 
-def _moved(stmt: Stmt, places: dict, ranges: dict) -> Stmt:
-    index = index_of(stmt)
-    if index is None:
-        return stmt
-    moved = rewrite(index, places, ranges)
-    return replace(stmt, index=moved) if isinstance(stmt, Load | Store) else replace(stmt, expr=moved)  # type: ignore[call-arg]
+def _beside(nest: Nest, programs_wanted: int) -> Nest:
+    """A nest of rows with places along the axis as its last parallel one, as many as registers hold rows."""
+    if nest.strip or nest.segmented or contraction_of(nest) is not None or not memory_along_rows(nest) or any(
+            isinstance(s, Scan) for s in nest.body):
+        return nest
+    most = min(PERSISTENT_ELEMENTS // (row_tile(nest) * kept_tiles(nest)),
+               prod(a.size for a in nest.parallel) // programs_wanted)
+    saved = {a: shared_cost(nest, a) * (1 - 1 / n) for a in nest.parallel if (n := rows_beside(a.size, most)) > 1}
+    axis = max(saved, key=lambda a: saved[a], default=None)
+    if axis is None or shared_cost(nest, axis) < COSTLY:
+        return nest
+    length = rows_beside(axis.size, most)
+    inner = Axis(symbol(f"{axis.symbol.name}l"), length)
+    outer = [] if length == axis.size else [replace(axis, size=axis.size // length)]
+    parallel = [x for a in nest.parallel for x in (outer if a is axis else [a])]
+    place = inner.symbol + (length * axis.symbol if outer else 0)
+    return substitute_axes(nest, (*parallel, inner, *nest.reduction), {axis.symbol: place})

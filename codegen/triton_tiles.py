@@ -7,7 +7,8 @@ from math import prod
 import torch
 
 from .index import affine
-from .ir import Kernel, Load, Nest, Reduce, Scan, Store, operands
+from .ir import Axis, Compute, Kernel, Load, Nest, Reduce, Scan, Store, operands
+from .operations import operation_cost
 from .sweeps import inner_values, plan_phases, strip_reduces, strip_scans
 from .traffic import row_bytes, sweeps
 
@@ -30,6 +31,9 @@ MOST_FACTORS = 4
 NARROWEST = 16
 #: Most neighbours that a program takes.
 WIDEST = 64
+#: Cost in plain operations from which on values are worth being shared, the most rows side by side that share them, and
+#: elements of those that a thread keeps: a row among few threads takes fewer steps to add up, 96 registers on sm_90.
+COSTLY, MOST_BESIDE, BESIDE_LANE = 16, 8, 64
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,26 @@ def _same_rows(nest: Nest) -> int:
     return inner.size
 
 
+def rows_beside(size: int, most: int) -> int:
+    """The largest power of two by which ``size`` rows can be divided, at most ``most`` and `MOST_BESIDE`."""
+    return next((n for n in (8, 4, 2) if n <= min(most, MOST_BESIDE) and size % n == 0), 1)
+
+
+def shared_cost(nest: Nest, axis: Axis) -> int:
+    """Cost at each point of a row of the operations whose results are the same along a parallel ``axis``."""
+    row = {a.symbol for a in nest.reduction}
+    return sum(operation_cost(s.op, special_units=True) for s in nest.body
+               if isinstance(s, Compute) and nest.scopes[s.name] & row and axis.symbol not in nest.scopes[s.name])
+
+
+def _beside(nest: Nest) -> int:
+    """How many rows are along the last parallel axis if they share what is costly; else 1."""
+    last = nest.parallel[-1] if nest.parallel else None
+    if last is None or rows_beside(last.size, last.size) != last.size:
+        return 1
+    return last.size if shared_cost(nest, last) >= COSTLY else 1
+
+
 def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
     """Tile sizes from the work: enough programs to fill the device, 16 bytes a thread and access, rows in registers.
     Rows of which segments are reduced are persistent, whether registers hold them or not.
@@ -166,6 +190,9 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
         if (xblock := min(power_of_two(_same_rows(nest)), WIDEST)) > 1:
             rblock = min(full, 8192 // xblock)
             return Tile(xblock, rblock, rblock == full, max(1, min(8, xblock * rblock // 512)), -(-rows // xblock))
+        beside, kept = 1 if nest.segmented else _beside(nest), full * kept_tiles(nest)
+        if beside > 1 and beside * kept <= PERSISTENT_ELEMENTS:
+            return Tile(beside, full, True, max(1, beside * kept // (32 * BESIDE_LANE)), rows // beside)
         if nest.segmented or full * kept_tiles(nest) <= PERSISTENT_ELEMENTS:
             xblock, wanted, programs, lane = 1, 8192 if _shares_rows(nest) else 1024, programs_wanted, 16
             if _multiplies(nest):

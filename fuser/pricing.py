@@ -1,7 +1,7 @@
 """What nodes and groups cost: registry prices for single nodes, unique bytes for groups."""
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -16,7 +16,7 @@ from rooffuse.codegen.lower_reductions import Reduction, is_reduction, reduction
 from rooffuse.codegen.lower_stores import accumulates, is_store, iterated
 from rooffuse.codegen.operations import operation_cost
 from rooffuse.codegen.traffic import kernel_traffic
-from rooffuse.codegen.triton_tiles import RUNNING_PROGRAMS
+from rooffuse.codegen.triton_tiles import PERSISTENT_ELEMENTS, RUNNING_PROGRAMS, power_of_two, rows_beside
 from rooffuse.cost_model import Cost, Device, Estimate, Price, estimate, price
 from torch.fx import Node
 from torch.fx.node import map_arg
@@ -109,6 +109,7 @@ class GroupPricer:
         counts: dict[Node, int] = {}
         passing: set[Node] = set()
         rows = {shape for n in members for shape in self._facts(n).row_shapes}
+        reductions = [r for n in members if (r := self._facts(n).reduction) is not None]
         for node in sorted(members, key=self.units.position.__getitem__, reverse=True):
             facts = self._facts(node)
             count = facts.elements
@@ -116,7 +117,7 @@ class GroupPricer:
                 passing.add(node)
             if count > 1 and not facts.once_a_row and facts.shape not in rows:
                 inside = [(u, piecewise) for u, piecewise in facts.readers if u in counts and u not in passing]
-                count = max([count, *(counts[u] // self._shared(facts, u, not rows)
+                count = max([count, *(counts[u] // self._shared(facts, u, reductions)
                                       for u, piecewise in inside if not piecewise)])
                 count = max([count, *(size for u, size in facts.passed_on if u in passing)])
                 apart = sum(counts[u] for u, piecewise in inside if piecewise)
@@ -124,10 +125,10 @@ class GroupPricer:
             counts[node] = min([count, *(max(n, facts.elements) for n in self._rows_over(facts, members))])
         return counts
 
-    def _shared(self, facts: _Facts, user: Node, alone: bool) -> int:
+    def _shared(self, facts: _Facts, user: Node, reductions: Sequence[Reduction]) -> int:
         """How many elements of ``user`` have the same element of a value that a GPU evaluates but once for them: the
-        few neighbours that a thread takes together, and in a kernel that reduces nothing (``alone``) as many places
-        along another axis as a program goes along."""
+        few neighbours that a thread takes together, and as many places along another axis as a program goes along, or
+        as it has rows of ``reductions`` side by side."""
         if self.device.kind == "cpu":
             return 1
         value, found = user.meta["val"], 0
@@ -135,11 +136,21 @@ class GroupPricer:
         for seen in (seen for u, seen in facts.spread if u is user):
             seen = (1,) * (value.dim() - len(seen)) + seen
             near = order[:next((k for k, d in enumerate(order) if seen[d] != 1), len(order))]
-            most = value.numel() // (ACROSS * RUNNING_PROGRAMS * self.device.sms) if alone else 0
-            places = [places_along(value.shape[d], most) for d in order[len(near):] if seen[d] == 1]
+            places = self._places(tuple(value.shape), [d for d in order[len(near):] if seen[d] == 1], reductions)
             run = min(prod(value.shape[d] for d in near), THREAD_ELEMENTS) * max(places, default=1)
             found = min(found or run, run)
         return max(found, 1)
+
+    def _places(self, shape: tuple[int, ...], dims: Sequence[int], reductions: Sequence[Reduction]) -> list[int]:
+        """How many places along each of ``dims`` a program takes at once, for values of ``shape``."""
+        programs = RUNNING_PROGRAMS * self.device.sms
+        if not reductions:
+            return [places_along(shape[d], prod(shape) // (ACROSS * programs)) for d in dims]
+        along = next((r for r in reductions if r.shape == shape), None)
+        if along is None:
+            return []
+        most = min(PERSISTENT_ELEMENTS // (2 * power_of_two(along.count)), prod(shape) // along.count // programs)
+        return [rows_beside(shape[d], most) for d in dims if d not in along.dims]
 
     def _rows_over(self, facts: _Facts, members: Collection[Node]) -> Iterator[int]:
         """Numbers of rows, for each reduction of the group along whose rows a value is spread and not read otherwise:

@@ -8,13 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from rooffuse.codegen.build_triton import compile_for
 from rooffuse.codegen.cache import DiskCache
-from rooffuse.codegen.invariant_axes import ACROSS, COSTLY, LONGEST, go_along_invariant_axes, places_along
+from rooffuse.codegen.invariant_axes import ACROSS, LONGEST, go_along_invariant_axes, places_along
 from rooffuse.codegen.ir import Compute, Stmt, Store
 from rooffuse.codegen.operations import operation_cost
 from rooffuse.codegen.sweeps import plan_phases
+from rooffuse.codegen.triton_kernel import print_kernel
+from rooffuse.codegen.triton_tiles import COSTLY, choose_tile
 from rooffuse.codegen.verify import verify
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from .kernels import Lowered, assert_same, lower, run_interpreter, run_triton
@@ -77,6 +81,59 @@ def test_the_same_results_for_fewer_operations(name: str, tmp_path: Path) -> Non
     assert_same(run_triton(changed, inputs, DiskCache(tmp_path)), fn(*inputs))
 
 
+def biased(x: Tensor, table: Tensor) -> Tensor:
+    """A softmax with a bias that depends on the logarithm of a distance."""
+    place = torch.arange(x.shape[-1])
+    distance = (place - torch.arange(x.shape[-2])[:, None]).abs()
+    bucket = (torch.log(distance.float() + 1) * 2).long().clamp(max=table.shape[0] - 1)
+    return (x + table[bucket].permute(2, 0, 1)).softmax(-1)
+
+
+def normed(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    scaled = x * torch.erf(y)
+    return F.layer_norm(scaled, scaled.shape[-1:]), scaled.sum(-1)
+
+
+ROWS = {
+    "bias of all sequences": (biased, [(8, 3, 5, 37), (4, 3)], 8),
+    "bias of heads": (biased, [(3, 4, 6, 128), (4, 4)], 4),
+    "table of all rows": (normed, [(6, 4, 300), (4, 300)], 2),
+    "vector of all rows": (normed, [(24, 65), (65,)], 8),
+    "long rows": (normed, [(8, 9000), (9000,)], 2),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_side_by_side_share_what_is_costly(name: str, tmp_path: Path) -> None:
+    fn, shapes, places = ROWS[name]
+    torch.manual_seed(1)
+    inputs = [torch.randn(s) for s in shapes]
+    lowered = lower(fn, *inputs)
+    changed = rows(lowered, 1)
+    (nest,) = changed.group.kernel.nests
+    assert choose_tile(changed.group.kernel, nest, 1).xblock == places == nest.parallel[-1].size
+    shared = [s for s in nest.body if isinstance(s, Compute) and s.op in ("log", "erf")]
+    assert shared and not any(nest.parallel[-1].symbol in nest.scopes[s.name] for s in shared)
+    assert_same(run_interpreter(changed, inputs), fn(*inputs))
+    assert_same(run_triton(changed, inputs, DiskCache(tmp_path)), fn(*inputs))
+
+
+def test_a_program_computes_what_rows_share_once(tmp_path: Path) -> None:
+    def rooted(x: Tensor, y: Tensor) -> Tensor:
+        for _ in range(4):
+            y = (y + 1).rsqrt()
+        return (x * y).sum(-1)
+
+    with FakeTensorMode():
+        lowered = lower(rooted, torch.empty(8, 2048, 1024), torch.empty(2048, 1024))
+    for programs, grid, elements in ((1, 2048, 8192), (1 << 20, 16384, 1024)):
+        source = print_kernel(rows(lowered, programs).group.kernel, programs_wanted=264)
+        threads = 32 * source.warps
+        ptx = compile_for(source, DiskCache(tmp_path), 90).asm["ptx"]
+        assert source.grid == grid and elements // threads == (64 if programs == 1 else 16)
+        assert ptx.count("rsqrt.approx") == 4 * 1024 // threads  # of a row, whether a program has one or eight
+
+
 def test_enough_programs_are_left() -> None:
     x = torch.empty(64, 16, 4096)
     lowered = lower(with_positions, x)
@@ -95,6 +152,10 @@ def test_enough_programs_are_left() -> None:
         lambda x, y: x * y.sin() + x.amax(),  # reduces
         lambda x, y: (x * y.sin(), y.sin() + 1),  # stores what doesn't vary
         lambda x, y: x[:61] * y.sin(),  # no few places divide
+        lambda x, y: (x[:61] * y.sin()).sum(-1),
+        lambda x, y: (x * y).softmax(-1),  # nothing costly in rows
+        lambda x, y: (x * y).sin().sum(-1),
+        lambda x, y: (x * y.sin()).sum(0),  # rows that go across memory
     ],
 )
 def test_other_kernels_stay_as_they_are(fn) -> None:
