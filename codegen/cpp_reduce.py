@@ -77,7 +77,7 @@ class Accumulators(ScanLoops):
             suffix = "" if reduce.dtype == torch.float64 else "f"
             top, d, e = f"top_{reduce.name}[l]", f"d_{reduce.name}", f"e_{reduce.name}"
             kind = COMPUTE[reduce.dtype]
-            exp = "exp" if suffix == "" else "rf_exp"
+            exp = "exp" if suffix == "" else "rf_exp_below"
             self.add(f"const {kind} {d} = {value} == {top} ? 0 : {value} - {top};")
             self.add(f"const {kind} {e} = {exp}(-__builtin_fabs{suffix}({d}));")
             self.add(f"acc_{reduce.name}[l] = {d} > 0 ? acc_{reduce.name}[l] * {e} + 1 : acc_{reduce.name}[l] + {e};")

@@ -5,10 +5,12 @@ from functools import cached_property
 
 import torch
 
+from .cpp_math import MATH
 from .cpp_nans import short_nans
 from .float8 import FLOAT8, cpp_conversions
 from .ir import Compute, Const, Index, Load, Store
 from .printer import Printer, Spelling, float_literal
+from .signs import never_positive
 
 STORAGE = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "rf_bf16", torch.float16: "rf_fp16",
            torch.int8: "int8_t", torch.uint8: "uint8_t", torch.int16: "int16_t", torch.int32: "int32_t",
@@ -168,71 +170,7 @@ template <int W> static inline int32_t rf_philox(int64_t seed, int64_t position)
 }
 #define RF_MIN(a, b) ((a) < (b) ? (a) : (b))
 #define RF_MAX(a, b) ((a) > (b) ? (a) : (b))
-// exp by Cody and Waite's reduction to [-ln2/2, ln2/2] and a polynomial of degree 6 (largest relative error 3e-9, by
-// Lawson's iteration); inline, so that a loop over it keeps its vectors in registers. Adding 1.5 * 2^23 rounds to an
-// integer and leaves it in the low bits. The scale 2^n is two factors: subnormals and infinity are reached, NaN stays.
-// At the lower end both are zero: a product that underflows costs a hundred steps, and what is masked lies there.
-static inline float rf_exp(float x) {
-  const float lower = -176.0f > x ? -176.0f : x;
-  const float v = 89.0f < lower ? 89.0f : lower;
-  const float t = __builtin_fmaf(v, 1.44269504088896341f, 12582912.0f);
-  const float n = t - 12582912.0f;
-  float r = __builtin_fmaf(n, -0.693359375f, v);
-  r = __builtin_fmaf(n, 2.12194440e-4f, r);
-  float p = 1.381459879e-3f;
-  p = __builtin_fmaf(p, r, 8.368716575e-3f);
-  p = __builtin_fmaf(p, r, 4.166838899e-2f);
-  p = __builtin_fmaf(p, r, 1.666652113e-1f);
-  p = __builtin_fmaf(p, r, 4.999999404e-1f);
-  const float y = __builtin_fmaf(p, r * r, r) + 1.0f;
-  uint32_t u; __builtin_memcpy(&u, &t, 4);
-  const int32_t whole = (int32_t)(u - (0x4B400000u - 254u)), half = whole >> 1;  // each half biased by 127
-  return y * rf_bits((uint32_t)half << 23) * rf_bits((uint32_t)(whole - half) << 23);
-}
-static inline double rf_exp(double x) { return exp(x); }
-// Lanes of online sums into one. A row of -inf only, or with +inf in it, has no finite maximum to subtract: NaN.
-template <typename T> static inline T rf_expsum(const T* sums, const T* tops, int lanes) {
-  T top = tops[0], total = 0;
-  for (int l = 1; l < lanes; ++l) top = tops[l] > top ? tops[l] : top;
-  for (int l = 0; l < lanes; ++l) {
-    if (sums[l] != sums[l]) return sums[l];
-    if (tops[l] - tops[l] == 0) total += sums[l] * rf_exp(tops[l] - top);
-  }
-  return top - top == 0 ? total : top - top;
-}
-// tanh from exp(-2|x|), and by Cephes' odd polynomial near zero, where the quotient would cancel.
-static inline float rf_tanh(float x) {
-  const float a = __builtin_fabsf(x), e = rf_exp(-2.0f * a);
-  const float far = __builtin_copysignf((1.0f - e) / (1.0f + e), x);
-  const float z = x * x;
-  float p = -5.70498872745e-3f;
-  p = __builtin_fmaf(p, z, 2.06390887954e-2f);
-  p = __builtin_fmaf(p, z, -5.37397155531e-2f);
-  p = __builtin_fmaf(p, z, 1.33314422036e-1f);
-  p = __builtin_fmaf(p, z, -3.33332819422e-1f);
-  const float near = __builtin_fmaf(p * z, x, x);
-  return __builtin_copysignf(a < 0.625f ? near : far, x);
-}
-// erf as x P(x^2) / Q(x^2), both of degree 5 (largest relative error 2e-8 on [0, 3.93], by Lawson's iteration; 6 units
-// in the last place when evaluated). It takes half the time of libmvec's. From 3.92 on floats round erf to 1.
-static inline float rf_erf(float x) {
-  const float a = __builtin_fabsf(x), t = a * a;
-  float p = 2.04199637e-6f;
-  p = __builtin_fmaf(p, t, 2.84807640e-4f);
-  p = __builtin_fmaf(p, t, 3.77952773e-3f);
-  p = __builtin_fmaf(p, t, 5.27900308e-2f);
-  p = __builtin_fmaf(p, t, 1.90781802e-1f);
-  p = __builtin_fmaf(p, t, 1.12837911f);
-  float q = 3.80042911e-5f;
-  q = __builtin_fmaf(q, t, 1.16519467e-3f);
-  q = __builtin_fmaf(q, t, 1.49972718e-2f);
-  q = __builtin_fmaf(q, t, 1.14256695e-1f);
-  q = __builtin_fmaf(q, t, 5.02408683e-1f);
-  q = __builtin_fmaf(q, t, 1.0f);
-  const float y = a * p / q;
-  return __builtin_copysignf(a > 3.92f || y > 1.0f ? 1.0f : y, x);
-}
-""" + cpp_conversions()
+""" + MATH + cpp_conversions()
 
 #: Conversions of a stored element to the type it is computed in, and back; types that aren't here need none.
 WIDEN = {torch.bfloat16: "rf_from_bf16({})", torch.float16: "rf_from_fp16({})", torch.bool: "({} != 0)",
@@ -297,7 +235,7 @@ def _rsqrt(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
 def _sigmoid(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
     if stmt.dtype == torch.float64:
         return f"1 / (1 + exp(-{args[0]}))"
-    return f"1.0f / (1.0f + rf_exp(-{args[0]}))"
+    return f"rf_sigmoid({args[0]})"
 
 
 def _inline(name: str) -> Spelling:
@@ -307,9 +245,16 @@ def _inline(name: str) -> Spelling:
     return spell
 
 
+def _exp(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
+    if stmt.dtype == torch.float64:
+        return f"exp({args[0]})"
+    assert isinstance(p, CppStatements)
+    return f"rf_exp{'_below' if args[0] in p.never_positive else ''}({args[0]})"
+
+
 CPP_OPS: dict[str, Spelling] = {
     **{name: _math(name) for name in _UNARY_MATH},
-    "exp": _inline("exp"), "tanh": _inline("tanh"), "erf": _inline("erf"),
+    "exp": _exp, "tanh": _inline("tanh"), "erf": _inline("erf"),
     **{name: _builtin(name) for name in ("sqrt", "floor", "ceil", "trunc")},
     "round": _builtin("rint"), "abs": _by_kind(_builtin("fabs"), "({0} < 0 ? -{0} : {0})"), "neg": "-{0}",
     "lgamma": _math("lgamma"), "fmod": _by_kind(_math("fmod"), "rf_mod({0}, {1})"), "rsqrt": _rsqrt,
@@ -350,6 +295,10 @@ class CppStatements(Printer):
     @cached_property
     def _short_nans(self) -> frozenset[str]:
         return short_nans(self.kernel, self.nest)
+
+    @cached_property
+    def never_positive(self) -> frozenset[str]:
+        return never_positive(self.nest)
 
     def unchecked(self, name: str) -> str:
         """How the functions are called that round ``name`` to bfloat16 and needn't look for its NaNs."""
