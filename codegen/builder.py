@@ -245,10 +245,11 @@ class NestBuilder:
             raise NotLowerable(f"{what} adds the same to the same place again and again")
 
     def require_scope_of(self, value: str, what: str) -> None:
-        """Raise NotLowerable unless ``value`` varies over all of the row: a sum down a strip is one of whole rows. In a
-        row that repeats itself, ``r % 4``, it doesn't: the row will be cut there."""
+        """Raise NotLowerable unless ``value`` varies over all of the row, or is one for each: a sum down a strip is one
+        of whole rows. In a row that repeats itself, ``r % 4``, it varies over a part: the row will be cut there."""
         nest = split_axes(Nest(self.axes, tuple(self.body)))
-        if {a.symbol for a in nest.reduction} - nest.scopes[value]:
+        row = {a.symbol for a in nest.reduction}
+        if row & nest.scopes[value] and row - nest.scopes[value]:
             raise NotLowerable(f"{what} sums what is the same along its rows")
 
     def scope_has_reduction_axis(self, coords: Sequence[Expr]) -> bool:

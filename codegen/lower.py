@@ -315,11 +315,12 @@ class NestLowering:
         return along != wide or self.builder.mask is not None or self.builder.scope_has_reduction_axis(coords)
 
     def _goes_down_strip(self, reduction: Reduction, coords: Coords) -> bool:
-        """Whether the nest has strips and the reduction goes over one, for every column of its rows."""
-        axes = self.builder.axes
-        symbols = {s for c in coords for s in c.free_symbols}
-        return (any(a.strip for a in axes) and reduction.op in DOWN_STRIPS
-                and symbols >= {a.symbol for a in axes if a.reduction}
+        """Whether the nest has strips and the reduction goes over one, for every column of its rows or for what there
+        is one of for each row."""
+        axes, places = self.builder.axes, self.places.get(reduction.source) if reduction.source is not None else None
+        symbols, rows = {s for c in coords for s in c.free_symbols}, {a.symbol for a in axes if a.reduction}
+        once = places is not None and not rows & {s for c in places for s in c.free_symbols}
+        return (any(a.strip for a in axes) and reduction.op in DOWN_STRIPS and (once or symbols >= rows)
                 and not any(a.strip and a.symbol in symbols for a in axes))
 
     def _reduced_value(self, reduction: Reduction, coords: Coords) -> str:

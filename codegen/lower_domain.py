@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from sympy import Expr, Integer
+from sympy import Expr, Integer, Symbol
 from torch.fx import Node
 
 from .builder import NestBuilder
-from .fxinfo import numel_of, shape_of
+from .fxinfo import numel_of, shape_of, value_of
 from .index import ravel, symbol, unravel
 from .ir import Axis
 from .lower_cutouts import follow_cutouts, visits_cutout
@@ -47,7 +47,7 @@ class Domain:
         parallel = {a.symbol for a in axes if not a.reduction}
         if symbols == parallel and numel_of(node) == prod(a.size for a in axes if not a.reduction):
             return coords
-        for visited in (axes, [a for a in axes if not a.strip]):
+        for visited in (axes, [a for a in axes if not a.strip], [a for a in axes if a.kind == "parallel"]):
             if symbols == {a.symbol for a in visited} and numel_of(node) == prod(a.size for a in visited):
                 return coords
         if in_place or any(a.strip for a in axes) or not parallel < symbols:
@@ -165,8 +165,29 @@ def folded_domain(target: Node, inside: set[Node], buffers: dict[Node, str], eag
     return Domain(builder, places(target, coords, inside, builder.ranges, axes), {}, {})
 
 
+def _nearest(start: Node, coords: Coords, axes: tuple[Axis, ...]) -> Symbol:
+    """The axis along which the neighbours of ``start``'s elements are neighbours in memory; without elements of its
+    own, as a product's factors have them, the last one."""
+    value, symbols = value_of(start), {a.symbol for a in axes}
+    near = sorted((d for d, n in enumerate(value.shape) if n > 1), key=value.stride)
+    return next((coords[d] for d in near if coords[d] in symbols), axes[-1].symbol) if len(coords) == value.dim() else (
+        axes[-1].symbol)
+
+
 def open_domain(target: Node, inside: set[Node], buffers: dict[Node, str], eager_rounding: bool) -> Domain:
     """A domain for ``target``: the space of the widest reduction or scan that it needs, else its own elements."""
+    domain = _opened(target, inside, buffers, eager_rounding, once_a_row=False)
+    assert domain is not None
+    return domain
+
+
+def strip_domain(target: Node, inside: set[Node], buffers: dict[Node, str], eager_rounding: bool) -> Domain | None:
+    """The same with strips over which what there is one of for each row is reduced; None where there is no such."""
+    return _opened(target, inside, buffers, eager_rounding, once_a_row=True)
+
+
+def _opened(target: Node, inside: set[Node], buffers: dict[Node, str], eager_rounding: bool,
+            once_a_row: bool) -> Domain | None:
     reductions = _needed_rows(target, buffers)
     if reductions:
         reduction = max(reductions, key=lambda r: (_width(r), along_rows(r), row_length(r)))
@@ -179,7 +200,9 @@ def open_domain(target: Node, inside: set[Node], buffers: dict[Node, str], eager
         axes, coords = _axes(shape_of(start), ())
     builder = NestBuilder(axes, eager_rounding)
     known = places(start, coords, inside, builder.ranges, axes)
-    strips = strip_sizes(known, inside, axes) if reductions and along_rows(reduction) else {}
+    strips = strip_sizes(known, inside, axes, _nearest(start, coords, axes), once_a_row) if reductions else {}
+    if once_a_row and not strips:
+        return None
     for _ in range(1 if strips else MOST_CUTS):
         cut, replaced = cut_strips(axes, strips) if strips else cut_segments(known, inside, axes)
         if cut == axes:

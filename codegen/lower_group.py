@@ -6,6 +6,7 @@ nothing get a nest of their own.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rooffuse.passes.extremes import compared_with_extremes, is_computed
@@ -18,7 +19,15 @@ from .index import dot
 from .ir import Buffer, Kernel, Load, Nest, Store
 from .lower import Coords, NestLowering
 from .lower_cutouts import inside
-from .lower_domain import Domain, folded_domain, longest_row, open_domain, reduced_elements, widest_across
+from .lower_domain import (
+    Domain,
+    folded_domain,
+    longest_row,
+    open_domain,
+    reduced_elements,
+    strip_domain,
+    widest_across,
+)
 from .lower_pieces import Part
 from .lower_strips import refuse_early_sums
 from .scatter import is_scatter
@@ -34,6 +43,10 @@ class LoweredGroup:
     kernel: Kernel
     inputs: dict[str, int]
     outputs: dict[str, int]
+
+
+#: Opens a domain for a target, or says by None that the target has no such form.
+Form = Callable[[Node, set[Node], dict[Node, str], bool], Domain | None]
 
 
 @dataclass
@@ -59,23 +72,36 @@ def lower_group(graph: Graph, name: str = "fused", eager_rounding: bool = False)
     targets += [Part(n, "") for n in graph.nodes if lower_stores.is_store(n)]
     targets.sort(key=lambda t: (-reduced_elements(t.node, buffers), widest_across(t.node, buffers),
                                 -longest_row(t.node, buffers), -numel_of(t.node)))
-    nests: list[_OpenNest] = []
-    for target in targets:
-        _place(target, nests, members, buffers, eager_rounding)
+    nests = _nests(targets, members, buffers, eager_rounding, (folded_domain, open_domain, strip_domain))
+    if len(nests) > 1 and any(a.strip for n in nests for a in n.domain.builder.axes):
+        try:  # what is in nests of its own may fit into that with strips
+            again = _nests(targets, members, buffers, eager_rounding, (strip_domain, folded_domain, open_domain))
+            nests = min(nests, again, key=len)
+        except NotLowerable:
+            pass
     finished = tuple(simplify_nest(n.domain.builder.finish()) for n in nests)
     _refuse_twice(graph, [n.lowering.computed(nest) for n, nest in zip(nests, finished)])
     return _assemble(name, finished, placeholders, buffers, outputs)
 
 
+def _nests(targets: list[Part], members: set[Node], buffers: dict[Node, str], eager_rounding: bool,
+           forms: tuple[Form, ...]) -> list[_OpenNest]:
+    """Nests that store the targets, opened in the first of ``forms`` that can be; NotLowerable without one."""
+    nests: list[_OpenNest] = []
+    for target in targets:
+        _place(target, nests, members, buffers, eager_rounding, forms)
+    return nests
+
+
 def _place(target: Part, nests: list[_OpenNest], members: set[Node], buffers: dict[Node, str],
-           eager_rounding: bool) -> None:
+           eager_rounding: bool, forms: tuple[Form, ...]) -> None:
     """Add the store of ``target`` to the first nest that visits its elements once, else to a nest of its own."""
     node = target.node
     visited = lower_stores.iterated(node) if target.in_place else node
     source = lower_stores.written_value(node) if target.in_place else node
     start = source if numel_of(source) == numel_of(visited) else visited
     reason = NotLowerable(f"{node.name}: no axes visit each of its elements once")
-    for form in (None, folded_domain, open_domain):
+    for form in (None, *forms):
         domain = form(start, members, buffers, eager_rounding) if form is not None else None
         own = [] if domain is None else [_OpenNest(domain, NestLowering(domain.builder, buffers, domain.coords))]
         for nest in nests if form is None else own:

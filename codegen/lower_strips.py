@@ -2,12 +2,14 @@
 
 A norm's backward needs sums along each row (for the input's gradient) and down the columns (for the weight's), scales
 of a quantised matrix and its transpose need maxima so. One program that goes through a strip of rows, and keeps what
-the columns have come to, reads the input once for both.
+the columns have come to, reads the input once for both. What there is one of for each row, as a loss has, is summed
+over a strip on the way.
 """
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 
 from sympy import Expr, Symbol
 from torch.fx import Node
@@ -22,6 +24,9 @@ from .sweeps import names_after_strips
 
 Coords = tuple[Expr, ...]
 
+#: Fewest strips over which what there is one of for each row is summed on the way: fewer don't keep a device busy.
+FEWEST_STRIPS = 128
+
 
 def along_rows(reduction: Reduction) -> bool:
     """Whether a reduction goes along the dimension whose neighbours are neighbours in memory."""
@@ -32,9 +37,13 @@ def along_rows(reduction: Reduction) -> bool:
     return bool(wide) and min(wide, key=value.stride) in reduction.dims
 
 
-def strip_sizes(known: Mapping[Node, Coords], inside: Iterable[Node], axes: tuple[Axis, ...]) -> dict[Symbol, int]:
+def strip_sizes(known: Mapping[Node, Coords], inside: Iterable[Node], axes: tuple[Axis, ...], nearest: Symbol,
+                once_a_row: bool) -> dict[Symbol, int]:
     """The parallel axes of a row reduction's space over which the group also reduces or scans, each with how many of
-    its last places: all of the axis, or a part of it where there are several results along it. Empty without such."""
+    its last places: all of the axis, or a part of it where there are several results along it. Empty without such.
+
+    Columns are reduced where rows go along ``nearest``, the axis along which neighbours are neighbours in memory.
+    ``once_a_row`` asks for what there is one of for each row, where rows or strips do."""
     rows = {a.symbol for a in axes if a.reduction}
     sizes = {a.symbol: a.size for a in axes}
     for node in inside:
@@ -43,9 +52,14 @@ def strip_sizes(known: Mapping[Node, Coords], inside: Iterable[Node], axes: tupl
             continue
         coords = known[reduction.source]
         kept = {s for d, c in enumerate(coords) if d not in reduction.dims for s in c.free_symbols}
+        single = (not rows & {s for c in coords for s in c.free_symbols} and not is_scan(node)
+                  and prod(reduction.shape) // reduction.count >= FEWEST_STRIPS)
         cuts = [_cut(coords[d], sizes) for d in reduction.dims if reduction.shape[d] > 1]
-        if rows <= kept and all(c is not None and c[0] not in rows for c in cuts):
-            return dict(c for c in cuts if c is not None)
+        found = dict(c for c in cuts if c is not None)
+        if not cuts or len(found) < len(cuts) or rows & found.keys():
+            continue
+        if single and (nearest in rows or nearest in found) if once_a_row else rows <= kept and nearest in rows:
+            return found
     return {}
 
 

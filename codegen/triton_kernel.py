@@ -156,7 +156,8 @@ class NestPrinter(ReductionTiles):
         self._open_row("", 0)
         for reduce in strip_reduces(self.nest):
             start = f"{self._start(reduce)}, {TYPES[reduce.dtype]}"
-            self.add(f"{self.name('strip_' + reduce.name)} = tl.full([{t.xblock}, {t.rblock}], {start})")
+            width = t.rblock if self.nest.scopes[reduce.value] & self.reduction else 1
+            self.add(f"{self.name('strip_' + reduce.name)} = tl.full([{t.xblock}, {width}], {start})")
         for text in self._first_totals(strip_scans(self.nest), t.xblock):
             self.add(text)
         self.add(f"for {at} in range(0, {t.strip}, {t.xblock}):")

@@ -227,9 +227,11 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
 def _strip_tile(nest: Nest, rows: int, full: int) -> Tile:
     """Rows of a strip side by side as long as they and their column sums stay in registers."""
     strip = prod(a.size for a in nest.strip)
-    kept = kept_tiles(nest) + len(strip_reduces(nest)) + len(strip_scans(nest))
+    columns = len([s for s in strip_reduces(nest) if nest.scopes[s.value] & set(nest.ranges) - {
+        a.symbol for a in nest.parallel}]) + len(strip_scans(nest))
+    kept, most, lane = kept_tiles(nest) + columns, PERSISTENT_ELEMENTS // 2 if columns else 2048, 8 if columns else 16
     xblock = 1
-    while 2 * xblock * full * kept <= PERSISTENT_ELEMENTS // 2 and strip % (2 * xblock) == 0:
+    while 2 * xblock * full * kept <= most and strip % (2 * xblock) == 0:
         xblock *= 2
-    warps = max(1, min(MAX_WARPS, xblock * full // 256))
+    warps = max(1, min(MAX_WARPS, xblock * full // (32 * lane)))
     return Tile(xblock, full, full * kept <= STRIP_ELEMENTS, warps, rows // strip, strip)

@@ -66,9 +66,10 @@ def _reduction_problem(nest: Nest, stmt: Stmt) -> str | None:
     if isinstance(stmt, Reduce):
         if not (nest.strip if stmt.strip else nest.reduction):
             return f"the nest has no {'strip' if stmt.strip else 'reduction'} axis"
-        whole = nest.scopes[stmt.value] >= {a.symbol for a in nest.reduction}
+        row = {a.symbol for a in nest.reduction}
+        whole = not row & nest.scopes[stmt.value] or nest.scopes[stmt.value] >= row
         if stmt.strip and (stmt.op not in DOWN_STRIPS or not whole):
-            return f"over a strip there is only {', '.join(DOWN_STRIPS)}, of whole rows"
+            return f"over a strip there is only {', '.join(DOWN_STRIPS)}, of whole rows or what is one for each"
         if stmt.along:
             return _segment_problem(nest, stmt)
     if isinstance(stmt, Scan) and (not nest.reduction or stmt.strip != bool(nest.strip)):

@@ -118,6 +118,9 @@ class Target:
         if self.language == "cpp":
             kept = [s.dtype.itemsize for s in strip_reduces(nest)] + [s.dtype.itemsize for s in strip_scans(nest)]
             fits = columns * sum(kept) <= CPU_ROW_BYTES // 2
+            row = {a.symbol for a in nest.reduction}
+            if not all(nest.scopes[s.value] & row for s in strip_reduces(nest)):
+                raise NotLowerable("what there is one of for each row would be summed on the way")
         else:
             fits = choose_tile(kernel, nest, self.programs).persistent
         if not fits:

@@ -47,6 +47,11 @@ RUNNING = 2
 SHORTEST_STRIP, LONGEST_STRIP = 8, 512
 #: Operators between a mean and the variance that needs it, at most.
 MOST_STEPS = 6
+#: Fewest short rows whose results are summed together, and how long those are at most: of longer ones what there is one
+#: of for each is little beside them.
+FEWEST_ROWS, LONGEST_SHORT_ROW = 64, 512
+#: Programs for each that runs at once, of those that go through such rows: each has but a few elements under way.
+MANY = 4
 #: Longest rows, with room for powers of two, of which segments are reduced on the way: a few values of each element are
 #: kept in registers.
 SEGMENTED_ROW = 8192
@@ -57,13 +62,15 @@ _SUMS = frozenset({"aten.sum", "aten.mean"})
 
 @dataclass(frozen=True)
 class Split:
-    """Cut dimension ``dim`` (padded to ``parts * share``) of the reduced ``dims`` into ``parts`` pieces."""
+    """Cut dimension ``dim`` (padded to ``parts * share``) of the reduced ``dims`` into ``parts`` pieces; ``flat``, all
+    dimensions as if they were one."""
 
     dims: tuple[int, ...]
     dim: int
     parts: int
     share: int
     padding: int
+    flat: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ def split_reductions(gm: GraphModule, limits: RowLimits) -> GraphModule:
     strides of every value; sums accumulate in float32 between the stages where the input is narrower.
     """
     meeting, wide = _rows_reduced(gm)
-    whole = whole_rows(gm, limits)
+    whole, short = whole_rows(gm, limits), _short_rows(gm)
     mode = detect_fake_mode([node.meta.get("val") for node in gm.graph.nodes])
     if mode is None:
         return gm
@@ -97,7 +104,7 @@ def split_reductions(gm: GraphModule, limits: RowLimits) -> GraphModule:
         if name not in _OPS or _scanned(node):
             continue
         plan = (_strips(node, limits, meeting) or _rows_first(node, meeting, wide)
-                or split_of(node, limits, whole))
+                or _rows_together(node, limits, short) or split_of(node, limits, whole))
         if plan is not None:
             stages = _rewrite(gm, node, name, plan, mode)
             count += 1
@@ -200,6 +207,34 @@ def _rows_first(node: Node, meeting: Rows, wide: Rows) -> _RowsFirst | None:
     return _RowsFirst(dims, along) if whole and along < len(dims) and source.is_contiguous() else None
 
 
+def _short_rows(gm: GraphModule) -> dict[int, int]:
+    """By number of rows, how many elements the longest have that the graph reduces, wherever they lie."""
+    found: dict[int, int] = {}
+    for node in gm.graph.nodes:
+        source = tensor_meta(node.args[0]) if packet_name(node.target) in _OPS else None
+        if source is not None and is_concrete(source.shape) and source.numel():
+            row = prod(source.shape[d] for d in reduced_dims(node, source.dim()))
+            found[source.numel() // row] = max(row, found.get(source.numel() // row, 1))
+    return found
+
+
+def _rows_together(node: Node, limits: RowLimits, short: dict[int, int]) -> Split | None:
+    """The cut of a reduction of everything that there is one of for each of many short rows, as a loss has: so many to
+    a part as have their rows on chip together, and so never go to memory."""
+    source, result = tensor_meta(node.args[0]), tensor_meta(node)
+    if source is None or result is None or not limits.strip_elements or not is_concrete(source.shape):
+        return None
+    rows = source.numel()
+    if result.numel() != 1 or source.is_complex() or rows < LONG_ROW or short.get(rows, 1) == 1:
+        return None
+    share = LONGEST_STRIP
+    while share > FEWEST_ROWS and (rows % share or rows // share < MANY * limits.programs):
+        share //= 2
+    if rows % share or not limits.programs <= rows // share <= LONG_ROW or short[rows] > LONGEST_SHORT_ROW:
+        return None
+    return Split((0,), 0, rows // share, share, 0, flat=True)
+
+
 def _trailing(dims: tuple[int, ...], rank: int) -> int:
     """How many of the last dimensions are all in ``dims``."""
     return next((n for n in range(rank) if rank - 1 - n not in dims), rank)
@@ -253,7 +288,8 @@ def _rewrite(gm: GraphModule, node: Node, name: str, plan: Split | _RowsFirst, m
             if plan.padding:
                 pads = [0, 0] * (value.dim() - 1 - plan.dim) + [0, plan.padding]
                 current = call(aten.constant_pad_nd.default, current, pads, _neutral(name, value.dtype))
-            shape = [*value.shape[:plan.dim], plan.parts, plan.share, *value.shape[plan.dim + 1:]]
+            around = ((), ()) if plan.flat else (value.shape[:plan.dim], value.shape[plan.dim + 1:])
+            shape = [*around[0], plan.parts, plan.share, *around[1]]
             current = call(aten.reshape.default, current, shape)
             first = [d if d < plan.dim else d + 1 for d in plan.dims]
             second = [plan.dim - sum(d < plan.dim for d in plan.dims)]
@@ -262,7 +298,9 @@ def _rewrite(gm: GraphModule, node: Node, name: str, plan: Split | _RowsFirst, m
             stage = call(aten.sum.dim_IntList, current, first, dtype=wide)
             last = current = call(aten.sum.dim_IntList, stage, second)
             if name == "aten.mean":
-                current = call(aten.div.Tensor, current, prod(value.shape[d] for d in plan.dims))
+                flat = isinstance(plan, Split) and plan.flat
+                count = value.numel() if flat else prod(value.shape[d] for d in plan.dims)
+                current = call(aten.div.Tensor, current, count)
             if current.meta["val"].dtype != result.dtype:
                 current = call(aten._to_copy.default, current, dtype=result.dtype)
         else:

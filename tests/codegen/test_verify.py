@@ -112,6 +112,8 @@ def strip_kernel(*body, axes=STRIP) -> Kernel:
 def test_sum_over_a_strip_passes() -> None:
     assert verify(strip_kernel(*COLUMNS))
     assert Nest(STRIP, COLUMNS).scopes["v2"] == {P, R}
+    once = (Load("v0", F32, "i0", 2 * P + Q), COLUMNS[1], COLUMNS[2], Store("o0", P, "v2"))
+    assert verify(strip_kernel(*once)) and Nest(STRIP, once).scopes["v2"] == {P}
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ def test_sum_over_a_strip_passes() -> None:
         (strip_kernel(*COLUMNS, axes=(STRIP[1], STRIP[0], STRIP[2])), "parallel, then strip, then reduction"),
         (strip_kernel(*COLUMNS, axes=(STRIP[0], Axis(Q, 2), STRIP[2])), "the nest has no strip axis"),
         (strip_kernel(COLUMNS[0], replace(COLUMNS[1], op="prod"), *COLUMNS[2:]), "over a strip there is only"),
-        (strip_kernel(Load("v0", F32, "i0", 4 * P + 2 * Q), *COLUMNS[1:]), "of whole rows"),
+        (strip_kernel(*COLUMNS, axes=(*STRIP, Axis(symbol("r1"), 2, reduction=True))), "of whole rows"),
         (
             strip_kernel(*COLUMNS[:2], Compute("v2", F32, "add", ("v0", "v1")), COLUMNS[3]),
             "known only after the strip",

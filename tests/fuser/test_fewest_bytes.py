@@ -102,6 +102,20 @@ def more_likely(logits: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     return (p - q).clamp(0).to(logits.dtype), (p.gather(1, first) / q.gather(1, first)).to(logits.dtype)
 
 
+def few_classes(logits: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float(), (logits[:, 0] > 0).long())
+
+
+def classes_of_pixels(logits: Tensor) -> Tensor:
+    """The mean entropy of the likeliest."""
+    return -F.log_softmax(logits.float(), 1).amax(1).mean()
+
+
+def similarity(x: Tensor, y: Tensor) -> Tensor:
+    x, y = x.float(), y.float()
+    return (1 - (x * y).sum(-1) * torch.rsqrt(x.square().sum(-1) * y.square().sum(-1) + 1e-6)).mean()
+
+
 def normalised_step(p: Tensor, g: Tensor, m: Tensor) -> None:
     """A step of momentum in place whose length is that of the parameters."""
     m.mul_(0.9).add_(g)
@@ -131,9 +145,12 @@ def normalised_step(p: Tensor, g: Tensor, m: Tensor) -> None:
     (lambda x: torch.logsumexp(x.float(), -1), [(8, 128256)], 2),
     (overlap_and_entropy, [(64, 512, 512)] * 2, 2),
     (more_likely, [(64, 32000)] * 2, 1),
+    (few_classes, [(1 << 20, 10)], 2),
+    (classes_of_pixels, [(16, 19, 512, 512)], 2),
+    (similarity, [(1 << 18, 64)] * 2, 2),
 ], ids=["channels", "divergence", "router", "windows", "heads", "moments", "loss", "decay", "gated", "vocabulary",
         "vocabularies", "long rows", "images", "groups", "scan and total", "few rows", "words of few rows",
-        "few long rows", "few images", "few sums", "overlap", "one of each row"])
+        "few long rows", "few images", "few sums", "overlap", "one of each row", "classes", "pixels", "similarity"])
 def test_everything_is_read_and_written_once(fn: Callable, shapes: list[tuple[int, ...]], launches: int) -> None:
     args = [torch.empty(s, dtype=torch.bfloat16, device="meta") for s in shapes]
     target = target_for(get_device("h100"))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from rooffuse.passes import RowLimits, split_reductions, verify
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 aten = torch.ops.aten
@@ -163,3 +164,29 @@ def test_nearly_enough_columns_are_not_cut():
         return str(split_reductions(gm, RowLimits(264)).graph).count("sum.dim_IntList")
 
     assert [stages(64 * n) for n in (264, 256, 198, 197, 64)] == [1, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("shape,dim,rows", [((65536, 10), -1, 64), ((1 << 20, 3), -1, 512), ((8, 21, 128, 128), 1, 64)])
+@pytest.mark.parametrize("total", [torch.sum, torch.mean, torch.amax])
+def test_what_short_rows_come_to_is_reduced_so_many_rows_together(shape, dim, rows, total):
+    def fn(x):
+        return total(x.exp().sum(dim).log())
+
+    x = torch.randn(shape)
+    gm = split_reductions(traced(fn, x), RowLimits(264, strip_elements=40960))
+    gm.recompile()
+    verify(gm)
+    assert [tuple(n.meta["val"].shape) for n in gm.graph.nodes if n.target is aten.reshape.default] == [
+        (x.numel() // x.shape[dim] // rows, rows)]
+    torch.testing.assert_close(gm(x), fn(x.double()).float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(65536, 1000), (30000, 10), (65537, 10), (1 << 25, 2)])
+def test_results_of_long_few_odd_and_very_many_rows_are_cut_as_others(shape):
+    def fn(x):
+        return x.amax(-1).sum()
+
+    with FakeTensorMode():
+        graph = traced(fn, torch.empty(shape))
+    with_limits, without = (str(split_reductions(graph, RowLimits(264, strip_elements=n)).graph) for n in (40960, 0))
+    assert with_limits == without
