@@ -165,13 +165,13 @@ def folded_domain(target: Node, inside: set[Node], buffers: dict[Node, str], eag
     return Domain(builder, places(target, coords, inside, builder.ranges, axes), {}, {})
 
 
-def _nearest(start: Node, coords: Coords, axes: tuple[Axis, ...]) -> Symbol:
-    """The axis along which the neighbours of ``start``'s elements are neighbours in memory; without elements of its
-    own, as a product's factors have them, the last one."""
-    value, symbols = value_of(start), {a.symbol for a in axes}
-    near = sorted((d for d, n in enumerate(value.shape) if n > 1), key=value.stride)
-    return next((coords[d] for d in near if coords[d] in symbols), axes[-1].symbol) if len(coords) == value.dim() else (
-        axes[-1].symbol)
+def _nearest(reduction: Reduction, coords: Coords, axes: tuple[Axis, ...]) -> Symbol:
+    """The axis along which what is reduced, at ``coords``, has its neighbours in memory; of a matrix product, whose
+    factors lie in two places, the last one."""
+    if reduction.source is None:
+        return axes[-1].symbol
+    value = value_of(reduction.source)
+    return coords[min((d for d, n in enumerate(value.shape) if n > 1), key=value.stride)]
 
 
 def open_domain(target: Node, inside: set[Node], buffers: dict[Node, str], eager_rounding: bool) -> Domain:
@@ -200,7 +200,9 @@ def _opened(target: Node, inside: set[Node], buffers: dict[Node, str], eager_rou
         axes, coords = _axes(shape_of(start), ())
     builder = NestBuilder(axes, eager_rounding)
     known = places(start, coords, inside, builder.ranges, axes)
-    strips = strip_sizes(known, inside, axes, _nearest(start, coords, axes), once_a_row) if reductions else {}
+    strips = {}
+    if reductions and axes:
+        strips = strip_sizes(known, inside, axes, _nearest(reduction, coords, axes), once_a_row)
     if once_a_row and not strips:
         return None
     for _ in range(1 if strips else MOST_CUTS):

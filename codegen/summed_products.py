@@ -19,9 +19,12 @@ _PASSED_THROUGH = frozenset({"neg", "abs", "where"})
 
 
 def summed_products(nest: Nest) -> dict[str, tuple[str, str]]:
-    """Factors of the floating-point products in ``nest`` whose only use is a sum along its rows or down its strips."""
+    """Factors of the floating-point products in ``nest`` that are only summed along its rows or down its strips, and
+    vary there: others are computed once, outside of the loop that sums them."""
     uses = Counter(n for s in nest.body for n in operands(s))
-    sums = {s.value for s in nest.body if isinstance(s, Reduce) and s.op == "sum"}
+    summed = {kind: {a.symbol for a in nest.axes if a.kind == kind} for kind in ("strip", "reduction")}
+    sums = {s.value for s in nest.body if isinstance(s, Reduce) and s.op == "sum"
+            and nest.scopes[s.value] & summed["strip" if s.strip else "reduction"]}
     return {s.name: (s.args[0], s.args[1]) for s in nest.body
             if isinstance(s, Compute) and s.op == "mul" and s.dtype.is_floating_point
             and s.name in sums and uses[s.name] == 1}

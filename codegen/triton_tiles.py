@@ -227,8 +227,8 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
 def _strip_tile(nest: Nest, rows: int, full: int) -> Tile:
     """Rows of a strip side by side as long as they and their column sums stay in registers."""
     strip = prod(a.size for a in nest.strip)
-    columns = len([s for s in strip_reduces(nest) if nest.scopes[s.value] & set(nest.ranges) - {
-        a.symbol for a in nest.parallel}]) + len(strip_scans(nest))
+    row = {a.symbol for a in nest.reduction}
+    columns = sum(bool(nest.scopes[s.value] & row) for s in strip_reduces(nest)) + len(strip_scans(nest))
     kept, most, lane = kept_tiles(nest) + columns, PERSISTENT_ELEMENTS // 2 if columns else 2048, 8 if columns else 16
     xblock = 1
     while 2 * xblock * full * kept <= most and strip % (2 * xblock) == 0:

@@ -219,8 +219,9 @@ def _short_rows(gm: GraphModule) -> dict[int, int]:
 
 
 def _rows_together(node: Node, limits: RowLimits, short: dict[int, int]) -> Split | None:
-    """The cut of a reduction of everything that there is one of for each of many short rows, as a loss has: so many to
-    a part as have their rows on chip together, and so never go to memory."""
+    """The cut of a reduction of everything that there is one of for each of many short rows, as a loss has: into strips
+    whose rows a program goes through, so that nothing of each row goes to memory. A CPU, whose strips have no limit,
+    has few programs: it goes through all rows first."""
     source, result = tensor_meta(node.args[0]), tensor_meta(node)
     if source is None or result is None or not limits.strip_elements or not is_concrete(source.shape):
         return None

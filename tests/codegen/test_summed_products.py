@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from .kernels import CppUnit, lower
+from .kernels import CppUnit, assert_same, lower
 
 FORMS: dict[str, Callable[..., Tensor]] = {
     "a product and an addition": lambda a, b, c: a * b + c,
@@ -53,6 +53,18 @@ def test_nothing_is_above_its_own_maximum(tmp_path: Path) -> None:
     for width, kernel in kernels.items():
         found, = unit.run(width, kernel, inputs[width])
         assert not found.isnan().any()
+
+
+def test_a_product_that_is_the_same_in_all_rows_is_computed_before_they_are_summed(tmp_path: Path) -> None:
+    def spread(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        rows = a[0].expand(9, -1)
+        apart = rows - rows.mean(0)
+        return (apart * apart).sum(0), rows.argmax(0)
+
+    inputs = numbers(torch.float32, 3, 13)
+    kernel = lower(spread, *inputs)
+    assert not any(summed_products(n) for n in kernel.group.kernel.nests)
+    assert_same(CppUnit({"it": kernel}, DiskCache(tmp_path)).run("it", kernel, inputs), spread(*inputs))
 
 
 def test_only_products_that_are_summed_and_nothing_else_are_found() -> None:
