@@ -40,7 +40,9 @@ def _along(kernel: Kernel, nest: Nest, programs_wanted: int) -> Nest:
     saved = {a: invariant_cost(nest, a) * (1 - 1 / length) for a in nest.axes
              if not _runs_along(stores, a) and (length := places_along(a.size, most)) >= SHORTEST}
     axis = max(saved, key=lambda a: saved[a], default=None)
-    return nest if axis is None or saved[axis] < COSTLY else _split(nest, axis, places_along(axis.size, most))
+    if axis is None or saved[axis] < COSTLY:
+        return nest
+    return _split(nest, axis, Axis(symbol("r0"), places_along(axis.size, most), reduction=True))
 
 
 def invariant_cost(nest: Nest, axis: Axis) -> int:
@@ -59,12 +61,12 @@ def _runs_along(stores: list[Store], axis: Axis) -> bool:
     return any(affine(s.index)[0].get(axis.symbol) == 1 for s in stores)
 
 
-def _split(nest: Nest, axis: Axis, length: int) -> Nest:
-    row = Axis(symbol("r0"), length, reduction=True)
-    outer = [] if length == axis.size else [replace(axis, size=axis.size // length)]
-    axes = (*(x for a in nest.axes for x in (outer if a is axis else [a])), row)
-    place = row.symbol + (length * axis.symbol if outer else 0)
-    return substitute_axes(nest, axes, {axis.symbol: place})
+def _split(nest: Nest, axis: Axis, inner: Axis) -> Nest:
+    """``nest`` with as many of the last places along a parallel ``axis`` as ``inner`` has, as the axis ``inner``."""
+    outer = [] if inner.size == axis.size else [replace(axis, size=axis.size // inner.size)]
+    parallel = [x for a in nest.parallel for x in (outer if a is axis else [a])]
+    place = inner.symbol + (inner.size * axis.symbol if outer else 0)
+    return substitute_axes(nest, (*parallel, inner, *nest.reduction), {axis.symbol: place})
 
 
 def _beside(nest: Nest, programs_wanted: int) -> Nest:
@@ -78,9 +80,4 @@ def _beside(nest: Nest, programs_wanted: int) -> Nest:
     axis = max(saved, key=lambda a: saved[a], default=None)
     if axis is None or shared_cost(nest, axis) < COSTLY:
         return nest
-    length = rows_beside(axis.size, most)
-    inner = Axis(symbol(f"{axis.symbol.name}l"), length)
-    outer = [] if length == axis.size else [replace(axis, size=axis.size // length)]
-    parallel = [x for a in nest.parallel for x in (outer if a is axis else [a])]
-    place = inner.symbol + (length * axis.symbol if outer else 0)
-    return substitute_axes(nest, (*parallel, inner, *nest.reduction), {axis.symbol: place})
+    return _split(nest, axis, Axis(symbol(f"{axis.symbol.name}l"), rows_beside(axis.size, most)))
