@@ -1,10 +1,12 @@
 """Conditions on positions, and where along an axis they change: loops are cut there, and no piece tests them."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from .index import affine, bounds
-from .ir import Axis, Compute, Const, Index, Nest, Stmt, Store
+from sympy import Integer
+
+from .index import FloorDiv, Mod, affine, bounds
+from .ir import Axis, Compute, Const, Index, Nest, Stmt, Store, index_of
 
 #: Most places at which an axis is cut.
 MAX_CUTS = 4
@@ -32,6 +34,21 @@ def thresholds(nest: Nest, axis: Axis) -> dict[str, tuple[int, bool]]:
         if len(coefficients) == 1 and step > 0 and not others:
             at = -(-(int(limit.value) - constant + (stmt.op in ("le", "gt"))) // step)
             found[stmt.name] = (at, stmt.op in ("lt", "le"))
+    return found
+
+
+def wraps(body: Iterable[Stmt], axis: Axis) -> set[int]:
+    """Places along ``axis`` at which a quotient or remainder of an index steps, where no other axis decides it and
+    there are few: a row that is rolled around has one."""
+    found: set[int] = set()
+    for atom in {a for stmt in body for a in (index_of(stmt) or Integer(0)).atoms(FloorDiv, Mod)}:
+        n, (coefficients, constant, others) = int(atom.args[1]), affine(atom.args[0])
+        step = coefficients.pop(axis.symbol, 0)
+        if step <= 0 or others or any(c % n for c in coefficients.values()):
+            continue
+        first, last = constant // n, (constant + step * (axis.size - 1)) // n
+        if last - first <= MAX_CUTS:
+            found |= {-((constant - k * n) // step) for k in range(first + 1, last + 1)}
     return found
 
 

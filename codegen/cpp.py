@@ -196,19 +196,18 @@ class NestPrinter(LaneForm):
                 opened += 1
         pieces = self._pieces(lane, body)
         for low, high in pieces:
-            self._decide(lane, low, pieces)
             first, last = str(low), str(high)
             if chunked:
                 first = "begin" if low == 0 else f"RF_MAX(begin, INT64_C({low}))"
                 last = "end" if high == lane.size else f"RF_MIN(end, INT64_C({high}))"
-            streams = self._lane_streams(points, lane, high - low)
-            if streams:
-                self.open(f"for (int64_t block = {first}; block < {last}; block += {PREFETCH_LANES})")
-                self._prefetch(streams, lane, "block", PREFETCH_LANES)
-                first, last = "block", f"RF_MIN(block + {PREFETCH_LANES}, {last})"
-            self._print_points(lane, first, last, points)
-            self.close(bool(streams))
-        self._decided = {}
+            with self._in_piece(lane, (low, high)):
+                streams = self._lane_streams(points, lane, high - low)
+                if streams:
+                    self.open(f"for (int64_t block = {first}; block < {last}; block += {PREFETCH_LANES})")
+                    self._prefetch(streams, lane, "block", PREFETCH_LANES)
+                    first, last = "block", f"RF_MIN(block + {PREFETCH_LANES}, {last})"
+                self._print_points(lane, first, last, points)
+                self.close(bool(streams))
         self.close(opened)
 
     def _print_sweep(self, phase: Phase, computed: set[str]) -> None:
@@ -262,7 +261,7 @@ class NestPrinter(LaneForm):
                 self._add_to_segment(stmt, stmt.value)
             else:
                 self.put(stmt)
-        axis, outside = axes[k], dict(self._decided)
+        axis = axes[k]
         parts = self._whole_sums(phase) if k == self._parts_at else []
         self._open_parts(parts)
         if k == len(axes) - 1:
@@ -270,11 +269,10 @@ class NestPrinter(LaneForm):
         else:
             pieces = self._pieces(axis, [s for level in levels[k + 1:] for s in level], smallest=1)
             for low, high in pieces:
-                self._decide(axis, low, pieces)
-                self.open(f"for (int64_t {axis.symbol} = {low}; {axis.symbol} < {high}; ++{axis.symbol})")
-                self._sweep_loops(phase, axes, levels, k + 1, blocked, computed)
-                self.close()
-                self._decided = dict(outside)
+                with self._in_piece(axis, (low, high)):
+                    self.open(f"for (int64_t {axis.symbol} = {low}; {axis.symbol} < {high}; ++{axis.symbol})")
+                    self._sweep_loops(phase, axes, levels, k + 1, blocked, computed)
+                    self.close()
         self._close_parts(parts)
 
     def _open_parts(self, reduces: Sequence[Reduce]) -> None:
@@ -287,14 +285,13 @@ class NestPrinter(LaneForm):
 
     def _lane_loops(self, phase: Phase, lane: Axis, body: list[Stmt], blocked: int, computed: set[str]) -> None:
         """The innermost loop over a row, in pieces, or in blocks whose partial sums keep float32's precision."""
-        pieces, outside = self._pieces(lane, body), dict(self._decided)
+        pieces = self._pieces(lane, body)
         streams = [] if self._short or len(pieces) > 1 else self._row_streams(phase, body, lane)
         if self._apart is not None:
             for piece in pieces:
-                self._decide(lane, piece[0], pieces)
-                self._print_apart(phase.reduces, lane, self._apart, piece, streams,
-                                  lambda parts: self._add_row(body, parts, "[l]", computed))
-                self._decided = dict(outside)
+                with self._in_piece(lane, piece):
+                    self._print_apart(phase.reduces, lane, self._apart, piece, streams,
+                                      lambda parts: self._add_row(body, parts, "[l]", computed))
             return
         here = [s for s in body if isinstance(s, Reduce) and not s.strip and s.name not in self._summed]
         segments = [r for r in here if self._in_lanes(r)]
@@ -325,17 +322,15 @@ class NestPrinter(LaneForm):
             low, high = str(first), str(last)
             if blocked:
                 low, high = "block", f"RF_MIN(block + {blocked}, INT64_C({lane.size}))"
-            else:
-                self._decide(lane, first, pieces)
-            known = self._conditions_before(body, lane, {})
-            for holds in (True, False) if known else (True,):  # under a condition that all share g++ adds one by one
-                if known:
-                    self.open(f"if ({' & '.join(known)})" if holds else "else")
-                    self._settle(known, holds)
-                self._print_row_loop(lane, low, high, clauses, online)
-                self._add_row(body, parts or self._short, f"[{lane.symbol}]" if self._short else "", computed)
-                self.close((2 if online else 1) + bool(known))
-            self._decided = dict(outside)
+            with self._in_piece(lane, (first, last)):
+                known = self._conditions_before(body, lane, {})
+                for holds in (True, False) if known else (True,):  # one that all share makes g++ add one by one
+                    if known:
+                        self.open(f"if ({' & '.join(known)})" if holds else "else")
+                        self._settle(known, holds)
+                    self._print_row_loop(lane, low, high, clauses, online)
+                    self._add_row(body, parts or self._short, f"[{lane.symbol}]" if self._short else "", computed)
+                    self.close((2 if online else 1) + bool(known))
         self._close_lanes(segments)
         self._close_parts(blocks)
         if blocked:

@@ -80,8 +80,7 @@ class ColumnForm(SegmentArrays):
                 self.put(stmt)
         if not varying:
             return
-        if not any(isinstance(s, Reduce) and s.op.startswith("arg") for s in varying):
-            self.add("#pragma omp simd")
+        self.add("#pragma omp simd")
         self.open("for (int64_t j = 0; j < end - begin; ++j)")
         self.add(f"const int64_t {lane.symbol} = begin + j;")
         here = {s.name for s in varying if not isinstance(s, Store | Reduce)}

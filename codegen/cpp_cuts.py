@@ -1,13 +1,17 @@
-"""Loops cut where a condition on their axis changes, so that no piece tests it: a concatenation becomes two loops."""
+"""Loops cut where a condition on their axis changes, so that no piece tests it: a concatenation becomes two loops, and
+a row that is rolled around is read in two runs."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
-from .conditions import MAX_CUTS, thresholds, values_of
+from sympy import Expr, Symbol
+
+from .conditions import MAX_CUTS, thresholds, values_of, wraps
 from .cpp_columns import ColumnForm
 from .cpp_spelling import literal
-from .index import affine
+from .index import FloorDiv, Mod, affine, rewrite, symbol
 from .ir import Axis, Compute, Kernel, Load, Nest, Stmt, Store
 
 #: Most conditions of which both sides are printed, one within the other.
@@ -27,6 +31,7 @@ class CutLoops(ColumnForm):
     def __init__(self, kernel: Kernel, nest: Nest) -> None:
         super().__init__(kernel, nest)
         self._decided: dict[str, bool] = {}
+        self._inside: dict[Symbol, tuple[int, int]] = {}  # the pieces of cut axes that are being printed
 
     def line(self, stmt: Stmt) -> str:
         if not isinstance(stmt, Store) and stmt.name in self._decided:
@@ -34,15 +39,16 @@ class CutLoops(ColumnForm):
         return super().line(stmt)
 
     def _pieces(self, lane: Axis, body: Sequence[Stmt], smallest: int = MIN_PIECE) -> list[tuple[int, int]]:
-        """``[begin, end)`` of the pieces of an axis between which conditions of ``body`` change, at least ``smallest``
-        long but for its borders; one piece if that can't be."""
+        """``[begin, end)`` of the pieces of an axis between which conditions of ``body`` change or its indices step, at
+        least ``smallest`` long but for its borders; one piece if that can't be."""
         asked = {s.name for s in body if not isinstance(s, Store)}
-        cuts = sorted({at for n, (at, _) in thresholds(self.nest, lane).items() if n in asked and 0 < at < lane.size})
-        pieces = list(pairwise([0, *cuts, lane.size]))
-        sizes = [b - a for a, b in pieces]
-        if len(cuts) > MAX_CUTS or min([max(sizes), *sizes[1:-1]]) < smallest:
-            return [(0, lane.size)]
-        return pieces
+        changes = {at for n, (at, _) in thresholds(self.nest, lane).items() if n in asked and 0 < at < lane.size}
+        for cuts in (changes | wraps(body, lane), changes):
+            pieces = list(pairwise([0, *sorted(cuts), lane.size]))
+            sizes = [b - a for a, b in pieces]
+            if len(cuts) <= MAX_CUTS and min([max(sizes), *sizes[1:-1]]) >= smallest:
+                return pieces
+        return [(0, lane.size)]
 
     def _conditions_before(self, body: Sequence[Stmt], lane: Axis, settled: Mapping[str, bool]) -> list[str]:
         """Conditions of loads in ``body``, and what those are the conjunctions of, that are known before the loop over
@@ -135,13 +141,50 @@ class CutLoops(ColumnForm):
         self.close(bool(conditions))
 
     def _print_loop(self, lane: Axis, first: str, last: str, body: Sequence[Stmt]) -> None:
-        if lane.symbol not in self.colliding:
-            self.add("#pragma omp simd")
-        self.open(f"for (int64_t {lane.symbol} = {first}; {lane.symbol} < {last}; ++{lane.symbol})")
+        axis = lane.symbol
+        self._print_lane_loop(lane, f"int64_t {axis} = {first}; {axis} < {last}; ++{axis}", body)
+
+    def _print_lane_loop(self, lane: Axis, control: str, body: Sequence[Stmt], start: str = "") -> None:
+        """A loop over lanes, which are vectors where no two store to one place. Whether a place that is looked up is
+        out of range is asked of all lanes together."""
+        apart = lane.symbol not in self.colliding
+        self._gathers = apart and any(isinstance(s, Compute) and s.op == "bounded" for s in body)
+        if self._gathers:
+            self.open("")
+            self.add("int outside = 0;")
+        if apart:
+            self.add("#pragma omp simd" + (" reduction(| : outside)" if self._gathers else ""))
+        self.open(f"for ({control})")
+        if start:
+            self.add(start)
         self.add_all(body)
         self.close()
+        if self._gathers:
+            self.add("if (outside) rf_status = 1;")
+            self.close()
+        self._gathers = False
 
-    def _decide(self, axis: Axis, low: int, pieces: list[tuple[int, int]]) -> None:
-        """Fix the conditions that hold throughout the piece that begins at ``low``."""
-        if len(pieces) > 1:
+    @contextmanager
+    def _in_piece(self, axis: Axis, piece: tuple[int, int]) -> Iterator[None]:
+        """What holds throughout a piece of an axis: conditions as constants, indices without what doesn't step."""
+        decided, inside = dict(self._decided), dict(self._inside)
+        low, high = piece
+        if high - low < axis.size:
+            self._inside[axis.symbol] = piece
             self._decided.update((n, before == (low < at)) for n, (at, before) in thresholds(self.nest, axis).items())
+        yield
+        self._decided, self._inside = decided, inside
+
+    def spell_index(self, expr: Expr) -> str:
+        for axis, (low, high) in self._inside.items() if expr.has(FloorDiv, Mod) else ():
+            if axis in expr.free_symbols:
+                offset = symbol(f"{axis.name}o")
+                expr = rewrite(expr, {axis: offset + low}, {**self.nest.ranges, offset: high - low})
+                expr = expr.xreplace({offset: axis - low})
+        return super().spell_index(expr)
+
+    def spell_place(self, stmt: Load | Store) -> str:
+        text = super().spell_place(stmt)
+        looked_up = self._gathers and not stmt.index.free_symbols <= self.nest.ranges.keys()
+        small = self.kernel.buffer(stmt.buffer).size < 1 << 31
+        return f"(int32_t){text}" if looked_up and small else text  # of wider places g++ makes no vectors

@@ -32,8 +32,6 @@ def lane_block(size: int, lanes: int) -> int:
 class LaneForm(Prefetching):
     """Prints the innermost loop of a sweep whose accumulators are arrays over ``_apart`` lanes, unless that is None."""
 
-    _apart: int | None = None
-
     def _lanes_apart(self, reduces: Sequence[Reduce], body: Sequence[Stmt], lane: Axis,
                      pieces: Sequence[tuple[int, int]]) -> int | None:
         """Accumulators of each of a sweep's reductions; None where they can't be by lane, or rows are too short."""
@@ -42,7 +40,8 @@ class LaneForm(Prefetching):
         # A row that is also written goes at memory's pace, and blocks of it were 2 to 10% slower.
         if any(isinstance(s, Store) for s in body) and (lane.symbol in self.colliding or lane.size > BLOCK):
             return None
-        if not all(r.op in ("sum", "prod", "max", "min") and r.dtype.is_floating_point for r in reduces):
+        if not all(r.op in ("argmax", "argmin") or (r.op in ("sum", "prod", "max", "min") and r.dtype.is_floating_point)
+                   for r in reduces):
             return None
         touched = {self.kernel.buffer(s.buffer).dtype.itemsize for s in body if isinstance(s, Load | Store)}
         lanes = BYTE_LANES if 1 in touched else LANES

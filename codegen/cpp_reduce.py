@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 
@@ -15,9 +16,14 @@ ONLINE_LANES = 64
 
 class Accumulators(ScanLoops):
     """Reductions in scalars (row form) or in arrays over a block of lanes (column form). ``_short`` says that lanes of
-    several short loops keep parts apart."""
+    several short loops keep parts apart, ``_apart`` how many lanes of one loop do."""
 
     _short = False
+    _apart: int | None = None
+
+    def _place_type(self) -> str:
+        """The narrowest integer that holds places in a row: as many lanes as floats have."""
+        return "int32_t" if prod(a.size for a in self.nest.reduction) < 1 << 31 else "int64_t"
 
     def _position(self, reduce: Reduce) -> str:
         """Position of an element among those that are reduced to one result."""
@@ -33,7 +39,8 @@ class Accumulators(ScanLoops):
         array = "" if lanes is None else f"[{lanes}]"
         names = [(f"acc_{reduce.name}", self._accumulator_type(reduce), self._start(reduce))]
         if reduce.op in ("argmax", "argmin"):
-            names.append((f"at_{reduce.name}", "int64_t", "-1"))
+            # A row of nothing but -inf has its first element: none is better than where its lane begins.
+            names.append((f"at_{reduce.name}", self._place_type(), "0" if self._apart is None else "j"))
         elif self._watches_nan(reduce) and lanes is None:
             names.append((f"nan_{reduce.name}", "int", "0"))
         for name, kind, start in names:
@@ -91,12 +98,13 @@ class Accumulators(ScanLoops):
         elif reduce.op in ("any", "all"):
             self.add(f"{acc} {'|' if reduce.op == 'any' else '&'}= (int){value};")
         elif reduce.op in ("argmax", "argmin"):
-            at, sign = f"at_{reduce.name}{lane}", ">" if reduce.op == "argmax" else "<"
-            better = f"{at} < 0 || {value} {sign} {acc}"
+            better = f"{value} {'>' if reduce.op == 'argmax' else '<'} {acc}"
             if self.dtypes[value].is_floating_point:
-                better += f" || ({value} != {value} && {acc} == {acc})"
-                better = f"({acc} == {acc} || {at} < 0) && ({better})"
-            self.add(f"if ({better}) {{ {acc} = {value}; {at} = {self._position(reduce)}; }}")
+                better = f"({better}) | (({value} != {value}) & ({acc} == {acc}))"
+            self.add(f"const bool better_{reduce.name} = {better};")
+            at, chosen = f"at_{reduce.name}{lane}", f"better_{reduce.name} ?"
+            self.add(f"{at} = {chosen} ({self._place_type()})({self._position(reduce)}) : {at};")
+            self.add(f"{acc} = {chosen} {value} : {acc};")
         elif self._watches_nan(reduce) and not lane:
             self.add(f"nan_{reduce.name} |= ({value} != {value});")
             self.add(f"{acc} = {value} {'>' if reduce.op == 'max' else '<'} {acc} ? {value} : {acc};")
@@ -111,7 +119,9 @@ class Accumulators(ScanLoops):
     def _finish(self, reduce: Reduce, lanes: int | None = None) -> None:
         """Declare the result; ``lanes`` accumulators are taken together as a tree."""
         result = f"acc_{reduce.name}"
-        if lanes is not None:
+        if lanes is not None and reduce.op in ("argmax", "argmin"):
+            result = f"rf_first_{reduce.op[3:]}_of<{lanes}>({result}, at_{reduce.name})"
+        elif lanes is not None:
             result = f"rf_{reduce.op}_of<{lanes}>({result})"
         elif reduce.op == "expsum":
             result = f"rf_expsum(acc_{reduce.name}, top_{reduce.name}, {ONLINE_LANES})"

@@ -28,7 +28,7 @@ class SegmentArrays(Accumulators):
         count = prod(a.size for a in self._results(reduce))
         names = [(f"acc_{reduce.name}", self._accumulator_type(reduce), self._start(reduce))]
         if reduce.op.startswith("arg"):
-            names.append((f"at_{reduce.name}", "int64_t", "-1"))
+            names.append((f"at_{reduce.name}", self._place_type(), "0"))
         for name, kind, start in names:
             self.add(f"{kind} {name}[{count}];")
             self.add(f"for (int64_t l = 0; l < {count}; ++l) {name}[l] = {start};")

@@ -30,9 +30,9 @@ def _prototypes() -> str:
     lines = ['extern "C" {']  # a block: clang has no pragma before a declaration with a linkage of its own
     for suffix, kind in (("f", "float"), ("", "double")):
         for name in _UNARY_MATH:
-            lines += ["RF_SIMD", f"{kind} {name}{suffix}({kind}) noexcept;"]
+            lines += ["RF_SIMD", f"{kind} {name}{suffix}({kind}) noexcept RF_PURE;"]
         for name in _BINARY_MATH:
-            lines += ["RF_SIMD", f"{kind} {name}{suffix}({kind}, {kind}) noexcept;"]
+            lines += ["RF_SIMD", f"{kind} {name}{suffix}({kind}, {kind}) noexcept RF_PURE;"]
         for name in ("lgamma",):
             lines.append(f"{kind} {name}{suffix}({kind}) noexcept;")
         lines.append(f"{kind} fmod{suffix}({kind}, {kind}) noexcept;")
@@ -46,6 +46,9 @@ PRELUDE = r"""#include <stdint.h>
 #else
 #define RF_SIMD
 #endif
+// Without it a function that g++ knows nothing of (build_cpp) might write what a choice before it reads: the choice
+// stays a branch, and the loop scalar.
+#define RF_PURE __attribute__((const))
 #if defined(__GNUC__) && !defined(__clang__)
 // g++ follows what a clamp's limit becomes, a rounded constant at last, along a path of its own: the loop's choices of
 // numbers turn into as many conditions on conditions. Rows of eight-bit floats took 1.6 times as long.
@@ -127,6 +130,17 @@ static inline double rf_logaddexp(double a, double b) {  // equal infinities hav
     } \
   }
 RF_TREE(rf_sum_of, x + y) RF_TREE(rf_prod_of, x * y) RF_TREE(rf_max_of, rf_max(x, y)) RF_TREE(rf_min_of, rf_min(x, y))
+// The first place of the largest, or least, of the lanes' best: a NaN is both.
+#define RF_FIRST(name, best) template <int N, typename T, typename P> static inline P name(const T* a, P* at) { \
+    T values[N]; __builtin_memcpy(values, a, sizeof values); \
+    const T top = best<N>(values); \
+    _Pragma("omp simd") for (int l = 0; l < N; ++l) { \
+      const bool found = (a[l] == top) | ((a[l] != a[l]) & (top != top)); \
+      at[l] = found ? at[l] : (P)(((uint64_t)1 << (8 * sizeof(P) - 1)) - 1); \
+    } \
+    return rf_min_of<N>(at); \
+  }
+RF_FIRST(rf_first_max_of, rf_max_of) RF_FIRST(rf_first_min_of, rf_min_of)
 template <typename T> static inline bool rf_minus_one(T b) { return (T)-1 < 0 && b == (T)-1; }
 template <typename T> static inline T rf_truncdiv(T a, T b) {
   return b == 0 ? 0 : rf_minus_one(b) ? (T)(0 - a) : (T)(a / b);
@@ -153,6 +167,11 @@ template <typename T> static inline T rf_shr(T a, T b) {
 static inline int64_t rf_bounded(int64_t i, int64_t n) {
   if (__builtin_expect((uint64_t)i >= (uint64_t)n, 0)) { rf_status = 1; return 0; }
   return i;
+}
+static inline int64_t rf_within(int64_t i, int64_t n, int& outside) {  // without a branch, for vectors
+  const bool wrong = (uint64_t)i >= (uint64_t)n;
+  outside |= wrong;
+  return wrong ? 0 : i;
 }
 // Philox4x32-10 (Salmon et al., 2011) for a 64-bit key and counter: word W of four. Its rounds are spelled out: a loop
 // inside of a loop isn't vectorised.
@@ -252,6 +271,11 @@ def _exp(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
     return f"rf_exp{'_below' if args[0] in p.never_positive else ''}({args[0]})"
 
 
+def _bounded(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
+    assert isinstance(p, CppStatements)
+    return f"rf_within({', '.join(args)}, outside)" if p._gathers else f"rf_bounded({', '.join(args)})"
+
+
 CPP_OPS: dict[str, Spelling] = {
     **{name: _math(name) for name in _UNARY_MATH},
     "exp": _exp, "tanh": _inline("tanh"), "erf": _inline("erf"),
@@ -268,7 +292,7 @@ CPP_OPS: dict[str, Spelling] = {
     "max": "rf_max({0}, {1})", "lt": "{0} < {1}", "le": "{0} <= {1}", "gt": "{0} > {1}", "ge": "{0} >= {1}",
     "eq": "{0} == {1}", "ne": "{0} != {1}", "and": "{0} & {1}", "or": "{0} | {1}", "xor": "{0} ^ {1}",
     "shl": "rf_shl({0}, {1})", "shr": "rf_shr({0}, {1})", "copysign": _builtin("copysign"),
-    "where": "{0} ? {1} : {2}", "fma": _builtin("fma"), "bounded": "rf_bounded({0}, {1})",
+    "where": "{0} ? {1} : {2}", "fma": _builtin("fma"), "bounded": _bounded,
     "philox0": "rf_philox<0>({0}, {1})", "philox1": "rf_philox<1>({0}, {1})",
 }
 
@@ -287,10 +311,11 @@ def literal(value: int | float | bool, dtype: torch.dtype) -> str:
 
 
 class CppStatements(Printer):
-    """Statements of C++; the loops are in ``cpp``."""
+    """Statements of C++; the loops are in ``cpp``. ``_gathers`` if a loop over lanes looks up places."""
 
     types = COMPUTE
     ops = CPP_OPS
+    _gathers = False
 
     @cached_property
     def _short_nans(self) -> frozenset[str]:
@@ -326,13 +351,17 @@ class CppStatements(Printer):
         """The element of memory that a load reads, in the type it is computed in."""
         return WIDEN.get(self.kernel.buffer(stmt.buffer).dtype, "{}").format(element)
 
+    def spell_place(self, stmt: Load | Store) -> str:
+        """The place in its buffer of what a load or a store touches."""
+        return self.spell_index(stmt.index)
+
     def spell_load(self, stmt: Load) -> str:
-        text = self.widen(stmt, f"{stmt.buffer}[{self.spell_index(stmt.index)}]")
+        text = self.widen(stmt, f"{stmt.buffer}[{self.spell_place(stmt)}]")
         return text if stmt.mask is None else f"{stmt.mask} ? {text} : {literal(stmt.other, stmt.dtype)}"
 
     def spell_store(self, stmt: Store) -> str:
         dtype = self.kernel.buffer(stmt.buffer).dtype
-        element, value = f"{stmt.buffer}[{self.spell_index(stmt.index)}]", stmt.value
+        element, value = f"{stmt.buffer}[{self.spell_place(stmt)}]", stmt.value
         if stmt.accumulate:
             value = f"({WIDEN.get(dtype, '{}').format(element)} + {value})"
         value = self.narrow(value, stmt.value, dtype)

@@ -3,14 +3,14 @@ from __future__ import annotations
 
 from math import prod
 
-from .cpp_cuts import CutLoops
 from .cpp_scans import STEPS
 from .cpp_spelling import COMPUTE
+from .cpp_staged import StagedLoops
 from .ir import Reduce
 from .sweeps import finale, strip_reduces, strip_scans
 
 
-class StripForm(CutLoops):
+class StripForm(StagedLoops):
     """Declares, fills and stores what the columns of a nest with strip axes come to."""
 
     def _open_strip(self, k: int) -> None:

@@ -29,10 +29,10 @@ def jam_rows(kernel: Kernel, worthwhile: Callable[[Kernel, Nest], bool], rows: i
     ``worthwhile``."""
     nests: list[Nest] = []
     for nest in kernel.nests:
-        if not _allows(nest):
+        if not _allows(nest) and not _scans(nest):
             nests.append(nest)
             continue
-        short = _short_axis(nest)
+        short = _short_axis(nest) if _allows(nest) else None
         copies = 1 if short is None else short.size
         shared = nest if short is None else copied(nest, short, 1, short.size)
         count = max(rows // copies, 1)
@@ -54,6 +54,15 @@ def _allows(nest: Nest) -> bool:
     summed = {a.symbol for a in nest.reduction}
     stored = any(isinstance(s, Store) and nest.store_scope(s) & summed for s in nest.body)
     return sum(p.sweep for p in plan_phases(nest)) == 1 and not stored and _all_vary(nest, nest.parallel[-1])
+
+
+def _scans(nest: Nest) -> bool:
+    """One sweep of running totals in a short body: each element of a row waits for the one before, but no other row."""
+    if not nest.reduction or not nest.parallel or nest.strip or len(nest.body) > LONGEST_BODY:
+        return False
+    if any(isinstance(s, Reduce) or (isinstance(s, Store) and is_scatter(s)) for s in nest.body):
+        return False
+    return any(isinstance(s, Scan) for s in nest.body) and sum(p.sweep for p in plan_phases(nest)) == 1
 
 
 def _all_vary(nest: Nest, axis: Axis) -> bool:
@@ -113,4 +122,4 @@ def moved(stmt: Stmt, suffix: str, renamed: frozenset[str], place: dict[Symbol, 
         stmt = replace(stmt, mask=name(stmt.mask))
     if isinstance(stmt, Compute):
         return replace(stmt, args=tuple(map(name, stmt.args)))
-    return replace(stmt, value=name(stmt.value)) if isinstance(stmt, Reduce | Store) else stmt
+    return replace(stmt, value=name(stmt.value)) if isinstance(stmt, Reduce | Scan | Store) else stmt

@@ -39,10 +39,10 @@ def _written_out(kernel: Kernel, nest: Nest) -> Nest:
     last = nest.axes[-1]
     if len(nest.body) * last.size > MOST_STATEMENTS or any(isinstance(s, Store) and is_scatter(s) for s in nest.body):
         return nest  # scatters keep to the order of the points
-    return _merged(copied(nest, last, 1, last.size), kernel)
+    return merged(copied(nest, last, 1, last.size), kernel)
 
 
-def _merged(nest: Nest, kernel: Kernel) -> Nest:
+def merged(nest: Nest, kernel: Kernel) -> Nest:
     """``nest`` with equal statements once and without conditions that are decided; what it overwrites is read as often
     as before."""
     instead: dict[str, str] = {}

@@ -1,7 +1,7 @@
 """Values that are never above zero, whatever is computed: their exponentials needn't look out for infinity."""
 from __future__ import annotations
 
-from .ir import Compute, Const, Nest, Reduce, Stmt, Store
+from .ir import Compute, Const, Nest, Reduce, Store
 
 #: Operations whose results are never below zero.
 _UPWARDS = frozenset({"abs", "exp", "exp2", "sqrt", "sigmoid"})
@@ -11,21 +11,24 @@ def never_positive(nest: Nest) -> frozenset[str]:
     """Names of the floating-point values in ``nest`` that are at most zero, or NaN: differences from a maximum, squares
     and magnitudes with a minus sign. Products are rounded before anything is subtracted (summed_products), so that
     nothing is above its own maximum."""
-    made: dict[str, Stmt] = {}
+    largest_of: dict[str, frozenset[str]] = {}  # what each maximum isn't below
     below: set[str] = set()
     above: set[str] = set()
     for stmt in nest.body:
         if isinstance(stmt, Store) or not stmt.dtype.is_floating_point:
             continue
-        made[stmt.name] = stmt
+        if isinstance(stmt, Reduce) and stmt.op == "max":
+            largest_of[stmt.name] = frozenset([stmt.value])
         if isinstance(stmt, Const):
             below |= {stmt.name} if stmt.value <= 0 else set()
             above |= {stmt.name} if stmt.value >= 0 else set()
         elif isinstance(stmt, Compute):
             first, last = stmt.args[0], stmt.args[-1]
             sides = [(first in side, last in side) for side in (below, above)]
-            if _is_below(stmt.op, *sides) or (stmt.op == "sub" and _is_maximum(made.get(last), first)):
+            if _is_below(stmt.op, *sides) or (stmt.op == "sub" and first in largest_of.get(last, ())):
                 below.add(stmt.name)
+            if stmt.op == "max":
+                largest_of[stmt.name] = frozenset(stmt.args).union(*(largest_of.get(a, ()) for a in stmt.args))
             if _is_above(stmt.op, *sides) or (stmt.op == "mul" and first == last):
                 above.add(stmt.name)
     return frozenset(below)
@@ -46,7 +49,3 @@ def _is_above(op: str, below: tuple[bool, bool], above: tuple[bool, bool]) -> bo
     if op == "neg":
         return below[0]
     return any(above) if op == "max" else op in _UPWARDS or (op in ("add", "min") and all(above))
-
-
-def _is_maximum(stmt: Stmt | None, value: str) -> bool:
-    return isinstance(stmt, Reduce) and stmt.op == "max" and stmt.value == value

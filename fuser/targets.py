@@ -20,6 +20,7 @@ from rooffuse.codegen.repeatable import check_equalities
 from rooffuse.codegen.row_factors import take_out_row_factors
 from rooffuse.codegen.scatter import check_sums
 from rooffuse.codegen.short_axes import write_out_short_axes
+from rooffuse.codegen.short_rows import write_out_short_rows
 from rooffuse.codegen.sweeps import strip_reduces, strip_scans
 from rooffuse.codegen.traffic import row_bytes
 from rooffuse.codegen.triton_tiles import (
@@ -95,6 +96,7 @@ class Target:
         kernel = merge_online(kernel, lambda k, nest: memory_along_rows(nest) and self._sweeps_far(k, nest))
         kernel = take_out_row_factors(kernel)
         if self.language == "cpp":
+            kernel = write_out_short_rows(kernel)
             kernel = jam_rows(drop_exact_roundings(kernel), lambda k, nest: memory_along_rows(nest), rows)
             return write_out_short_axes(turn_in_tiles(kernel))
         return go_along_invariant_axes(kernel, self.programs)

@@ -32,6 +32,15 @@ def extremes(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.amax(-1), x.amin(-1)
 
 
+def places(x: Tensor) -> tuple[Tensor, ...]:
+    return x.argmax(-1), x.argmin(-1), x.amax(-1), (x > 0).to(torch.int32).argmax(-1)
+
+
+def rolled(x: Tensor) -> tuple[Tensor, Tensor]:
+    around = x.roll(3, -1) * x + x.roll(-1, -1)
+    return around.sum(-1), around
+
+
 def masked(x: Tensor, keep: Tensor) -> Tensor:
     return torch.softmax(x.masked_fill(keep, -torch.inf), -1)
 
@@ -53,19 +62,22 @@ def unit(tmp_path_factory) -> tuple[CppUnit, dict]:
         odd = x.clone()
         odd[1, 0], odd[2, -1], odd[3, size // 2], odd[4] = torch.nan, torch.nan, -torch.inf, torch.nan
         calls |= {f"moments {size}": (moments, (x,)), f"half {size}": (moments, (x.bfloat16().float(),)),
-                  f"extremes {size}": (extremes, (odd,)), f"masked {size}": (masked, (x, x > 1)),
+                  f"extremes {size}": (extremes, (odd,)), f"places {size}": (places, (odd,)),
+                  f"rolled {size}": (rolled, (x,)), f"masked {size}": (masked, (x, x > 1)),
                   f"around {size}": (around, (x,)), f"bordered {size}": (bordered, (x[:2],))}
     lowered = {n: lower(fn, *args) for n, (fn, args) in calls.items()}
     return CppUnit(lowered, DiskCache(tmp_path_factory.mktemp("kernels"))), {n: (*calls[n], lowered[n]) for n in calls}
 
 
-@pytest.mark.parametrize("what", ["moments", "half", "extremes", "masked", "around", "bordered"])
+@pytest.mark.parametrize("what", ["moments", "half", "extremes", "places", "rolled", "masked", "around",
+                                  "bordered"])
 def test_rows_of_any_length(unit: tuple[CppUnit, dict], what: str) -> None:
     library, calls = unit
     for size in SIZES:
         fn, args, lowered = calls[f"{what} {size}"]
         expected = fn(*[a.double() if a.is_floating_point() else a for a in args])
-        expected = [e.float() for e in (expected if isinstance(expected, tuple) else (expected,))]
+        expected = [e.float() if e.is_floating_point() else e
+                    for e in (expected if isinstance(expected, tuple) else (expected,))]
         assert_same(library.run(f"{what} {size}", lowered, args), expected)
 
 
@@ -82,6 +94,17 @@ def test_lanes_are_as_many_as_the_narrowest_type_has() -> None:
     assert f"[{LANES}]" in print_function(lower(moments, x).group.kernel, "kernel")
     assert f"[{BYTE_LANES}]" in print_function(lower(masked, x, x > 0).group.kernel, "kernel")
     assert "_of<" not in print_function(lower(moments, torch.randn(4, 1000)).group.kernel, "kernel")
+
+
+def test_places_of_extremes_are_found_by_lane() -> None:
+    text = print_function(lower(places, torch.randn(4, 512)).group.kernel, "kernel")
+    assert f"rf_first_max_of<{LANES}>" in text and f"rf_first_min_of<{LANES}>" in text
+
+
+def test_a_row_that_is_rolled_around_is_read_in_runs() -> None:
+    """Two for each way: a remainder for each element would be a gather."""
+    text = print_function(lower(rolled, torch.randn(4, 512)).group.kernel, "kernel")
+    assert "%" not in text and text.count("r0 = ") >= 3
 
 
 def test_a_border_shorter_than_a_step_is_a_rest(unit: tuple[CppUnit, dict]) -> None:
@@ -136,16 +159,27 @@ def test_a_sum_that_all_columns_share_leaves_them_the_lanes() -> None:
     assert len(re.findall(r"float acc_v\d+ = 0.0f;", text)) == 1
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86's instructions")
-@pytest.mark.skipif("g++" not in Path(find_compiler()).name, reason="looks at how g++ takes a loop")
-def test_a_value_rounded_on_the_way_keeps_its_loop_vectorised(tmp_path: Path) -> None:
-    """Chosen as a constant for what is no number, the error function of it was scalar code, ten times as slow."""
-    args = (torch.randn(64, 4096),)
-    text = print_function(lower(lambda x: F.gelu((x * 3).bfloat16()), *args).group.kernel, "kernel")
-    source = tmp_path / "kernel.cpp"
+def assembly_of(fn: Callable, args: tuple[Tensor, ...], folder: Path) -> str:
+    """What g++ makes of the kernel of ``fn``."""
+    if platform.machine() != "x86_64" or "g++" not in Path(find_compiler()).name:
+        pytest.skip("reads what g++ makes for x86")
+    source = folder / "kernel.cpp"
+    text = print_function(lower(fn, *args).group.kernel, "kernel")
     source.write_text(PRELUDE + text.replace("static void kernel", "void kernel"))
     flags = [flag for flag in FLAGS if flag != "-shared"]
-    assembly = subprocess.run([find_compiler(), *flags, "-S", "-o", "-", str(source)], check=True, capture_output=True,
-                              text=True).stdout
-    loop = assembly[assembly.index("kernel"):]
+    found = subprocess.run([find_compiler(), *flags, "-S", "-o", "-", str(source)], check=True, capture_output=True,
+                           text=True).stdout
+    return found[found.index("kernel"):]
+
+
+def test_a_value_rounded_on_the_way_keeps_its_loop_vectorised(tmp_path: Path) -> None:
+    """Chosen as a constant for what is no number, the error function of it was scalar code, ten times as slow."""
+    loop = assembly_of(lambda x: F.gelu((x * 3).bfloat16()), (torch.randn(64, 4096),), tmp_path)
     assert len(re.findall(r"div[ps]s\s", loop)) == len(re.findall(r"divps\s", loop)) > 0
+
+
+@pytest.mark.skipif(platform.libc_ver() < ("glibc", "2.35"), reason="glibc has no such vector functions")
+def test_a_sine_of_a_choice_is_one_of_vectors(tmp_path: Path) -> None:
+    """A function that might write to memory would keep what is chosen before it from becoming a select."""
+    loop = assembly_of(lambda x, w: (F.silu(x) * w).sin().sum(-1), (torch.randn(64, 4096), torch.randn(4096)), tmp_path)
+    assert re.search(r"_ZGV[bcde]N\d+v_sinf", loop) and not re.search(r"\ssinf", loop)

@@ -12,6 +12,7 @@ from rooffuse.codegen.ir import Compute, Kernel
 from rooffuse.codegen.jam import JAMMED, jam_rows
 from rooffuse.codegen.row_factors import take_out_row_factors
 from rooffuse.codegen.short_axes import write_out_short_axes
+from rooffuse.codegen.short_rows import write_out_short_rows
 from rooffuse.codegen.triton_tiles import memory_along_rows
 from rooffuse.codegen.turned import crosses, turn_in_tiles
 from rooffuse.codegen.verify import verify
@@ -25,6 +26,7 @@ REWRITES = {
     "exact_rounding": drop_exact_roundings,
     "turned": turn_in_tiles,
     "short_axes": write_out_short_axes,
+    "short_rows": lambda k: write_out_short_rows(k, fewest=1),
 }
 
 
@@ -52,6 +54,7 @@ def test_all_rewrite_many_cases(changed: dict[str, Lowered]) -> None:
     assert sum(k.startswith("exact_rounding/") for k in changed) >= 5
     assert sum(k.startswith("turned/") for k in changed) >= 2
     assert sum(k.startswith("short_axes/") for k in changed) >= 5
+    assert sum(k.startswith("short_rows/") for k in changed) >= 25
 
 
 def test_interpreter(changed: dict[str, Lowered]) -> None:

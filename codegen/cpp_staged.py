@@ -1,0 +1,80 @@
+"""Elements that lie a short row apart, moved through arrays of lanes: the points of many short rows side by side.
+
+A vector with one element of each of sixteen rows of ten is as many loads, and g++ leaves a loop scalar that stores such
+a vector. Loops of their own move some lanes' rows into arrays and results back; what is computed between is vectors.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from sympy import Expr
+
+from .cpp_cuts import CutLoops
+from .cpp_spelling import STORAGE
+from .index import affine
+from .ir import Axis, Load, Stmt, Store
+
+#: Lanes whose elements are moved at a time: arrays of a few KiB.
+STAGED_LANES = 64
+#: Longest distance between lanes that g++ takes apart by itself, and longest at which neighbours share cache lines.
+NATIVE_STRIDE, LONGEST_STRIDE = 3, 64
+
+Place = tuple[str, Expr]
+_NONE: Mapping[Place, str] = MappingProxyType({})
+
+
+class StagedLoops(CutLoops):
+    """Prints the loop over a lane axis; ``_staged`` has the elements that it finds in an array, with their names."""
+
+    _staged = _NONE
+
+    def _print_loop(self, lane: Axis, first: str, last: str, body: Sequence[Stmt]) -> None:
+        loads, stores = (self._row_apart(lane, [s for s in body if isinstance(s, kind)]) for kind in (Load, Store))
+        shared = {buffer for buffer, _ in loads} & {buffer for buffer, _ in stores}
+        moved = {p: f"stage{k}[l]" for k, p in enumerate((*loads, *stores)) if p[0] not in shared}
+        if not moved or lane.symbol in self.colliding:
+            super()._print_loop(lane, first, last, body)
+            return
+        self.open(f"for (int64_t base = {first}; base < {last}; base += {STAGED_LANES})")
+        self.add(f"const int64_t lanes = RF_MIN(INT64_C({STAGED_LANES}), {last} - base);")
+        for (buffer, _), name in moved.items():
+            self.add(f"{STORAGE[self.kernel.buffer(buffer).dtype]} {name.removesuffix('[l]')}[{STAGED_LANES}];")
+        elements = {(b, i): f"{b}[{self.spell_index(i)}]" for b, i in moved}
+        self._move(lane, [f"{name} = {elements[p]};" for p, name in moved.items() if p in loads])
+        self._staged = moved
+        self._print_lane_loop(lane, "int64_t l = 0; l < lanes; ++l", body, f"const int64_t {lane.symbol} = base + l;")
+        self._staged = _NONE
+        self._move(lane, [f"{elements[p]} = {name};" for p, name in moved.items() if p in stores])
+        self.close()
+
+    def _row_apart(self, lane: Axis, accesses: Sequence[Load | Store]) -> dict[Place, None]:
+        """Places of those accesses that are a short row apart from lane to lane, and together about all of that row."""
+        groups: dict[tuple[str, int, Expr], dict[Place, None]] = {}
+        for stmt in accesses:
+            coefficients, constant, others = affine(stmt.index)
+            stride = coefficients.get(lane.symbol, 0)
+            plain = stmt.mask is None and not (isinstance(stmt, Store) and stmt.accumulate)
+            if plain and not others and NATIVE_STRIDE < stride <= LONGEST_STRIDE:
+                group = groups.setdefault((stmt.buffer, stride, stmt.index - constant), {})
+                group[stmt.buffer, stmt.index] = None
+        return {p: None for (_, stride, _), group in groups.items() if 2 * len(group) >= stride for p in group}
+
+    def _move(self, lane: Axis, lines: Sequence[str]) -> None:
+        if not lines:
+            return
+        self.open("for (int64_t l = 0; l < lanes; ++l)")
+        self.add(f"const int64_t {lane.symbol} = base + l;")
+        for line in lines:
+            self.add(line)
+        self.close()
+
+    def spell_load(self, stmt: Load) -> str:
+        staged = self._staged.get((stmt.buffer, stmt.index)) if stmt.mask is None else None
+        return super().spell_load(stmt) if staged is None else self.widen(stmt, staged)
+
+    def spell_store(self, stmt: Store) -> str:
+        staged = self._staged.get((stmt.buffer, stmt.index)) if stmt.mask is None else None
+        if staged is None:
+            return super().spell_store(stmt)
+        return f"{staged} = {self.narrow(stmt.value, stmt.value, self.kernel.buffer(stmt.buffer).dtype)};"

@@ -1,0 +1,83 @@
+"""Short rows written out on a CPU: a row's few points become statements, and vectors go from row to row.
+
+A loop over ten classes fills no vector and ends by adding up its lanes, which takes longer than the sum itself. Written
+out, what was a reduction is a chain of operations, the nest is elementwise work over its rows, and a vector has one
+element of each of sixteen rows.
+"""
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from math import prod
+
+from sympy import Integer
+
+from .ir import Axis, Compute, Kernel, Nest, Reduce, Scan, Stmt, Store
+from .jam import moved
+from .lower_reductions import COMBINED
+from .operations import operation_cost
+from .scatter import is_scatter
+from .short_axes import merged
+from .simplify import simplify_nest
+
+#: Longest row that is written out, fewest rows of which vectors are made, and most statements that a row may become.
+SHORT_ROW, FEWEST_ROWS, MOST_STATEMENTS = 31, 64, 320
+#: Lengths that g++ takes apart by shuffles; other rows go through arrays, which costs more than a plain sum along the
+#: row does, and pays for work of so many plain operations a point or for what loops over a row keep in scalars.
+SHUFFLED, WORTH_MOVING = (2, 3, 4, 8, 16), 16
+
+
+def write_out_short_rows(kernel: Kernel, fewest: int = FEWEST_ROWS) -> Kernel:
+    """``kernel`` with its short rows written out, in nests of at least ``fewest`` of them."""
+    nests = tuple(_written_out(kernel, n) if _allows(n, fewest) else n for n in kernel.nests)
+    return kernel if nests == kernel.nests else replace(kernel, nests=nests)
+
+
+def _allows(nest: Nest, fewest: int) -> bool:
+    """Whether rows are few points each, which are joined by operations, and none keeps to an order with others."""
+    row = prod(a.size for a in nest.reduction)
+    if not nest.reduction or nest.strip or nest.segmented or row > SHORT_ROW:
+        return False
+    if prod(a.size for a in nest.parallel) < fewest or row * len(nest.body) > MOST_STATEMENTS:
+        return False
+    if any(isinstance(s, Scan) or (isinstance(s, Store) and is_scatter(s)) for s in nest.body):
+        return False
+    reduces = [s for s in nest.body if isinstance(s, Reduce)]
+    return all(s.op in COMBINED for s in reduces) and (
+        row in SHUFFLED or _work(nest) >= WORTH_MOVING or any(s.op != "sum" for s in reduces))
+
+
+def _work(nest: Nest) -> int:
+    """Plain operations at each point of a row."""
+    row = {a.symbol for a in nest.reduction}
+    return sum(operation_cost(s.op) for s in nest.body if isinstance(s, Compute) and nest.scopes[s.name] & row)
+
+
+def _written_out(kernel: Kernel, nest: Nest) -> Nest:
+    row = {a.symbol for a in nest.reduction}
+    varying = frozenset(n for n, scope in nest.scopes.items() if scope & row)
+    points = list(product(*[range(a.size) for a in nest.reduction]))
+    body: list[Stmt] = []
+    for stmt in nest.body:
+        if isinstance(stmt, Reduce):
+            body += _chain(stmt, [f"{stmt.value}_{k}" if stmt.value in varying else stmt.value
+                                  for k in range(len(points))])
+        elif stmt.name in varying if not isinstance(stmt, Store) else nest.store_scope(stmt) & row:
+            for k, point in enumerate(points):
+                place = {a.symbol: Integer(at) for a, at in zip(nest.reduction, point)}
+                body.append(moved(stmt, f"_{k}", varying, place, nest.ranges))
+        else:
+            body.append(stmt)
+    axes: tuple[Axis, ...] = tuple(a for a in nest.axes if not a.reduction)
+    return simplify_nest(merged(Nest(axes, tuple(body)), kernel))
+
+
+def _chain(stmt: Reduce, values: list[str]) -> list[Stmt]:
+    """The ``values`` joined one after the other, the last result under the reduction's name."""
+    found: list[Stmt] = []
+    total = values[0]
+    for k, value in enumerate(values[1:], 1):
+        name = stmt.name if k == len(values) - 1 else f"{stmt.name}_to{k}"
+        found.append(Compute(name, stmt.dtype, COMBINED[stmt.op], (total, value)))
+        total = name
+    return found
