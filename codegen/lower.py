@@ -94,6 +94,7 @@ class NestLowering:
     def __init__(self, builder: NestBuilder, buffers: dict[Node, str], places: Mapping[Node, Coords]) -> None:
         self.builder = builder
         self.buffers = buffers
+        self.widens = False  # whether rows somewhat shorter than the nest's may be reduced in it, under a condition
         self.places = places  # where the nest has the elements of a node, of those that follow from what it visits
         self._values: dict[tuple[Node, Coords, str | None], str] = {}
 
@@ -253,6 +254,8 @@ class NestLowering:
                 return self._unmasked(node, coords)
             axes = self._reduced_axes(reduction, coords, down_strip)
             sizes = tuple(a.size for a in axes)
+            if reduction.count < prod(sizes):
+                return b.rounded(self._widened(reduction, coords, axes), dtype_of(node))
             wide = tuple(s for s in reduction.sizes if s != 1)
             if wide == sizes:
                 symbols = iter([a.symbol for a in axes])
@@ -288,10 +291,25 @@ class NestLowering:
                 raise NotLowerable(f"{name} would be reduced inside of another reduction")
         folds, rest = divmod(reduction.count, prod(a.size for a in axes))
         folded = not down_strip and not segment and reduction.source is not None and reduction.op in COMBINED
+        single = all(a.reduction for a in self.builder.axes)
+        if self.widens and folded and not folds and (single or 2 * rest >= prod(a.size for a in axes)):
+            return axes
         if rest or not 1 <= folds <= (MOST_SLICES if folded else 1):
             raise NotLowerable(f"{name} reduces {reduction.count} elements where the kernel's rows have "
                                f"{prod(a.size for a in axes)}")
         return axes
+
+    def _widened(self, reduction: Reduction, coords: Coords, axes: tuple[Axis, ...]) -> str:
+        """A reduction of fewer elements than the nest's rows have: of those, and what changes nothing beyond."""
+        b, source = self.builder, reduction.source
+        assert source is not None
+        position = ravel([a.symbol for a in axes], [a.size for a in axes])
+        place = b.index(position, torch.int32)
+        within = b.compute("lt", place, b.const(reduction.count, b.dtypes[place]))
+        inner = source_coords(reduction, coords, unravel(position, reduction.sizes, b.ranges))
+        value = self.masked(within, source, inner)
+        neutral = lower_reductions.neutral(reduction.op, b.dtypes[value])
+        return lower_reductions.emit(b, reduction, b.where(within, value, b.const(neutral, b.dtypes[value])))
 
     def _unmasked(self, node: Node, coords: Coords) -> str:
         """A reduction that a concatenated or padded region needs: made for every row, inside of the region or not."""

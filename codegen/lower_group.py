@@ -108,6 +108,7 @@ def _place(target: Part, nests: list[_OpenNest], members: set[Node], buffers: di
             places = _places(nest.domain, target, visited, form is open_domain)
             if not places:
                 continue
+            nest.lowering.widens = form is not None
             try:
                 _store(nest, target, places, buffers)
             except NotLowerable as refused:

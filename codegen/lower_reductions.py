@@ -46,6 +46,17 @@ class Reduction:
         return prod(self.sizes)
 
 
+def neutral(op: str, dtype: torch.dtype) -> int | float | bool:
+    """What an element of compute type ``dtype`` has to be for a reduction in `COMBINED` not to see it."""
+    if op in ("sum", "prod", "any", "all"):
+        return int(op in ("prod", "all"))
+    if dtype.is_floating_point:
+        return float("-inf") if op == "max" else float("inf")
+    if dtype == torch.bool:
+        return op == "min"
+    return torch.iinfo(dtype).min if op == "max" else torch.iinfo(dtype).max
+
+
 def is_reduction(node: Node) -> bool:
     """Whether ``node`` is a reduction that lowers to ``Reduce``."""
     name = op_name(node)

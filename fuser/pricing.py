@@ -48,6 +48,12 @@ def distinct_bytes(node: Node) -> int:
     return prod(n for n, s in zip(value.shape, value.stride()) if s != 0) * value.dtype.itemsize
 
 
+def _visited(node: Node) -> torch.Tensor:
+    """What a kernel goes through, element by element, for a node: a store's written rows, and not their destination."""
+    visited: torch.Tensor = (iterated(node) if is_store(node) else node).meta["val"]
+    return visited
+
+
 @dataclass(frozen=True)
 class _Facts:
     """What the price of every group with a node needs to know of it: its elements, its shape and, of a reduction, the
@@ -131,7 +137,7 @@ class GroupPricer:
         as it has rows of ``reductions`` side by side."""
         if self.device.kind == "cpu":
             return 1
-        value, found = user.meta["val"], 0
+        value, found = _visited(user), 0
         order = sorted((d for d, n in enumerate(value.shape) if n > 1), key=value.stride)
         for seen in (seen for u, seen in facts.spread if u is user):
             seen = (1,) * (value.dim() - len(seen)) + seen
@@ -191,7 +197,7 @@ class GroupPricer:
 
     def _facts(self, node: Node) -> _Facts:
         if node not in self._known:
-            value = node.meta["val"]
+            value = _visited(node)
             reads: list[tuple[Node, Node, int]] = []
             for read in self.units.reads(node):
                 if self.units.is_constant(read.source):

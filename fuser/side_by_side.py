@@ -1,10 +1,10 @@
-"""Kernels that have nothing to do with each other, put into one launch: small ones, and updates of any size.
+"""Kernels that have nothing to do with each other, put into one launch: small ones, and updates and norms of any size.
 
 An optimiser's step over a hundred small parameters is a hundred chains that share no buffer, so that no merge of
 neighbours finds them; each costs a launch and next to no bytes. Groups at one depth of the graph of groups (the length
 of the longest path to them) can't depend on each other, and putting some together at every depth can't close a cycle.
-A large kernel that runs earlier or later keeps its results or its operands in memory for longer; not so the update of a
-large parameter, which lies there anyway.
+A large kernel that runs earlier or later keeps its results or its operands in memory for longer; not so the update or
+the norm of a large parameter, which lies there anyway.
 """
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 
 import networkx as nx
 from rooffuse.codegen.errors import NotLowerable
-from rooffuse.codegen.lower_reductions import is_reduction
-from rooffuse.codegen.lower_scans import is_scan
 from torch.fx import Node
 
 from .extract import extract
+from .pricing import distinct_bytes
 
 if TYPE_CHECKING:
     from .grouping import Grouper
@@ -46,17 +45,17 @@ def pack_small(grouper: Grouper) -> int:
 
 
 def _is_packed(grouper: Grouper, k: int) -> bool:
-    """Whether a group is a kernel that takes little more than its launch, or an elementwise update of its caller's
-    tensors from others of them and single numbers."""
+    """Whether a group is a kernel that takes little more than its launch, or one that keeps nothing large in memory for
+    longer: of all that it reads and gives out, what isn't its caller's is small."""
     members, units = grouper.state.members[k], grouper.units
     if not grouper.fusible(k) or grouper.pricer.is_library_call(members):
         return False
-    if grouper.time_of(k) <= SMALL * grouper.pricer.device.launch_s:
+    device = grouper.pricer.device
+    if grouper.time_of(k) <= SMALL * device.launch_s:
         return True
-    if grouper.outputs_of(k) or any(is_reduction(n) or is_scan(n) for n in members):
-        return False
-    return all(r.source in members or r.source.op == "placeholder" or r.source.meta["val"].numel() == 1
-               for n in members for r in units.reads(n))
+    kept = {r.source for n in members for r in units.reads(n)
+            if r.source not in members and r.source.op != "placeholder"}
+    return sum(map(distinct_bytes, {*kept, *grouper.outputs_of(k)})) <= device.launch_s * device.bandwidth
 
 
 def _buffers(grouper: Grouper, k: int) -> set[Node]:
