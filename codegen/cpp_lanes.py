@@ -18,6 +18,8 @@ from .ir import Axis, Load, Reduce, Scan, Stmt, Store
 LANES, BYTE_LANES = 32, 64
 #: Most elements between two looks at a loop's counter: as many steps as g++ unrolls.
 BLOCK = 512
+#: Reductions with accumulators by lane whatever the type, beside sums and extremes of floats.
+BY_LANE = ("argmax", "argmin", "any", "all")
 #: Most reductions of one sweep that have lanes of their own: more of them don't fit into registers.
 MOST_REDUCES = 4
 
@@ -40,7 +42,7 @@ class LaneForm(Prefetching):
         # A row that is also written goes at memory's pace, and blocks of it were 2 to 10% slower.
         if any(isinstance(s, Store) for s in body) and (lane.symbol in self.colliding or lane.size > BLOCK):
             return None
-        if not all(r.op in ("argmax", "argmin") or (r.op in ("sum", "prod", "max", "min") and r.dtype.is_floating_point)
+        if not all(r.op in BY_LANE or (r.op in ("sum", "prod", "max", "min") and r.dtype.is_floating_point)
                    for r in reduces):
             return None
         touched = {self.kernel.buffer(s.buffer).dtype.itemsize for s in body if isinstance(s, Load | Store)}

@@ -121,6 +121,8 @@ class Accumulators(ScanLoops):
         result = f"acc_{reduce.name}"
         if lanes is not None and reduce.op in ("argmax", "argmin"):
             result = f"rf_first_{reduce.op[3:]}_of<{lanes}>({result}, at_{reduce.name})"
+        elif lanes is not None and reduce.op in ("any", "all"):
+            result = f"rf_{'max' if reduce.op == 'any' else 'min'}_of<{lanes}>({result}) != 0"
         elif lanes is not None:
             result = f"rf_{reduce.op}_of<{lanes}>({result})"
         elif reduce.op == "expsum":

@@ -1,7 +1,7 @@
 """Which axes a nest runs over, and where that puts the nodes of its group."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -176,21 +176,39 @@ def _nearest(reduction: Reduction, coords: Coords, axes: tuple[Axis, ...]) -> Sy
 
 def open_domain(target: Node, inside: set[Node], buffers: dict[Node, str], eager_rounding: bool) -> Domain:
     """A domain for ``target``: the space of the widest reduction or scan that it needs, else its own elements."""
-    domain = _opened(target, inside, buffers, eager_rounding, once_a_row=False)
+    domain = _opened(target, inside, buffers, eager_rounding, _widest)
     assert domain is not None
     return domain
 
 
 def strip_domain(target: Node, inside: set[Node], buffers: dict[Node, str], eager_rounding: bool) -> Domain | None:
     """The same with strips over which what there is one of for each row is reduced; None where there is no such."""
-    return _opened(target, inside, buffers, eager_rounding, once_a_row=True)
+    return _opened(target, inside, buffers, eager_rounding, _widest, once_a_row=True)
+
+
+def first_domain(target: Node, inside: set[Node], buffers: dict[Node, str], eager_rounding: bool) -> Domain | None:
+    """The same for rows that are reduced before other ones are, wherever their elements lie, and strips over which
+    those are: the probabilities of a few classes for each pixel, and the sums over all pixels for each class."""
+    if len(_needed_rows(target, buffers)) < 2:
+        return None
+    return _opened(target, inside, buffers, eager_rounding, _first)
+
+
+def _widest(reductions: list[Reduction]) -> Reduction:
+    return max(reductions, key=lambda r: (_width(r), along_rows(r), row_length(r)))
+
+
+def _first(reductions: list[Reduction]) -> Reduction:
+    """Of the widest the one that is needed by way of most others: the last of ``reductions``."""
+    widest = max(prod(r.shape) for r in reductions)
+    return next(r for r in reversed(reductions) if prod(r.shape) == widest)
 
 
 def _opened(target: Node, inside: set[Node], buffers: dict[Node, str], eager_rounding: bool,
-            once_a_row: bool) -> Domain | None:
+            choose: Callable[[list[Reduction]], Reduction], once_a_row: bool = False) -> Domain | None:
     reductions = _needed_rows(target, buffers)
     if reductions:
-        reduction = max(reductions, key=lambda r: (_width(r), along_rows(r), row_length(r)))
+        reduction = choose(reductions)
         axes, coords = _axes(reduction.shape, reduction.dims)
         start = reduction.source or reduction.node
         if reduction.source is None:
@@ -203,7 +221,7 @@ def _opened(target: Node, inside: set[Node], buffers: dict[Node, str], eager_rou
     strips = {}
     if reductions and axes:
         strips = strip_sizes(known, inside, axes, _nearest(reduction, coords, axes), once_a_row)
-    if once_a_row and not strips:
+    if (once_a_row or choose is _first) and not strips:
         return None
     for _ in range(1 if strips else MOST_CUTS):
         cut, replaced = cut_strips(axes, strips) if strips else cut_segments(known, inside, axes)

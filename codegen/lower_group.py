@@ -21,6 +21,7 @@ from .lower import Coords, NestLowering
 from .lower_cutouts import inside
 from .lower_domain import (
     Domain,
+    first_domain,
     folded_domain,
     longest_row,
     open_domain,
@@ -72,7 +73,8 @@ def lower_group(graph: Graph, name: str = "fused", eager_rounding: bool = False)
     targets += [Part(n, "") for n in graph.nodes if lower_stores.is_store(n)]
     targets.sort(key=lambda t: (-reduced_elements(t.node, buffers), widest_across(t.node, buffers),
                                 -longest_row(t.node, buffers), -numel_of(t.node)))
-    nests = _nests(targets, members, buffers, eager_rounding, (folded_domain, open_domain, strip_domain))
+    forms = (folded_domain, open_domain, strip_domain, first_domain)
+    nests = _nests(targets, members, buffers, eager_rounding, forms)
     if len(nests) > 1 and any(a.strip for n in nests for a in n.domain.builder.axes):
         try:  # what is in nests of its own may fit into that with strips
             again = _nests(targets, members, buffers, eager_rounding, (strip_domain, folded_domain, open_domain))

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
-from sympy import Expr, Symbol
+from sympy import Add, Expr, Symbol
 from torch.fx import Node
 
 from .errors import NotLowerable
@@ -42,8 +42,8 @@ def strip_sizes(known: Mapping[Node, Coords], inside: Iterable[Node], axes: tupl
     """The parallel axes of a row reduction's space over which the group also reduces or scans, each with how many of
     its last places: all of the axis, or a part of it where there are several results along it. Empty without such.
 
-    Columns are reduced where rows go along ``nearest``, the axis along which neighbours are neighbours in memory.
-    ``once_a_row`` asks for what there is one of for each row, where rows or strips do."""
+    Rows or strips go along ``nearest``, the axis along which neighbours are neighbours in memory. Columns are reduced,
+    or, with ``once_a_row``, what there is one of for each row."""
     rows = {a.symbol for a in axes if a.reduction}
     sizes = {a.symbol: a.size for a in axes}
     for node in inside:
@@ -54,22 +54,30 @@ def strip_sizes(known: Mapping[Node, Coords], inside: Iterable[Node], axes: tupl
         kept = {s for d, c in enumerate(coords) if d not in reduction.dims for s in c.free_symbols}
         single = (not rows & {s for c in coords for s in c.free_symbols} and not is_scan(node)
                   and prod(reduction.shape) // reduction.count >= FEWEST_STRIPS)
-        cuts = [_cut(coords[d], sizes) for d in reduction.dims if reduction.shape[d] > 1]
-        found = dict(c for c in cuts if c is not None)
-        if not cuts or len(found) < len(cuts) or rows & found.keys():
+        cuts = [_cuts(coords[d], sizes, reduction.shape[d]) for d in reduction.dims if reduction.shape[d] > 1]
+        found = {axis: size for cut in cuts for axis, size in cut.items()}
+        if not cuts or not all(cuts) or rows & found.keys():
             continue
-        if single and (nearest in rows or nearest in found) if once_a_row else rows <= kept and nearest in rows:
+        near = nearest in rows or nearest in found
+        if near and (single if once_a_row else rows <= kept):
             return found
     return {}
 
 
-def _cut(coordinate: Expr, sizes: Mapping[Symbol, int]) -> tuple[Symbol, int] | None:
-    if coordinate in sizes:
-        return coordinate, sizes[coordinate]
-    if not (isinstance(coordinate, Mod) and coordinate.args[0] in sizes):
-        return None
-    axis, part = coordinate.args[0], int(coordinate.args[1])
-    return (axis, part) if sizes[axis] % part == 0 else None
+def _cuts(coordinate: Expr, sizes: Mapping[Symbol, int], size: int) -> dict[Symbol, int]:
+    """The axes that run over a dimension of ``size`` places, each with how many of its last places: all of them, or a
+    part where the axis goes on beyond the dimension. Empty where it isn't axes, one within the other."""
+    found: dict[Symbol, int] = {}
+    coefficients = {factor: c for c, factor in (t.as_coeff_Mul() for t in Add.make_args(coordinate))}
+    stride = 1
+    for factor, coefficient in sorted(coefficients.items(), key=lambda item: item[1]):
+        axis, part = factor.args if isinstance(factor, Mod) else (factor, sizes.get(factor, 0))
+        part = int(part)
+        if axis not in sizes or axis in found or coefficient != stride or not part or sizes[axis] % part:
+            return {}
+        found[axis] = part
+        stride *= part
+    return found if stride == size else {}
 
 
 def cut_strips(axes: tuple[Axis, ...], cuts: Mapping[Symbol, int]) -> tuple[tuple[Axis, ...], dict[Symbol, Expr]]:

@@ -21,10 +21,12 @@ from .short_axes import merged
 from .simplify import simplify_nest
 
 #: Longest row that is written out, fewest rows of which vectors are made, and most statements that a row may become.
-SHORT_ROW, FEWEST_ROWS, MOST_STATEMENTS = 31, 64, 320
+SHORT_ROW, FEWEST_ROWS, MOST_STATEMENTS = 32, 64, 400
 #: Lengths that g++ takes apart by shuffles; other rows go through arrays, which costs more than a plain sum along the
 #: row does, and pays for work of so many plain operations a point or for what loops over a row keep in scalars.
 SHUFFLED, WORTH_MOVING = (2, 3, 4, 8, 16), 16
+#: Rows of whole vectors have none such; of those what is worth it is as much work once a row, which is scalar.
+VECTOR, WORTH_ONCE = 16, 40
 
 
 def write_out_short_rows(kernel: Kernel, fewest: int = FEWEST_ROWS) -> Kernel:
@@ -38,19 +40,32 @@ def _allows(nest: Nest, fewest: int) -> bool:
     row = prod(a.size for a in nest.reduction)
     if not nest.reduction or nest.strip or nest.segmented or row > SHORT_ROW:
         return False
-    if prod(a.size for a in nest.parallel) < fewest or row * len(nest.body) > MOST_STATEMENTS:
+    if prod(a.size for a in nest.parallel) < fewest or sum(_copies(nest, s, row) for s in nest.body) > MOST_STATEMENTS:
         return False
     if any(isinstance(s, Scan) or (isinstance(s, Store) and is_scatter(s)) for s in nest.body):
         return False
     reduces = [s for s in nest.body if isinstance(s, Reduce)]
-    return all(s.op in COMBINED for s in reduces) and (
-        row in SHUFFLED or _work(nest) >= WORTH_MOVING or any(s.op != "sum" for s in reduces))
+    if not all(s.op in COMBINED for s in reduces):
+        return False
+    once, each = _work(nest)
+    if row in SHUFFLED or once >= WORTH_ONCE:
+        return True
+    return row % VECTOR != 0 and (each >= WORTH_MOVING or any(s.op != "sum" for s in reduces))
 
 
-def _work(nest: Nest) -> int:
-    """Plain operations at each point of a row."""
+def _copies(nest: Nest, stmt: Stmt, row: int) -> int:
+    scope = nest.store_scope(stmt) if isinstance(stmt, Store) else nest.scopes[stmt.name]
+    return row if isinstance(stmt, Reduce) or scope & {a.symbol for a in nest.reduction} else 1
+
+
+def _work(nest: Nest) -> tuple[int, int]:
+    """Plain operations once a row and at each of its points."""
     row = {a.symbol for a in nest.reduction}
-    return sum(operation_cost(s.op) for s in nest.body if isinstance(s, Compute) and nest.scopes[s.name] & row)
+    parts = [0, 0]
+    for stmt in nest.body:
+        if isinstance(stmt, Compute):
+            parts[bool(nest.scopes[stmt.name] & row)] += operation_cost(stmt.op)
+    return parts[0], parts[1]
 
 
 def _written_out(kernel: Kernel, nest: Nest) -> Nest:

@@ -12,7 +12,7 @@ from rooffuse.codegen.errors import NotLowerable
 from rooffuse.codegen.exact_rounding import drop_exact_roundings
 from rooffuse.codegen.fxinfo import dtype_of, value_of
 from rooffuse.codegen.invariant_axes import go_along_invariant_axes
-from rooffuse.codegen.ir import Kernel, Nest, Scan
+from rooffuse.codegen.ir import Kernel, Nest, Reduce, Scan
 from rooffuse.codegen.jam import JAMMED, jam_rows
 from rooffuse.codegen.lower_contractions import FEW_ROWS, MATRIX_TYPES, factors, product_shape
 from rooffuse.codegen.online import merge_online
@@ -35,13 +35,27 @@ from rooffuse.codegen.triton_tiles import (
 from rooffuse.codegen.turned import crosses, turn_in_tiles
 from rooffuse.cost_model import Device, local_device
 from rooffuse.passes import RowLimits
+from sympy import Symbol
 from torch.fx import Node
 
 #: Bytes of a row that a C++ kernel may sweep again without going to memory: within the second-level cache.
 CPU_ROW_BYTES = 1 << 19
+#: Fewest times that the same rows would be gone through before they are reduced by a kernel of their own.
+MOST_TIMES = 4
 #: What of a GPU's second-level cache rows keep from one sweep to the next: as much as CUDA lets a program set aside for
 #: what is read again (``persistingL2CacheMaxSize``, three quarters of it on A100). The rest is for what streams past.
 KEPT_CACHE = 0.75
+
+
+def _reduced_again(nest: Nest) -> int:
+    """How often loops along rows go through the same row again, for each element of what it is multiplied by; 1 where
+    all rows share what they reduce, which is done before them."""
+    if not nest.reduction or not memory_along_rows(nest):
+        return 1
+    parallel = {a.symbol: a.size for a in nest.parallel}
+    varying = [{s for s in nest.scopes[r.value] if s in parallel} for r in nest.body if isinstance(r, Reduce)]
+    everywhere = set[Symbol]().union(*varying)
+    return max((prod(parallel[s] for s in everywhere - own) for own in varying if own), default=1)
 
 
 @dataclass(frozen=True)
@@ -93,6 +107,8 @@ class Target:
                 self._check_scans(kernel, nest)
             if self.language == "cpp" and contraction_of(nest) is None and crosses(kernel, nest, CPU_ROW_BYTES):
                 raise NotLowerable("it would read and write along different axes while it reduces")
+            if self.language == "cpp" and (times := _reduced_again(nest)) >= MOST_TIMES:
+                raise NotLowerable(f"{times} columns of a product would reduce the same rows again")
         kernel = merge_online(kernel, lambda k, nest: memory_along_rows(nest) and self._sweeps_far(k, nest))
         kernel = take_out_row_factors(kernel)
         if self.language == "cpp":

@@ -33,7 +33,7 @@ def extremes(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def places(x: Tensor) -> tuple[Tensor, ...]:
-    return x.argmax(-1), x.argmin(-1), x.amax(-1), (x > 0).to(torch.int32).argmax(-1)
+    return x.argmax(-1), (x > 9).any(-1), (x < 9).all(-1), (x > 0).to(torch.int32).argmin(-1)
 
 
 def rolled(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,13 @@ def beside_each_row(x: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return parts(norm, 16).sum(1), parts(norm, 16).amin(1), x / (norm + 1)[:, None]
 
 
+def of_each_class(x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities of each class and their largest squares, over parts of all pixels of all images."""
+    p = x.softmax(1)
+    n, c, h, w = x.shape
+    return p.reshape(n, c, 4, h // 4, w).sum((0, 3, 4)), (p * p).reshape(n, c, 4, h // 4, w).amax((0, 3, 4))
+
+
 STRIPS = FEWEST_STRIPS
 CASES: dict[str, tuple[Callable[..., tuple[Tensor, ...]], tuple[int, ...]]] = {
     "classes": (loss, (8 * STRIPS, 10)),
@@ -53,6 +60,7 @@ CASES: dict[str, tuple[Callable[..., tuple[Tensor, ...]], tuple[int, ...]]] = {
     "classes of pixels": (loss, (4, 5, 2 * STRIPS)),
     "classes of pixels in rows": (loss, (2, 19, 4, STRIPS)),
     "entropies": (entropies, (4 * (STRIPS + 3), 65)),
+    "sums of classes": (of_each_class, (3, 5, 8, 33)),
     "norms": (beside_each_row, (16 * STRIPS, 33)),
 }
 

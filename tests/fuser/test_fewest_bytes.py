@@ -111,6 +111,13 @@ def classes_of_pixels(logits: Tensor) -> Tensor:
     return -F.log_softmax(logits.float(), 1).amax(1).mean()
 
 
+def overlap_of_classes(logits: Tensor, target: Tensor) -> Tensor:
+    """Overlap of each class with its target over all images, of the probabilities of each pixel."""
+    p, t = logits.float().softmax(1), target.float()
+    shared, all_ = (p * t).sum((0, 2, 3)), p.sum((0, 2, 3)) + t.sum((0, 2, 3))
+    return (2 * shared + 1) / (all_ + 1)
+
+
 def similarity(x: Tensor, y: Tensor) -> Tensor:
     x, y = x.float(), y.float()
     return (1 - (x * y).sum(-1) * torch.rsqrt(x.square().sum(-1) * y.square().sum(-1) + 1e-6)).mean()
@@ -148,9 +155,11 @@ def normalised_step(p: Tensor, g: Tensor, m: Tensor) -> None:
     (few_classes, [(1 << 20, 10)], 2),
     (classes_of_pixels, [(16, 19, 512, 512)], 2),
     (similarity, [(1 << 18, 64)] * 2, 2),
+    (overlap_of_classes, [(8, 4, 512, 512)] * 2, 2),
 ], ids=["channels", "divergence", "router", "windows", "heads", "moments", "loss", "decay", "gated", "vocabulary",
         "vocabularies", "long rows", "images", "groups", "scan and total", "few rows", "words of few rows",
-        "few long rows", "few images", "few sums", "overlap", "one of each row", "classes", "pixels", "similarity"])
+        "few long rows", "few images", "few sums", "overlap", "one of each row", "classes", "pixels", "similarity",
+        "overlap of classes"])
 def test_everything_is_read_and_written_once(fn: Callable, shapes: list[tuple[int, ...]], launches: int) -> None:
     args = [torch.empty(s, dtype=torch.bfloat16, device="meta") for s in shapes]
     target = target_for(get_device("h100"))
