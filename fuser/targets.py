@@ -139,6 +139,8 @@ class Target:
             row = {a.symbol for a in nest.reduction}
             if not all(nest.scopes[s.value] & row for s in strip_reduces(nest)):
                 raise NotLowerable("what there is one of for each row would be summed on the way")
+            if not memory_along_rows(nest):
+                raise NotLowerable("loops along rows would leap in memory, where strips go along it")
         else:
             fits = choose_tile(kernel, nest, self.programs).persistent
         if not fits:
