@@ -87,6 +87,13 @@ def kept_tiles(nest: Nest) -> int:
     return (max((sum(made[n] < k < last_use.get(n, 0) for n in made) for k in barriers), default=1) or 1) + scans
 
 
+def _loaded_at_once(nest: Nest) -> int:
+    """How many values of each element of a row are under way where a single sweep goes through it: all that it loads.
+    What is kept from one sweep to the next is in `kept_tiles`."""
+    row = {a.symbol for a in nest.reduction}
+    return sum(bool(nest.scopes[s.name] & row) for s in nest.body if isinstance(s, Load)) if sweeps(nest) == 1 else 0
+
+
 def accumulators(nest: Nest) -> int:
     """How many values for each place of a tile the sweep with the most keeps from tile to tile; sums of exponentials
     keep two for several places."""
@@ -193,7 +200,7 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
         beside, kept = 1 if nest.segmented else _beside(nest), full * kept_tiles(nest)
         if beside > 1 and beside * kept <= PERSISTENT_ELEMENTS:
             return Tile(beside, full, True, max(1, beside * kept // (32 * BESIDE_LANE)), rows // beside)
-        if nest.segmented or full * kept_tiles(nest) <= PERSISTENT_ELEMENTS:
+        if nest.segmented or full * max(kept_tiles(nest), _loaded_at_once(nest)) <= PERSISTENT_ELEMENTS:
             xblock, wanted, programs, lane = 1, 8192 if _shares_rows(nest) else 1024, programs_wanted, 16
             if _multiplies(nest):
                 wanted, programs, lane = 16384, 4 * programs_wanted, 128  # of fewer warps, more programs run at once

@@ -12,6 +12,7 @@ import triton
 from rooffuse.codegen.build_triton import compile_for
 from rooffuse.codegen.cache import DiskCache
 from rooffuse.codegen.triton_kernel import print_kernel
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
@@ -102,3 +103,15 @@ def test_real_sizes_do_not_spill(name: str, fn, shapes, tmp_path: Path) -> None:
     for capability in (80, 90, 100):
         used = resources(compile_for(source, DiskCache(tmp_path), capability).asm["cubin"], tmp_path)
         assert used["LOCAL"] == 0 and used["STACK"] == 0, f"{name} spills on sm_{capability}: {used}"
+
+
+def test_long_rows_of_several_inputs_do_not_spill(tmp_path: Path) -> None:
+    """A single sweep keeps nothing, and yet all that it loads is in registers at once: long rows are looped over."""
+    def likelihoods(x: Tensor, y: Tensor) -> Tensor:
+        return ((1 - y.sigmoid()) * x - (x.clamp(max=0) - torch.log1p((-x.abs()).exp()))).sum(-1)
+
+    with FakeTensorMode():
+        source = print_kernel(lower(likelihoods, torch.empty(512, 24576), torch.empty(512, 24576)).group.kernel)
+    for capability in (80, 90, 100):
+        used = resources(compile_for(source, DiskCache(tmp_path), capability).asm["cubin"], tmp_path)
+        assert used["LOCAL"] == 0 and used["STACK"] == 0, f"spills on sm_{capability}: {used}"
