@@ -14,6 +14,8 @@ from .traffic import row_bytes, sweeps
 
 #: Elements that a program keeps in registers: 32 in each of 1024 threads, half of what the register file has.
 PERSISTENT_ELEMENTS = 32768
+#: Values that a thread has loaded at once, at most, of 255 registers.
+MOST_LOADED = 48
 #: The same where a program keeps the sums of a strip's columns beside a row: 40 registers of 64, as sm_80 to sm_100
 #: compile them for norms' gradients without spilling.
 STRIP_ELEMENTS = 40960
@@ -85,6 +87,16 @@ def kept_tiles(nest: Nest) -> int:
     barriers = [k for k, s in enumerate(nest.body) if isinstance(s, Reduce) and not s.strip]
     scans = any(isinstance(s, Scan) for s in nest.body)
     return (max((sum(made[n] < k < last_use.get(n, 0) for n in made) for k in barriers), default=1) or 1) + scans
+
+
+def _lanes_held(nest: Nest, lanes: int, places: int) -> int:
+    """Lanes of a thread, ``lanes`` or fewer, whose values of all that varies from point to point stay in registers,
+    with so many ``places`` of the row at a time: of a window's taps there are many."""
+    row = {a.symbol for a in nest.reduction}
+    loads = sum(bool(nest.scopes[s.name] & row) for s in nest.body if isinstance(s, Load))
+    while lanes > 1 and lanes * places * loads > MOST_LOADED:
+        lanes //= 2
+    return lanes
 
 
 def _loaded_at_once(nest: Nest) -> int:
@@ -191,7 +203,7 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
     if not any(isinstance(s, Reduce | Scan) for s in nest.body):
         # Rows of a map are gone through two places at a time: as many loads under way, and each thread has the row's
         # values to itself.
-        block = min(128 * vector, power_of_two(rows))
+        block = min(128 * _lanes_held(nest, vector, 2), power_of_two(rows))
         return Tile(block, 2 if row % 2 == 0 else 1, False, max(1, min(4, block // 32)), -(-rows // block))
     if memory_along_rows(nest):
         if (xblock := min(power_of_two(_same_rows(nest)), WIDEST)) > 1:

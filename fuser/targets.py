@@ -48,13 +48,14 @@ KEPT_CACHE = 0.75
 
 
 def _reduced_again(nest: Nest) -> int:
-    """How often loops along rows go through the same row again, for each element of what it is multiplied by; 1 where
-    all rows share what they reduce, which is done before them."""
-    if not nest.reduction or not memory_along_rows(nest):
+    """How often loops go through the same rows again, for each element of what those are combined with; 1 where all
+    rows share what they reduce, which is done before them. Columns side by side share what is reduced for all."""
+    if not nest.reduction or not nest.parallel:
         return 1
     parallel = {a.symbol: a.size for a in nest.parallel}
     varying = [{s for s in nest.scopes[r.value] if s in parallel} for r in nest.body if isinstance(r, Reduce)]
-    everywhere = set[Symbol]().union(*varying)
+    beside = set() if memory_along_rows(nest) else {nest.parallel[-1].symbol}
+    everywhere = set[Symbol]().union(*varying) - beside
     return max((prod(parallel[s] for s in everywhere - own) for own in varying if own), default=1)
 
 
@@ -108,7 +109,7 @@ class Target:
             if self.language == "cpp" and contraction_of(nest) is None and crosses(kernel, nest, CPU_ROW_BYTES):
                 raise NotLowerable("it would read and write along different axes while it reduces")
             if self.language == "cpp" and (times := _reduced_again(nest)) >= MOST_TIMES:
-                raise NotLowerable(f"{times} columns of a product would reduce the same rows again")
+                raise NotLowerable(f"the same rows would be reduced {times} times")
         kernel = merge_online(kernel, lambda k, nest: memory_along_rows(nest) and self._sweeps_far(k, nest))
         kernel = take_out_row_factors(kernel)
         if self.language == "cpp":

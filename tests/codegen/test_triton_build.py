@@ -12,6 +12,8 @@ import triton
 from rooffuse.codegen.build_triton import compile_for
 from rooffuse.codegen.cache import DiskCache
 from rooffuse.codegen.triton_kernel import print_kernel
+from rooffuse.cost_model import get_device
+from rooffuse.targets import target_for
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
@@ -113,5 +115,23 @@ def test_long_rows_of_several_inputs_do_not_spill(tmp_path: Path) -> None:
     with FakeTensorMode():
         source = print_kernel(lower(likelihoods, torch.empty(512, 24576), torch.empty(512, 24576)).group.kernel)
     for capability in (80, 90, 100):
+        used = resources(compile_for(source, DiskCache(tmp_path), capability).asm["cubin"], tmp_path)
+        assert used["LOCAL"] == 0 and used["STACK"] == 0, f"spills on sm_{capability}: {used}"
+
+
+def test_windows_that_share_numbers_along_an_axis_do_not_spill(tmp_path: Path) -> None:
+    """A program goes along the images, and has nine taps of each of its places at a time beside what those share."""
+    def largest(x: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        mean, scale, weight, bias = (v[:, None, None] for v in (mean, scale, weight, bias))
+        return F.max_pool2d(((x - mean) * torch.rsqrt(scale + 1e-5) * weight + bias).relu(), 3, 2, 1)
+
+    target = target_for(get_device("h100"))
+    with FakeTensorMode():
+        channels = [torch.empty(64) for _ in range(4)]
+        kernel = lower(largest, torch.empty(64, 64, 112, 112, dtype=torch.bfloat16), *channels).group.kernel
+    finished = target.finish(kernel)
+    assert finished != kernel
+    for capability in (80, 90, 100):
+        source = print_kernel(finished, programs_wanted=target.programs)
         used = resources(compile_for(source, DiskCache(tmp_path), capability).asm["cubin"], tmp_path)
         assert used["LOCAL"] == 0 and used["STACK"] == 0, f"spills on sm_{capability}: {used}"
