@@ -25,12 +25,14 @@ _COMPARISONS = {"lt": (0, 1, 0), "le": (0, 1, 1), "gt": (1, 0, 0), "ge": (1, 0, 
 def write_out_short_axes(kernel: Kernel) -> Kernel:
     """``kernel`` with short last axes written out, in nests that neither reduce nor scatter; as it was if a buffer's
     values would all turn out to be overwritten, for the buffers are what a launch passes."""
-    nests = tuple(_written_out(kernel, n) for n in kernel.nests)
-    if nests == kernel.nests:
-        return kernel
-    made = replace(kernel, nests=nests)
+    return with_nests(kernel, tuple(_written_out(kernel, n) for n in kernel.nests))
+
+
+def with_nests(kernel: Kernel, nests: tuple[Nest, ...]) -> Kernel:
+    """``kernel`` with other nests, or as it was if those leave a buffer out."""
     used = {s.buffer for n in nests for s in n.body if isinstance(s, Load | Store)}
-    return made if all(b.name in used for b in made.buffers) else kernel
+    return kernel if nests == kernel.nests or any(b.name not in used for b in kernel.buffers) else replace(
+        kernel, nests=nests)
 
 
 def _written_out(kernel: Kernel, nest: Nest) -> Nest:

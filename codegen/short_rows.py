@@ -6,7 +6,6 @@ element of each of sixteen rows.
 """
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import product
 from math import prod
 
@@ -17,7 +16,7 @@ from .jam import moved
 from .lower_reductions import COMBINED
 from .operations import operation_cost
 from .scatter import is_scatter
-from .short_axes import merged
+from .short_axes import merged, with_nests
 from .simplify import simplify_nest
 
 #: Longest row that is written out, fewest rows of which vectors are made, and most statements that a row may become.
@@ -30,9 +29,9 @@ VECTOR, WORTH_ONCE = 16, 40
 
 
 def write_out_short_rows(kernel: Kernel, fewest: int = FEWEST_ROWS) -> Kernel:
-    """``kernel`` with its short rows written out, in nests of at least ``fewest`` of them."""
-    nests = tuple(_written_out(kernel, n) if _allows(n, fewest) else n for n in kernel.nests)
-    return kernel if nests == kernel.nests else replace(kernel, nests=nests)
+    """``kernel`` with its short rows written out, in nests of at least ``fewest`` of them; as it was if a buffer's
+    values turn out not to be needed."""
+    return with_nests(kernel, tuple(_written_out(kernel, n) if _allows(n, fewest) else n for n in kernel.nests))
 
 
 def _allows(nest: Nest, fewest: int) -> bool:

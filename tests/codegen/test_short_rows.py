@@ -11,6 +11,7 @@ from rooffuse.codegen.cache import DiskCache
 from rooffuse.codegen.cpp_spelling import PRELUDE
 from rooffuse.codegen.cpp_unit import print_function
 from rooffuse.codegen.short_rows import SHORT_ROW, write_out_short_rows
+from rooffuse.codegen.verify import verify
 from rooffuse.targets import local_target
 from torch import Tensor
 
@@ -107,3 +108,12 @@ def test_places_that_are_looked_up_are_checked_in_vectors(unit: tuple[CppUnit, d
     assert "rf_within" in text and "rf_bounded" not in text and "rf_within" in PRELUDE
     with pytest.raises(IndexError):
         library.run("likelihood 1029 10", lowered, (x, classes.index_fill(0, torch.tensor([1028]), 10)))
+
+
+def test_rows_that_turn_out_constant_keep_their_buffer() -> None:
+    """Written out, a condition on a row's places is decided, and nothing of the input is needed."""
+    def hidden(x: Tensor) -> Tensor:
+        return x.masked_fill(torch.arange(x.shape[-1]) >= 0, -1e4).softmax(-1)
+
+    kernel = verify(finished(hidden, torch.randn(640, 4)).group.kernel)
+    assert [b.name for b in kernel.buffers] == ["i0", "o0"]
