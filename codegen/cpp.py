@@ -57,6 +57,8 @@ class NestPrinter(LaneForm):
         nest = self.nest
         if not nest.reduction or not nest.parallel or nest.strip or nest.segmented or self.colliding:
             return None
+        if any(s.fold > 1 for s in nest.body if isinstance(s, Reduce)):
+            return nest.parallel[-1]
         row, along_row = self.nest.reduction[-1], 0
         votes: dict[Axis, int] = {}
         phases = self.phases[self._leading_invariant():]

@@ -6,6 +6,7 @@ from math import prod
 
 import torch
 
+from .cpp_scans import STEPS
 from .cpp_schedule import COLUMN_LANES
 from .cpp_segments import SegmentArrays
 from .cpp_spelling import COMPUTE
@@ -14,6 +15,9 @@ from .sweeps import Phase, plan_phases
 
 #: Rows whose terms a lane adds up apart from those before, so that float32 keeps its precision over long columns.
 COLUMN_BLOCK = 256
+#: Fewest lanes of groups whose lanes are joined, if so many stay in a core's cache from sweep to sweep; where they
+#: don't, twice as many are read in longer runs.
+FOLDED_LANES, FOLDED_ELEMENTS = 32, 1 << 18
 #: Lanes of the column form where there are many columns, 2 KiB of a row of float32; the fewest shares of so many that a
 #: thread gets, and the most reductions that have as many accumulators each.
 WIDE_LANES, WIDE_SHARES, MOST_WIDE = 512, 2, 4
@@ -31,6 +35,11 @@ class ColumnForm(SegmentArrays):
     def _choose_lanes(self, lane: Axis) -> int:
         """Columns at a time: many, so that each row is read in long runs, as long as every thread has some shares of
         them and the arrays over them are few."""
+        folded = max((r.fold for p in self.phases for r in p.reduces), default=1)
+        if folded > 1:
+            rows = prod(a.size for a in self.nest.reduction)
+            wanted = FOLDED_LANES if rows * FOLDED_LANES <= FOLDED_ELEMENTS else 2 * FOLDED_LANES
+            return -(-wanted // folded) * folded
         if self.schedule.lanes is not None:
             return self.schedule.lanes
         shares = prod(a.size for a in self.nest.parallel) // WIDE_LANES
@@ -138,12 +147,25 @@ class ColumnForm(SegmentArrays):
                     self.add(f"{each}acc_{reduce.name}{place} {sign}= part_{reduce.name}{place};")
         self.close(opened - inner)
         for reduce in phase.reduces:
+            self._fold(reduce)
             source = "at" if reduce.op.startswith("arg") else "acc"
             if arrays[reduce.name] is None:
                 self._finish(reduce)
             elif reduce.name in shared:
                 self.add(f"for (int64_t j = 0; j < {self.lanes}; ++j) "
                          f"lanes_{reduce.name}[j] = {source}_{reduce.name}[j];")
+
+    def _fold(self, reduce: Reduce) -> None:
+        """Join what neighbouring lanes have come to."""
+        if reduce.fold == 1:
+            return
+        acc, count = f"acc_{reduce.name}", reduce.fold
+        self.open(f"for (int64_t j = 0; j < end - begin; j += {count})")
+        self.add(f"{COMPUTE[reduce.dtype]} whole = {acc}[j];")
+        joined = STEPS[reduce.op].format("whole", f"{acc}[j + l]")
+        self.add(f"for (int64_t l = 1; l < {count}; ++l) whole = {joined};")
+        self.add(f"for (int64_t l = 0; l < {count}; ++l) {acc}[j + l] = whole;")
+        self.close()
 
     def _varies(self, stmt: Stmt, lane: Axis) -> bool:
         """Whether a statement has to be done for each lane."""

@@ -106,6 +106,9 @@ class _NestRun:
             "max": lambda x: x.amax(-1), "min": lambda x: x.amin(-1), "any": lambda x: x.any(-1),
             "expsum": lambda x: (x - x.amax(-1, keepdim=True)).exp().sum(-1),
             "all": lambda x: x.all(-1), "argmax": lambda x: x.argmax(-1), "argmin": lambda x: x.argmin(-1)}
+        if stmt.fold > 1:  # the neighbours' rows are one, which each of them has
+            rows = rows.unflatten(-2, (-1, stmt.fold))
+            rows = rows.flatten(-2).unsqueeze(-2).expand(*rows.shape[:-1], -1).flatten(-3, -2)
         return ops[stmt.op](rows).to(stmt.dtype).reshape([1 if k in over else n for k, n in enumerate(full.shape)])
 
     def _scan(self, stmt: Scan) -> Tensor:

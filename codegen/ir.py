@@ -22,7 +22,8 @@ neighbouring rows that one program goes through in order. Reductions along a row
 last of them. A ``Scan`` with ``strip`` is what each column has come to at a row, and known there.
 
 A ``Reduce`` ``along`` some of the reduction axes only is a *segment* reduction: each row has as many results as the
-other axes have places, and they are known at every point of the row.
+other axes have places, and they are known at every point of the row. A ``Reduce`` with ``fold`` joins the results of
+so many neighbours along the last parallel axis, too, and each of those has the whole.
 """
 from __future__ import annotations
 
@@ -131,6 +132,7 @@ class Reduce:
     value: str
     strip: bool = False
     along: tuple[Symbol, ...] = ()  # the reduction axes that a segment reduction goes along
+    fold: int = 1  # how many neighbours along the last parallel axis have one result together
 
 
 @dataclass(frozen=True)

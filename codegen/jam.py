@@ -49,7 +49,7 @@ def _allows(nest: Nest) -> bool:
         return False
     if any(isinstance(s, Scan) or (isinstance(s, Store) and is_scatter(s)) for s in nest.body):
         return False  # which keep to the order of the points
-    if any(s.op != "sum" for s in nest.body if isinstance(s, Reduce)):
+    if any(s.op != "sum" or s.fold > 1 for s in nest.body if isinstance(s, Reduce)):
         return False
     summed = {a.symbol for a in nest.reduction}
     stored = any(isinstance(s, Store) and nest.store_scope(s) & summed for s in nest.body)

@@ -44,7 +44,7 @@ def _allows(nest: Nest, fewest: int) -> bool:
     if any(isinstance(s, Scan) or (isinstance(s, Store) and is_scatter(s)) for s in nest.body):
         return False
     reduces = [s for s in nest.body if isinstance(s, Reduce)]
-    if not all(s.op in COMBINED for s in reduces):
+    if not all(s.op in COMBINED and s.fold == 1 for s in reduces):
         return False
     once, each = _work(nest)
     if row in SHUFFLED or once >= WORTH_ONCE:

@@ -70,6 +70,8 @@ def _reduction_problem(nest: Nest, stmt: Stmt) -> str | None:
         whole = not row & nest.scopes[stmt.value] or nest.scopes[stmt.value] >= row
         if stmt.strip and (stmt.op not in DOWN_STRIPS or not whole):
             return f"over a strip there is only {', '.join(DOWN_STRIPS)}, of whole rows or what is one for each"
+        if stmt.fold > 1 and (stmt.strip or stmt.along or not nest.parallel or nest.parallel[-1].size % stmt.fold):
+            return "neighbours are folded in whole numbers of groups, along the last parallel axis"
         if stmt.along:
             return _segment_problem(nest, stmt)
     if isinstance(stmt, Scan) and (not nest.reduction or stmt.strip != bool(nest.strip)):

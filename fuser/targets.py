@@ -11,6 +11,7 @@ from rooffuse.codegen.contraction import contraction_of, has_stray_product
 from rooffuse.codegen.errors import NotLowerable
 from rooffuse.codegen.exact_rounding import drop_exact_roundings
 from rooffuse.codegen.fxinfo import dtype_of, value_of
+from rooffuse.codegen.group_lanes import take_groups_as_lanes
 from rooffuse.codegen.invariant_axes import go_along_invariant_axes
 from rooffuse.codegen.ir import Kernel, Nest, Reduce, Scan
 from rooffuse.codegen.jam import JAMMED, jam_rows
@@ -113,7 +114,7 @@ class Target:
         kernel = merge_online(kernel, lambda k, nest: memory_along_rows(nest) and self._sweeps_far(k, nest))
         kernel = take_out_row_factors(kernel)
         if self.language == "cpp":
-            kernel = write_out_short_rows(kernel)
+            kernel = write_out_short_rows(take_groups_as_lanes(kernel))
             kernel = jam_rows(drop_exact_roundings(kernel), lambda k, nest: memory_along_rows(nest), rows)
             return write_out_short_axes(turn_in_tiles(kernel))
         return go_along_invariant_axes(kernel, self.programs)
