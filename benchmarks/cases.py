@@ -11,7 +11,7 @@ import torch
 Made = tuple[Callable[..., Any], tuple[Any, ...]]
 
 #: Suites in the order of running, and the modules that register their cases.
-SUITES = {"kernels": ("workloads", "wider_workloads"), "blocks": ("blocks",), "decode": ("decode",),
+SUITES = {"kernels": ("workloads", "wider_workloads", "rarer_workloads"), "blocks": ("blocks",), "decode": ("decode",),
           "training": ("training",), "compile": ("compiling",), "models": ("models",)}
 
 
