@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from math import lcm, prod
 
 import torch
 
@@ -18,6 +18,8 @@ COLUMN_BLOCK = 256
 #: Fewest lanes of groups whose lanes are joined, if so many stay in a core's cache from sweep to sweep; where they
 #: don't, twice as many are read in longer runs.
 FOLDED_LANES, FOLDED_ELEMENTS = 32, 1 << 18
+#: Lanes of a vector of floats.
+COLUMN_VECTOR = 16
 #: Lanes of the column form where there are many columns, 2 KiB of a row of float32; the fewest shares of so many that a
 #: thread gets, and the most reductions that have as many accumulators each.
 WIDE_LANES, WIDE_SHARES, MOST_WIDE = 512, 2, 4
@@ -39,7 +41,9 @@ class ColumnForm(SegmentArrays):
         if folded > 1:
             rows = prod(a.size for a in self.nest.reduction)
             wanted = FOLDED_LANES if rows * FOLDED_LANES <= FOLDED_ELEMENTS else 2 * FOLDED_LANES
-            return -(-wanted // folded) * folded
+            narrow = any(b.dtype.itemsize < 4 for b in self.kernel.buffers)  # of which there are twice as many a vector
+            step = lcm(folded, COLUMN_VECTOR) if narrow else folded
+            return -(-wanted // step) * step
         if self.schedule.lanes is not None:
             return self.schedule.lanes
         shares = prod(a.size for a in self.nest.parallel) // WIDE_LANES

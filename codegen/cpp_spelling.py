@@ -75,11 +75,19 @@ PRELUDE = r"""#include <stdint.h>
 #endif
 """ + _prototypes() + r"""
 typedef uint16_t rf_bf16;
-typedef _Float16 rf_fp16;
+typedef uint16_t rf_fp16;
 static int rf_status;  // becomes 1 when a gather's index is out of range
 static inline float rf_bits(uint32_t u) { float f; __builtin_memcpy(&f, &u, 4); return f; }
 static inline float rf_from_bf16(rf_bf16 x) { return rf_bits((uint32_t)x << 16); }
-static inline float rf_from_fp16(rf_fp16 x) { return (float)x; }
+// By arithmetic on bits: g++ 12 takes the compiler's own type one number after the other.
+static inline float rf_from_fp16(rf_fp16 x) {
+  const int32_t m = x & 0x7fff;
+  const float doubled = rf_bits((uint32_t)(m << 13) + (113u << 23));
+  float f = m < 0x400 ? doubled - rf_bits(113u << 23) : doubled * 0.5f;
+  f = m < 0x7c00 ? f : rf_bits((uint32_t)(m << 13) | 0x7f800000u);
+  uint32_t u; __builtin_memcpy(&u, &f, 4);
+  return rf_bits(u | (uint32_t)(x & 0x8000) << 16);
+}
 static inline rf_bf16 rf_to_bf16(float x) {
   uint32_t u; __builtin_memcpy(&u, &x, 4);
   const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
@@ -105,8 +113,18 @@ static inline float rf_round_bf16_unchecked(float x) {
 #define rf_to_bf16_unchecked rf_to_bf16
 #define rf_round_bf16_unchecked rf_round_bf16
 #endif
-static inline rf_fp16 rf_to_fp16(float x) { return (rf_fp16)x; }
-static inline float rf_round_fp16(float x) { return (float)(rf_fp16)x; }
+static inline rf_fp16 rf_to_fp16(float x) {
+  int32_t u; __builtin_memcpy(&u, &x, 4);
+  const int32_t a = u & 0x7fffffff;
+  const float sum = rf_bits((uint32_t)a) + 0.5f;  // whose last bit is that of the smallest numbers
+  int32_t small; __builtin_memcpy(&small, &sum, 4);
+  const int32_t normal = (a - (112 << 23) + 0xfff + (a >> 13 & 1)) >> 13;
+  int32_t code = a < 113 << 23 ? small - (126 << 23) : normal;
+  code = code > 0x7bff ? 0x7c00 : code;
+  code = a > 0x7f800000 ? 0x7e00 : code;
+  return (rf_fp16)(code | (u >> 16 & 0x8000));
+}
+static inline float rf_round_fp16(float x) { return rf_from_fp16(rf_to_fp16(x)); }
 static inline bool rf_signbit(float x) { uint32_t u; __builtin_memcpy(&u, &x, 4); return u >> 31; }
 static inline bool rf_signbit(double x) { uint64_t u; __builtin_memcpy(&u, &x, 8); return u >> 63; }
 template <typename To, typename From> static inline To rf_same_bits(From x) {

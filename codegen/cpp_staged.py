@@ -1,7 +1,8 @@
 """Elements that lie a short row apart, moved through arrays of lanes: the points of many short rows side by side.
 
 A vector with one element of each of sixteen rows of ten is as many loads, and g++ leaves a loop scalar that stores such
-a vector. Loops of their own move some lanes' rows into arrays and results back; what is computed between is vectors.
+a vector. Loops of their own move some lanes' rows into arrays and results back; what is computed between is vectors. So
+is what lanes look up for themselves in a table of elements that are too narrow to be gathered.
 """
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from sympy import Expr
 from .cpp_cuts import CutLoops
 from .cpp_spelling import STORAGE
 from .index import affine
-from .ir import Axis, Load, Stmt, Store
+from .ir import Axis, Load, Stmt, Store, operands
 
 #: Lanes whose elements are moved at a time: arrays of a few KiB.
 STAGED_LANES = 64
@@ -32,7 +33,8 @@ class StagedLoops(CutLoops):
     def _print_loop(self, lane: Axis, first: str, last: str, body: Sequence[Stmt]) -> None:
         loads, stores = (self._row_apart(lane, [s for s in body if isinstance(s, kind)]) for kind in (Load, Store))
         shared = {buffer for buffer, _ in loads} & {buffer for buffer, _ in stores}
-        moved = {p: f"stage{k}[l]" for k, p in enumerate((*loads, *stores)) if p[0] not in shared}
+        looked_up = self._narrow_gathers(lane, body)
+        moved = {p: f"stage{k}[l]" for k, p in enumerate((*looked_up, *loads, *stores)) if p[0] not in shared}
         if not moved or lane.symbol in self.colliding:
             super()._print_loop(lane, first, last, body)
             return
@@ -41,7 +43,9 @@ class StagedLoops(CutLoops):
         for (buffer, _), name in moved.items():
             self.add(f"{STORAGE[self.kernel.buffer(buffer).dtype]} {name.removesuffix('[l]')}[{STAGED_LANES}];")
         elements = {(b, i): f"{b}[{self.spell_index(i)}]" for b, i in moved}
-        self._move(lane, [f"{name} = {elements[p]};" for p, name in moved.items() if p in loads])
+        before = [self.line(s) for s in self._needed(body, [p for p in looked_up if p in moved])]
+        moves = [f"{name} = {elements[p]};" for p, name in moved.items() if p in loads or p in looked_up]
+        self._move(lane, [*before, *moves])
         self._staged = moved
         self._print_lane_loop(lane, "int64_t l = 0; l < lanes; ++l", body, f"const int64_t {lane.symbol} = base + l;")
         self._staged = _NONE
@@ -59,6 +63,26 @@ class StagedLoops(CutLoops):
                 group = groups.setdefault((stmt.buffer, stride, stmt.index - constant), {})
                 group[stmt.buffer, stmt.index] = None
         return {p: None for (_, stride, _), group in groups.items() if 2 * len(group) >= stride for p in group}
+
+    def _narrow_gathers(self, lane: Axis, body: Sequence[Stmt]) -> dict[Place, None]:
+        """Places of elements of less than four bytes that each lane looks up: processors gather none."""
+        def varies(stmt: Load) -> bool:
+            values = [s.name for s in stmt.index.free_symbols if s not in self.nest.ranges]
+            return any(lane.symbol in self.nest.scopes[v] for v in values)
+
+        return {(s.buffer, s.index): None for s in body if isinstance(s, Load) and s.mask is None
+                and self.kernel.buffer(s.buffer).dtype.itemsize < 4 and s.buffer not in self.kernel.written
+                and varies(s)}
+
+    def _needed(self, body: Sequence[Stmt], places: Sequence[Place]) -> list[Stmt]:
+        """What of ``body`` the places that are looked up hang on."""
+        wanted = {s.name for _, index in places for s in index.free_symbols}
+        found: list[Stmt] = []
+        for stmt in reversed(body):
+            if not isinstance(stmt, Store) and stmt.name in wanted:
+                found.append(stmt)
+                wanted.update(operands(stmt))
+        return found[::-1]
 
     def _move(self, lane: Axis, lines: Sequence[str]) -> None:
         if not lines:
