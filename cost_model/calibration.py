@@ -18,6 +18,7 @@ import torch
 
 from .detect import detect
 from .device import Device, device_from_dict
+from .user_folder import user_cache_folder
 
 _log = logging.getLogger(__name__)
 
@@ -32,9 +33,7 @@ Progress = Callable[[str], None]
 
 def default_folder() -> Path:
     """``calibration`` in the user's cache folder for rooffuse."""
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("rooffuse")) / "calibration"
+    return user_cache_folder() / "calibration"
 
 
 def stored_in(device: Device, folder: Path) -> Path:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from rooffuse.cost_model.user_folder import user_cache_folder
+
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 RANDOM = ("auto", "eager", "kernel")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
@@ -51,9 +53,7 @@ class Options:
         """Where built kernels are kept."""
         if self.cache_dir:
             return Path(self.cache_dir).expanduser()
-        from platformdirs import user_cache_dir
-
-        return Path(user_cache_dir("rooffuse"))
+        return user_cache_folder()
 
 
 def option_names() -> tuple[str, ...]:

@@ -66,8 +66,16 @@ def test_unreadable_files_are_ignored_with_a_warning(tmp_path, measured, caplog,
 
 def test_the_default_folder_is_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = calibration.default_folder()
-    assert folder.name == "calibration" and folder.parent.name == "rooffuse"
+    assert calibration.default_folder() == tmp_path / "rooffuse" / "calibration"
+
+
+@pytest.mark.parametrize("unusable", [None, "", "relative/path"])
+def test_without_a_usable_cache_variable_it_is_below_home(monkeypatch, tmp_path, unusable):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if unusable is not None:
+        monkeypatch.setenv("XDG_CACHE_HOME", unusable)
+    assert calibration.default_folder() == tmp_path / ".cache" / "rooffuse" / "calibration"
 
 
 def test_a_real_measurement_is_plausible(monkeypatch):
