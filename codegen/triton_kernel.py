@@ -93,8 +93,9 @@ class NestPrinter(ReductionTiles):
             if first and self._is_shared(stride):
                 text, rest = self._part(first, stride, axis.size, k), ""
             elif first and k and stride * axis.size % self.tile.xblock == 0 and self.tile.xblock % stride == 0:
-                within = self._part(self.name("lane"), stride, 0, 0)
-                text, rest = self._part(first, stride, axis.size, k), f" + {within}"
+                # A difference and no remainder: of that Triton 3.6 doesn't see what divides it, and loads one by one.
+                start, within = self._part(first, stride, 0, 0), self._part(self.name("lane"), stride, 0, 0)
+                text, rest = f"({start} - {start} // {axis.size} * {axis.size})", f" + {within}"
             else:
                 text, rest = self._part(flat, stride, axis.size, k), ""
             self.add(f"{self.spell_symbol(axis.symbol)} = {text}{rest}", deeper)
