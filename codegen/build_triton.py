@@ -3,8 +3,11 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,8 +21,13 @@ from .triton_kernel import TritonSource
 
 #: Bytes to which pointers are assumed to be aligned; a call with others takes a second kernel without the assumption.
 ALIGNMENT = 16
+#: Most kernels that are compiled at once; each takes some memory.
+_MOST_AT_ONCE = 16
 #: Types whose elements kernels see as bytes.
 _BYTES = frozenset({torch.bool, *FLOAT8})
+
+Launcher = Callable[..., None]
+_importing = threading.Lock()
 
 
 def load_module(source: TritonSource, cache: DiskCache) -> ModuleType:
@@ -34,14 +42,15 @@ def _write(text: str, path: Path) -> None:
 
 
 def _import(path: Path, name: str) -> ModuleType:
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+    with _importing:  # a module is in the table before its text has run
+        if name in sys.modules:
+            return sys.modules[name]
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+        return module
 
 
 def compile_for(source: TritonSource, cache: DiskCache, capability: int | str, warp_size: int = 32,
@@ -61,25 +70,53 @@ def compile_for(source: TritonSource, cache: DiskCache, capability: int | str, w
     return triton.compile(ast, target=GPUTarget(backend, capability, warp_size), options=options)
 
 
-def load_launcher(source: TritonSource, cache: DiskCache, device: torch.device,
-                  interpreted: bool = False) -> Callable[..., None]:
+def load_launcher(source: TritonSource, cache: DiskCache, device: torch.device, interpreted: bool = False) -> Launcher:
     """A callable that takes the kernel's tensors in the order of its buffers and launches it on the current stream.
 
-    Compiles for ``device`` (through Triton's own cache on disk), or runs in Triton's interpreter on CPU tensors.
+    Compiles for ``device`` (through Triton's own cache on disk), or runs in Triton's interpreter on CPU tensors. Raises
+    what Triton raises, which is of many kinds.
     """
+    (loaded,) = load_launchers([source], cache, device, interpreted)
+    if isinstance(loaded, Exception):
+        raise loaded
+    return loaded
+
+
+def load_launchers(sources: Sequence[TritonSource], cache: DiskCache, device: torch.device, interpreted: bool = False
+                   ) -> list[Launcher | Exception]:
+    """`load_launcher` of each, or what Triton raised for it. They are compiled side by side."""
     if interpreted:
-        return _interpreted_launcher(source, cache)
-    major, minor = torch.cuda.get_device_capability(device)
+        return [_attempt(_interpreted_launcher, s, cache) for s in sources]
+    capability = _attempt(torch.cuda.get_device_capability, device)
+    if isinstance(capability, Exception) or not sources:
+        return [capability] * len(sources)
+    compiling = functools.partial(compile_for, cache=cache, capability=10 * capability[0] + capability[1])
+    # Threads will do: Triton's passes, LLVM and the assembler run without Python's lock.
+    with ThreadPoolExecutor(min(len(sources), os.cpu_count() or 1, _MOST_AT_ONCE)) as pool:
+        compiled = list(pool.map(functools.partial(_attempt, compiling), sources))
+    return [c if isinstance(c, Exception) else _attempt(_launcher, c, functools.partial(compiling, s), s.grid, device)
+            for c, s in zip(compiled, sources)]
 
-    @functools.lru_cache(maxsize=2)
-    def kernel(aligned: bool) -> Callable[..., None]:
-        return compile_for(source, cache, 10 * major + minor, aligned=aligned)[(source.grid, 1, 1)]
 
-    kernel(True)  # compiled now, so that the first run doesn't wait and a capture doesn't compile
+def _attempt(function: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return function(*args)
+    except Exception as error:  # Triton's compiler raises many kinds
+        return error
+
+
+def _launcher(compiled: Any, compiling: Callable[..., Any], grid: int, device: torch.device) -> Launcher:
+    """What launches ``compiled``, and what ``compiling`` makes where pointers aren't aligned."""
+    with torch.cuda.device(device):  # kernels are loaded onto the current one
+        # Now, so that the first run doesn't wait and a capture doesn't load.
+        kernels = {True: compiled[(grid, 1, 1)]}
 
     def launch(*tensors: torch.Tensor) -> None:
         pointers = [t.data_ptr() for t in tensors]
-        kernel(not any(p % ALIGNMENT for p in pointers))(*pointers)
+        aligned = not any(p % ALIGNMENT for p in pointers)
+        if aligned not in kernels:
+            kernels[aligned] = compiling(aligned=aligned)[(grid, 1, 1)]
+        kernels[aligned](*pointers)
 
     return launch
 

@@ -62,6 +62,8 @@ def refusal(node: Node) -> str | None:
                 return f"{tensor.name} isn't strided"
             if value_of(tensor).is_neg():
                 return f"{tensor.name} is negated lazily, and a kernel sees but its memory"
+            if value_of(tensor).device != value_of(node).device:
+                return f"{tensor.name} is on {value_of(tensor).device}"
         if is_reduction(node):
             reduction_of(node)
         if lower_stores.is_store(node):

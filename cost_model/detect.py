@@ -110,12 +110,12 @@ def _local_cpu() -> Device:
     return describe_cpu(_cpuinfo(), torch.get_num_threads(), _last_level_cache(), memory)
 
 
-def _local_gpu() -> Device:
+def _local_gpu(index: int) -> Device:
     if not torch.cuda.is_available():
         raise UnknownDevice(
             "no CUDA device on this machine; name one of the table instead, as in get_device('h100'), or use 'cpu'"
         )
-    properties = torch.cuda.get_device_properties(0)
+    properties = torch.cuda.get_device_properties(index)
     listed = find_listed(properties.name)
     seen: dict[str, Any] = {
         "sms": properties.multi_processor_count,
@@ -155,10 +155,11 @@ def _local_gpu() -> Device:
 
 
 def detect(torch_device: str = "cpu") -> Device:
-    """This machine's ``"cpu"`` or ``"cuda"`` device from the table, the driver and estimates, never calibrated."""
+    """This machine's ``"cpu"``, ``"cuda"`` (its first) or ``"cuda:1"``, from the table, the driver and estimates; never
+    calibrated."""
     kind = torch.device(torch_device).type
     if kind == "cpu":
         return _local_cpu()
     if kind == "cuda":
-        return _local_gpu()
+        return _local_gpu(torch.device(torch_device).index or 0)
     raise UnknownDevice(f"no detection for torch device {torch_device!r}; use 'cpu' or 'cuda'")

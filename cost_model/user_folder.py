@@ -10,7 +10,7 @@ def user_cache_folder() -> Path:
     """``rooffuse`` in ``$XDG_CACHE_HOME``, or in ``~/.cache`` where that isn't set or isn't an absolute path.
 
     Source: XDG Base Directory Specification 0.8, https://specifications.freedesktop.org/basedir-spec/latest/ (relative
-    paths are invalid and to be ignored). Written out here because it is all of it on Linux, and because whoever installs
+    paths are invalid and to be ignored). Written out here because it is all of it on Linux, and whoever installs
     without dependencies beside a torch of their own should need nothing for it.
     """
     base = os.environ.get("XDG_CACHE_HOME", "").strip()

@@ -26,7 +26,7 @@ def _compiler(options: Options, kind: str) -> Callable[[GraphModule, Sequence[An
         if has_symbolic_sizes(gm):
             return SpecialisingFunction(gm, options, kind)
         facts = _input_facts(gm, kind, example_inputs)
-        compiled = compile_graph(gm, local_target(example_inputs), options, facts, kind)
+        compiled = compile_graph(gm, local_target(n.meta.get("val") for n in gm.graph.nodes), options, facts, kind)
         if kind == "forward":
             report_strides(compiled.plan.graph)
         return compiled.function

@@ -85,7 +85,7 @@ def load_candidates(candidates: Sequence[Candidate], target: Target, cache: Disk
     """What runs each candidate once on ``tensors``, which are in the order of the kernel's buffers; None for one that
     Triton refuses. Raises CompilationFailed for C++, whose candidates are one translation unit."""
     if target.language == "triton":
-        return [_load_triton(c, target, cache, tensors) for c in candidates]
+        return _load_triton(candidates, target, cache, tensors)
     slots = tuple(range(len(candidates[0].kernel.buffers)))
     source = print_unit([c.kernel for c in candidates], [(k, slots) for k in range(len(candidates))],
                         {k: c.schedule for k, c in enumerate(candidates)})
@@ -98,12 +98,15 @@ def _run_cpp(library: ctypes.CDLL, number: int, table: ctypes.Array[ctypes.c_voi
     library.rooffuse_run(number, number + 1, ctypes.addressof(table))
 
 
-def _load_triton(candidate: Candidate, target: Target, cache: DiskCache, tensors: Sequence[Tensor]) -> Run | None:
-    from rooffuse.codegen.build_triton import load_launcher
+def _load_triton(candidates: Sequence[Candidate], target: Target, cache: DiskCache, tensors: Sequence[Tensor]
+                 ) -> list[Run | None]:
+    from rooffuse.codegen.build_triton import load_launchers
 
-    try:
-        launch = load_launcher(triton_module(candidate, target), cache, target.torch_device, target.interpreted)
-    except Exception as error:  # Triton's compiler raises many kinds; each means that this candidate can't be had
-        log.debug("Triton refused %r: %s", candidate.name, error)
-        return None
-    return functools.partial(launch, *tensors)
+    loaded = load_launchers([triton_module(c, target) for c in candidates], cache, target.torch_device,
+                            target.interpreted)
+    runs: list[Run | None] = []
+    for candidate, launch in zip(candidates, loaded):
+        if isinstance(launch, Exception):
+            log.debug("Triton refused %r: %s", candidate.name, launch)
+        runs.append(None if isinstance(launch, Exception) else functools.partial(launch, *tensors))
+    return runs

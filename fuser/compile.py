@@ -42,7 +42,7 @@ from .options import Options
 from .partition import FusedModule, fused_module
 from .pricing import GroupPricer
 from .program import KernelStep, Program, make_program
-from .runtime import Built, Executable, assemble
+from .runtime import Built, Executable, assemble, on_device
 from .targets import Target
 from .units import Units
 
@@ -236,22 +236,26 @@ def _separate(steps: list[KernelStep], cache: DiskCache, chosen: Chosen | None
 
 def _build_triton(steps: list[KernelStep], target: Target, cache: DiskCache, chosen: Chosen | None
                   ) -> tuple[Built, list[Fallback]]:
-    from rooffuse.codegen.build_triton import load_launcher
+    from rooffuse.codegen.build_triton import load_launchers
 
     launches: dict[str, Callable[..., Any]] = {}
     failed: list[Fallback] = []
-    known: dict[int, Callable[..., Any] | str] = {}
-    for number, step in zip(distinct_kernels(steps)[1], steps):
-        if number not in known:
+    numbers = distinct_kernels(steps)[1]
+    loaded: dict[int, Callable[..., Any] | Exception] = {}
+    sources: dict[int, TritonSource] = {}
+    for number, step in zip(numbers, steps):
+        if number not in loaded and number not in sources:
             try:
-                known[number] = load_launcher(triton_source(step, target, chosen), cache, target.torch_device,
-                                              target.interpreted)
-            except Exception as error:  # Triton's compiler raises many kinds; each means that this kernel can't be had
-                log.warning("Triton refused %s: %s", step.name, error)
-                known[number] = f"Triton refused the kernel: {type(error).__name__}: {str(error).splitlines()[0]}"
-        launch = known[number]
-        if isinstance(launch, str):
-            failed.append(Fallback(tuple(n.name for n in step.group.nodes), launch))
+                sources[number] = triton_source(step, target, chosen)
+            except Exception as error:  # what can't be spelt runs as FX nodes like what Triton refuses
+                loaded[number] = error
+    loaded |= zip(sources, load_launchers([*sources.values()], cache, target.torch_device, target.interpreted))
+    for number, step in zip(numbers, steps):
+        launch = loaded[number]
+        if isinstance(launch, Exception):
+            log.warning("Triton refused %s: %s", step.name, launch)
+            reason = f"{type(launch).__name__}: {str(launch).partition(chr(10))[0]}"
+            failed.append(Fallback(tuple(n.name for n in step.group.nodes), f"Triton refused the kernel: {reason}"))
         else:
             launches[step.name] = launch
     return Built(None, {}, launches, {}), failed
@@ -317,6 +321,7 @@ def compile_graph(gm: GraphModule, target: Target, options: Options, inputs: Inp
         recorded = assemble(plan.program, built, target.torch_device, inputs.unchecked_strides)
         function = CapturedFunction(executable.function, recorded.function, CudaRecorder(), inputs.static,
                                     mutated_inputs(plan.graph))
+    function = on_device(function, target.torch_device)
     return Compiled(plan, executable, function, tuple(failed), decision, tuned)
 
 

@@ -86,7 +86,7 @@ def _obstacle(steps: Sequence[KernelStep | CallStep]) -> str | None:
         for value in values if isinstance(values, list | tuple) else [values]:
             if isinstance(value, torch.SymInt | torch.SymFloat):
                 return f"{step.node.name} has a result that is only known when it runs"
-    devices = {v.device.type for s in steps for n in s.node.all_input_nodes
+    devices = {v.device.type for s in steps for n in (s.node, *s.node.all_input_nodes)
                if isinstance(v := n.meta.get("val"), Tensor)}
     if "cuda" in devices and len(devices) > 1:
         return f"the graph also has tensors on {', '.join(sorted(devices - {'cuda'}))}"
@@ -99,16 +99,31 @@ class Recorder(Protocol):
     def record(self, run: Callable[[], tuple[Any, ...]]) -> tuple[Callable[[], None], tuple[Any, ...]]:
         """Run once, recorded; returns the replay and the results, whose memory every replay fills again."""
 
+    def follow(self) -> None:
+        """What the caller asks for from now on begins after all that it asked for before the last call of this."""
+
 
 class CudaRecorder:
-    """Records with ``torch.cuda.graph``."""
+    """Records with ``torch.cuda.graph``, on a stream of the device that is current then."""
+
+    def __init__(self) -> None:
+        self._recording: torch.cuda.Stream | None = None
+        self._last: torch.cuda.Stream | None = None
 
     def record(self, run: Callable[[], tuple[Any, ...]]) -> tuple[Callable[[], None], tuple[Any, ...]]:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        with torch.cuda.graph(graph):
+        if self._recording is None:  # by default it would be one for all devices, of that which recorded first
+            self._recording = torch.cuda.Stream()
+        with torch.cuda.graph(graph, stream=self._recording):
             results = run()
         return graph.replay, results
+
+    def follow(self) -> None:
+        stream = torch.cuda.current_stream()
+        if self._last is not None and stream != self._last:
+            stream.wait_stream(self._last)
+        self._last = stream
 
 
 @dataclass(frozen=True)
@@ -123,8 +138,8 @@ class CapturedFunction:
     """A boxed function that runs plainly at first, is recorded, and is then replayed.
 
     Inputs at ``static`` positions, parameters, and inputs at ``mutated`` positions are used where they lie: a call
-    with other addresses gets a recording of its own, up to ``MAX_RECORDINGS``; after that calls run plainly, and one
-    warning says so. ``replays`` and ``recordings`` count.
+    with other addresses gets a recording of its own, up to ``MAX_RECORDINGS``; after that calls run plainly, and so do
+    all where one couldn't be recorded; one warning says so. ``replays`` and ``recordings`` count.
     """
 
     def __init__(self, function: BoxedFunction, recorded: BoxedFunction, recorder: Recorder,
@@ -136,7 +151,7 @@ class CapturedFunction:
         self._runs = 0
         self._recordings: dict[tuple[int, ...], _Recording] = {}
         self._lock = threading.Lock()
-        self._told = False
+        self._told = self._refused = False
 
     @property
     def recordings(self) -> int:
@@ -146,7 +161,7 @@ class CapturedFunction:
         return k in self.static or k in self.mutated or isinstance(value, torch.nn.Parameter)
 
     def __call__(self, args: list[Any]) -> tuple[Any, ...]:
-        if self._runs < WARM_RUNS:
+        if self._runs < WARM_RUNS or self._refused:
             self._runs += 1
             return self.function(args)
         if not self._lock.acquire(blocking=False):  # another thread is between its copies and its clones
@@ -162,19 +177,27 @@ class CapturedFunction:
         recording = self._recordings.get(key)
         if recording is None:
             if len(self._recordings) >= MAX_RECORDINGS:
-                if not self._told:
-                    self._told = True
-                    log.warning("static inputs came at more than %d sets of addresses: further ones run without a "
-                                "CUDA graph", MAX_RECORDINGS)
+                self._tell(f"static inputs came at more than {MAX_RECORDINGS} sets of addresses: further ones run")
                 return self.function(args)
-            recording = self._record(args, frozenset(fixed))
+            try:
+                recording = self._record(args, frozenset(fixed))
+            except RuntimeError as error:  # a library call that waits for the device, or memory run out
+                self._refused = True
+                self._tell(f"the graph can't be recorded ({str(error).splitlines()[0]}): it runs")
+                return self.function(args)
             self._recordings[key] = recording
+        self.recorder.follow()  # all replays use the same memory, from whichever stream they are asked for
         for k, own in recording.copied.items():
             own.copy_(args[k])
         args.clear()
         recording.replay()
         self.replays += 1
         return tuple(r.clone() if isinstance(r, Tensor) else r for r in recording.results)
+
+    def _tell(self, what: str) -> None:
+        if not self._told:
+            self._told = True
+            log.warning("%s without a CUDA graph", what)
 
     def _record(self, args: Sequence[Any], fixed: frozenset[int]) -> _Recording:
         copied = {k: torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device=a.device).copy_(a)

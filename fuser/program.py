@@ -10,7 +10,7 @@ import torch
 from rooffuse.codegen.ir import Kernel, Load, Store
 from rooffuse.codegen.sweeps import plan_phases, stored_again
 from rooffuse.passes import BufferLife, MemoryPlan, check_plan, plan_memory
-from rooffuse.passes.graph import viewed_arg, written_args
+from rooffuse.passes.graph import graph_device, viewed_arg, written_args
 from torch.fx import Node
 
 from .grouping import Group
@@ -126,6 +126,7 @@ def _may_share(kernel: Kernel, source: str, out: str) -> bool:
 
 def _steps(fused: FusedModule) -> list[Step]:
     steps: list[Step] = []
+    device = graph_device(fused.module.graph)
     for node in fused.module.graph.nodes:
         if node.op == "call_module":
             group = fused.groups[str(node.target)]
@@ -144,13 +145,14 @@ def _steps(fused: FusedModule) -> list[Step]:
             elif viewed_arg(node) is not None and not written_args(node):
                 steps.append(ViewStep(node))
             else:
-                steps.append(CallStep(node, node.target in OUT_CALLS and _plain(node)))
+                steps.append(CallStep(node, node.target in OUT_CALLS and _plain(node, device)))
     return steps
 
 
-def _plain(node: Node) -> bool:
-    """Whether an ``out`` buffer can take the result as it is: contiguous, and no argument that autograd watches."""
-    return node.meta["val"].is_contiguous() and node.meta["val"].numel() > 0
+def _plain(node: Node, device: torch.device) -> bool:
+    """Whether an ``out`` buffer can take the result as it is: contiguous, and where planned memory is."""
+    value = node.meta["val"]
+    return value.is_contiguous() and value.numel() > 0 and value.device == device
 
 
 def make_program(fused: FusedModule, verify: bool = False) -> Program:

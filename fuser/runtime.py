@@ -297,6 +297,21 @@ class Executable:
         return self.function(args)
 
 
+def on_device(function: Callable[[list[Any]], tuple[Any, ...]], device: torch.device
+              ) -> Callable[[list[Any]], tuple[Any, ...]]:
+    """``function`` with ``device`` as the current one, as every call of the framework has its tensors' device: kernels
+    and streams are the current device's. Itself where there is only one."""
+    if device.type != "cuda" or torch.cuda.device_count() < 2:
+        return function
+
+    def call(args: list[Any]) -> tuple[Any, ...]:
+        with torch.cuda.device(device):
+            return function(args)
+
+    call._boxed_call = True  # type: ignore[attr-defined]
+    return call
+
+
 def assemble(program: Program, built: Built, device: torch.device,
              check_inputs: frozenset[int] = frozenset(), keep_memory: bool = True) -> Executable:
     """Print and load the run function. ``check_inputs`` are positions whose strides may differ from the traced ones;

@@ -84,7 +84,8 @@ class SpecialisingFunction:
                 compiled = self._compiled.get(key)
                 if compiled is None and len(self._compiled) < MAX_SPECIALISATIONS:
                     graph = concrete_graph(self.gm, list(args))
-                    compiled = compile_graph(graph, local_target(args), self.options, name=self.kind)
+                    target = local_target(n.meta.get("val") for n in graph.graph.nodes)
+                    compiled = compile_graph(graph, target, self.options, name=self.kind)
                     self._compiled[key] = compiled
         if compiled is not None:
             return compiled(args)

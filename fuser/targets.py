@@ -193,5 +193,5 @@ def local_target(values: Iterable[Any]) -> Target:
     deterministic = torch.are_deterministic_algorithms_enabled()
     for value in values:
         if isinstance(value, torch.Tensor) and value.device.type == "cuda":
-            return Target("triton", local_device("cuda"), value.device, deterministic=deterministic)
+            return Target("triton", local_device(str(value.device)), value.device, deterministic=deterministic)
     return Target("cpp", local_device("cpu"), torch.device("cpu"))

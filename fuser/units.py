@@ -12,7 +12,7 @@ from rooffuse.codegen.lower import refusal
 from rooffuse.codegen.lower_contractions import is_matrix_product
 from rooffuse.codegen.lower_stores import is_store, written_value
 from rooffuse.codegen.lower_views import SPLITTERS, is_alias
-from rooffuse.passes.graph import mutated_roots, storage_roots
+from rooffuse.passes.graph import graph_device, mutated_roots, storage_roots, tensor_meta
 from torch.fx import Graph, Node
 
 #: Operators on positions that kernels make anew wherever they need them.
@@ -41,6 +41,7 @@ class Units:
     def __init__(self, graph: Graph, multiplies: Callable[[Node], bool] = lambda product: False) -> None:
         """``multiplies`` says which matrix products may be part of kernels; the others are library calls."""
         self.graph = graph
+        self.device = graph_device(graph)
         self.position = {node: k for k, node in enumerate(graph.nodes)}
         self.reasons: dict[Node, str] = {}
         self.inline: set[Node] = set()
@@ -60,6 +61,9 @@ class Units:
             if is_alias(node) and reason is None:
                 self.inline.add(node)
                 continue
+            value = tensor_meta(node)
+            if reason is None and value is not None and value.device != self.device:
+                reason = f"{node.name} is computed on {value.device}"
             self.units.append(node)
             if reason is None:
                 self.fusible.add(node)

@@ -51,7 +51,8 @@ def constant_fold(gm: GraphModule) -> GraphModule:
     """Compute at compile time what depends on constants alone, and drop arithmetic that is exact and changes nothing.
 
     Requires: ``meta["val"]``. Ensures: pointwise arithmetic on uniform constants is one ``full``; operators on
-    stored constants and on ranges become a stored constant if the result has at most ``STORED_LIMIT_BYTES``;
+    stored constants and on ranges become a stored constant if the result has at most ``STORED_LIMIT_BYTES``, and a
+    ``full`` if it has one element;
     x·1, x/1, x−0, x+(−0.0), x**1 and ``where`` on a uniform condition are replaced by their operand where dtype,
     sizes and strides agree. Random draws, effects, mutated storages and results that the caller receives as
     constants are left alone.
@@ -183,6 +184,10 @@ def _store(
         return 0
     if not same_layout(result, value):
         return 0
+    number = _scalar(lambda: result) if result.numel() == 1 else None
+    if number is not None and _become_full(node, number, value):
+        uniform[node] = number
+        return 1
     name = f"_folded_{node.name}"
     gm.register_buffer(name, result)
     with gm.graph.inserting_before(node):

@@ -132,6 +132,12 @@ def storage_roots(graph: Graph) -> dict[Node, Node]:
     return roots
 
 
+def graph_device(graph: Graph) -> torch.device:
+    """Where the graph computes: the first accelerator that any of its tensors is on, else the CPU."""
+    devices = (value.device for node in graph.nodes if (value := tensor_meta(node)) is not None)
+    return next((device for device in devices if device.type not in ("cpu", "meta")), torch.device("cpu"))
+
+
 def output_node(graph: Graph) -> Node:
     """The graph's single output node."""
     return next(node for node in reversed(graph.nodes) if node.op == "output")

@@ -20,6 +20,7 @@ from rooffuse.passes.foreach import expand_foreach
 from rooffuse.passes.grouped_heads import grouped_heads
 from rooffuse.passes.kept_dims import kept_dims
 from rooffuse.passes.negated_views import negated_views
+from rooffuse.passes.one_device import one_device
 from rooffuse.passes.pooled_places import pooled_places
 from rooffuse.passes.reduced_pieces import reduced_pieces
 from rooffuse.passes.redundant import redundant
@@ -55,8 +56,8 @@ def _pass(function: GraphPass) -> Pass:
 # that equal values reached through different views meet there, and again after, since merged sources make more chains
 # equal. What will be written in place needs single users, so dead readers go before the two passes that see to it.
 PIPELINE: tuple[Pass, ...] = tuple(
-    map(_pass, (negated_views, expand_foreach, pooled_places, decompose, complex_pairs, dce, constant_fold, redundant,
-                grouped_heads, exclusive_scans, scan_totals, reduced_pieces, cse, kept_dims, redundant, dce,
+    map(_pass, (negated_views, expand_foreach, pooled_places, decompose, complex_pairs, dce, constant_fold, one_device,
+                redundant, grouped_heads, exclusive_scans, scan_totals, reduced_pieces, cse, kept_dims, redundant, dce,
                 added_scatters, reinplace, dce))
 )
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import subprocess
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import triton
-from rooffuse.codegen.build_triton import compile_for
+from rooffuse.codegen import build_triton
+from rooffuse.codegen.build_triton import compile_for, load_launchers
 from rooffuse.codegen.cache import DiskCache
 from rooffuse.codegen.triton_kernel import print_kernel
 from rooffuse.cost_model import get_device
@@ -135,3 +138,39 @@ def test_windows_that_share_numbers_along_an_axis_do_not_spill(tmp_path: Path) -
         source = print_kernel(finished, programs_wanted=target.programs)
         used = resources(compile_for(source, DiskCache(tmp_path), capability).asm["cubin"], tmp_path)
         assert used["LOCAL"] == 0 and used["STACK"] == 0, f"spills on sm_{capability}: {used}"
+
+
+def test_kernels_compile_side_by_side_and_unaligned_pointers_get_their_own(tmp_path: Path,
+                                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is launched on a device, without one: the compiled kernel takes down what it is called with."""
+    compiled: list[tuple[str, bool]] = []
+    launched: list[tuple[bool, tuple[int, ...], tuple[int, ...]]] = []
+
+    class Kernel:
+        def __init__(self, aligned: bool) -> None:
+            self.aligned = aligned
+
+        def __getitem__(self, grid: tuple[int, ...]) -> object:
+            return lambda *pointers: launched.append((self.aligned, grid, pointers))
+
+    def compiling(source: object, cache: object, capability: int, aligned: bool = True) -> Kernel:
+        assert capability == 90
+        if source is broken:
+            raise ValueError("no such type")
+        compiled.append((source.text, aligned))
+        return Kernel(aligned)
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(build_triton, "compile_for", compiling)
+    source = print_kernel(lower_case(BY_NAME["pointwise_1000"]).group.kernel)
+    others = [replace(source, text=f"{source.text}# {k}\n") for k in range(5)]
+    broken = replace(source, text="broken")
+    loaded = load_launchers([*others, broken], DiskCache(tmp_path), torch.device("cuda", 0))
+    assert isinstance(loaded[-1], ValueError) and sorted(compiled) == sorted((s.text, True) for s in others)
+    flat = torch.zeros(64)
+    assert flat.data_ptr() % build_triton.ALIGNMENT == 0
+    for tensor, aligned in ((flat, True), (flat[1:], False), (flat[2:], False), (flat[4:], True)):
+        loaded[3](tensor, flat)
+        assert launched.pop() == (aligned, (source.grid, 1, 1), (tensor.data_ptr(), flat.data_ptr()))
+    assert compiled[5:] == [(others[3].text, False)]

@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rooffuse.cuda_graphs import MAX_RECORDINGS, CapturedFunction, decide
+from rooffuse.cuda_graphs import MAX_RECORDINGS, CapturedFunction, CudaRecorder, decide
 from rooffuse.options import Options
+from rooffuse.runtime import on_device
 
 from tests.fuser.graphs import planned
 
@@ -59,10 +60,16 @@ class Tape:
     """
 
     def __init__(self, untouched=()):
-        self.recorded = 0
+        self.recorded = self.followed = 0
         self.untouched = untouched
+        self.refuses = False
+
+    def follow(self):
+        self.followed += 1
 
     def record(self, run):
+        if self.refuses:
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
         self.recorded += 1
         before = [t.clone() for t in self.untouched]
         results = run()
@@ -94,6 +101,64 @@ def test_replays_see_new_inputs_and_give_fresh_outputs():
         assert torch.equal(result, torch.full((4,), 3.0 * k))
     assert tape.recorded == 1
     assert run.replays == 4
+
+
+def test_every_replay_waits_for_those_before():
+    run, tape = captured(lambda x: (x + 1,))
+    for _ in range(4):
+        run([torch.ones(2)])
+    assert tape.followed == run.replays == 3
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_with_several_devices_a_run_is_on_its_own(monkeypatch, devices):
+    current = []
+
+    class Current:
+        def __init__(self, device):
+            self.device = device
+
+        def __enter__(self):
+            current.append(self.device)
+
+        def __exit__(self, *_):
+            current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    monkeypatch.setattr(torch.cuda, "device", Current)
+    device = torch.device("cuda", devices - 1)
+    run = on_device(lambda args: tuple(args + current), device)
+    assert run([1]) == ((1,) if devices == 1 else (1, device)) and not current
+    assert on_device(run, torch.device("cpu")) is run
+
+
+def test_streams_wait_for_each_other_when_they_change(monkeypatch):
+    class Stream:
+        def __init__(self):
+            self.waited = []
+
+        def wait_stream(self, other):
+            self.waited.append(other)
+
+    one, two = Stream(), Stream()
+    recorder = CudaRecorder()
+    for stream in (one, one, two, one):
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda s=stream: s)
+        recorder.follow()
+    assert one.waited == [two] and two.waited == [one]
+
+
+def test_what_cannot_be_recorded_runs_plainly_and_says_so_once(caplog):
+    run, tape = captured(lambda cache, x: (cache.add_(x) * 2,), mutated=(0,))
+    tape.refuses = True
+    cache = torch.zeros(3)
+    for k in range(1, 5):
+        (out,) = run([cache, torch.ones(3)])
+        assert torch.equal(out, torch.full((3,), 2.0 * k))
+    assert run.replays == run.recordings == 0
+    told = [r.getMessage() for r in caplog.records]
+    assert told == ["the graph can't be recorded (operation not permitted when stream is capturing): it runs without a "
+                    "CUDA graph"]
 
 
 def test_inputs_are_emptied_and_not_kept():
