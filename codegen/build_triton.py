@@ -91,11 +91,9 @@ def load_launchers(sources: Sequence[TritonSource], cache: DiskCache, device: to
     if isinstance(capability, Exception) or not sources:
         return [capability] * len(sources)
     compiling = functools.partial(compile_for, cache=cache, capability=10 * capability[0] + capability[1])
-    # Threads will do: Triton's passes, LLVM and the assembler run without Python's lock.
+    # Threads will do: Triton's passes, LLVM, the assembler and the driver run without Python's lock.
     with ThreadPoolExecutor(min(len(sources), os.cpu_count() or 1, _MOST_AT_ONCE)) as pool:
-        compiled = list(pool.map(functools.partial(_attempt, compiling), sources))
-    return [c if isinstance(c, Exception) else _attempt(_launcher, c, functools.partial(compiling, s), s.grid, device)
-            for c, s in zip(compiled, sources)]
+        return list(pool.map(lambda s: _attempt(_launcher, functools.partial(compiling, s), s.grid, device), sources))
 
 
 def _attempt(function: Callable[..., Any], *args: Any) -> Any:
@@ -105,11 +103,11 @@ def _attempt(function: Callable[..., Any], *args: Any) -> Any:
         return error
 
 
-def _launcher(compiled: Any, compiling: Callable[..., Any], grid: int, device: torch.device) -> Launcher:
-    """What launches ``compiled``, and what ``compiling`` makes where pointers aren't aligned."""
+def _launcher(compiling: Callable[..., Any], grid: int, device: torch.device) -> Launcher:
+    """What launches the kernel that ``compiling`` makes, or the one that it makes where pointers aren't aligned."""
     with torch.cuda.device(device):  # kernels are loaded onto the current one
         # Now, so that the first run doesn't wait and a capture doesn't load.
-        kernels = {True: compiled[(grid, 1, 1)]}
+        kernels = {True: compiling()[(grid, 1, 1)]}
 
     def launch(*tensors: torch.Tensor) -> None:
         pointers = [t.data_ptr() for t in tensors]
