@@ -208,8 +208,11 @@ def trace_formulas(make: Callable[[FakeTensorMode, Mapping[str, torch.SymInt]], 
                 _backward(results)
         except (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode) as error:
             raise FormulaError("a tensor's value is needed, and nothing is run: it has no formula") from error
-        except Exception:
+        except Exception as error:
             _check_free(env, symbols, recorder.fixing)  # a size that was taken for fixed is the likelier cause
+            if "on tensor with symbolic sizes" in str(error):
+                raise FormulaError(f"an operator of torch {torch.__version__} takes sizes for numbers, and there is no "
+                                   "formula of it; newer versions of torch may have one") from error
             raise
     _check_free(env, symbols, recorder.fixing)
     names = {symbol: named_symbol(name) for name, symbol in symbols.items()}

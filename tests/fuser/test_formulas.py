@@ -176,6 +176,14 @@ def test_refusals(function, symbols, said):
     assert said in str(error.value)
 
 
+def test_an_operator_that_takes_sizes_for_numbers_is_told_of():
+    def function(x):
+        raise RuntimeError("Cannot call numel() on tensor with symbolic sizes/strides\nand more")
+
+    with pytest.raises(FormulaError, match=f"operator of torch {torch.__version__.split('+')[0]}.* newer versions"):
+        rooffuse.formulas(function, torch.empty(4, 8, device="meta"), device="h100", symbols={"B": 4})
+
+
 def test_command(capsys, tmp_path):
     path = tmp_path / "given.py"
     path.write_text("import torch\n"
