@@ -48,7 +48,9 @@ device = calibrate('$DEVICE', print)
 pathlib.Path('$OUT/calibration.json').write_text(json.dumps(device.to_dict(), indent=1))"
 bench 150 kernels --suite kernels --dtype bf16,fp32 --quick
 if [[ "$DEVICE" == cuda ]]; then
-  step 100 tests "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider --continue-on-collection-errors
+  beside=()
+  "$PYTHON" -c "import xdist" 2> /dev/null && beside=(-n 4)
+  step 100 tests "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider --continue-on-collection-errors "${beside[@]}"
 fi
 bench 120 decode --suite decode --dtype bf16
 step 60 profile "$PYTHON" -c "

@@ -112,7 +112,8 @@ def test_activations_and_limits(dtype: torch.dtype) -> None:
             ("gelu tanh", lambda a: F.gelu(a, approximate="tanh"), [x]),
             ("threshold", lambda a: F.threshold(a, 0.1, 3.0), [x]),
             ("clamp", lambda a: a.clamp(-1, 1), [x]),
-            ("clamp nan", lambda a: a.clamp(min=NAN), [x]),
+            # torch 2.11 keeps the numbers here, and has NaN where there is an upper limit, too.
+            ("clamp nan", lambda a: a.clamp(min=NAN, max=INF), [x]),
             ("clamp tensors", lambda a: a.clamp(a.flip(0), a), [x]),
             ("round decimals", lambda a: torch.round(a, decimals=1), [x[7:14]]),
         ]

@@ -173,9 +173,13 @@ def test_grouped_weight_gradient_is_not_counted_per_pair_of_groups():
     assert torch_flops(aten.convolution_backward, args, {}, result) == 4 * ours
 
 
+#: torch 2.11's counter refuses heads that share keys and values.
+COUNTS_SHARED_HEADS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+
+
 def sdpa_shapes(seed):
     b, h, sq, sk, d, dv = dims(seed, 6, 2, 24)
-    grouped = 2 * h if seed % 2 else h
+    grouped = 2 * h if seed % 2 and COUNTS_SHARED_HEADS else h
     return meta(b, grouped, sq, d), meta(b, h, sk, d), meta(b, h, sk, dv), meta(b, grouped, sq, dv)
 
 
@@ -240,6 +244,8 @@ def test_packed_sequences_agree(seed):
 def test_flex_attention_agrees(seed):
     from torch._higher_order_ops.flex_attention import flex_attention, flex_attention_backward
 
+    if flex_attention not in flop_registry:
+        pytest.skip("this torch doesn't count it")
     q, k, v, out = sdpa_shapes(seed)
     assert flops_of(flex_attention, (q, k, v), {}, (out,)) == flop_registry[flex_attention](q, k, v)
     args = (q, k, v, out, meta(*out.shape[:-1]), meta(*out.shape))
