@@ -1,9 +1,12 @@
 """Nests in which costly values are the same along an axis, as the angles of positions are for all sequences of a batch:
-a program of a map goes along that axis and computes them once, one that reduces rows has several side by side."""
+a program of a map goes along that axis and computes them once, one that reduces rows has several side by side. A map's
+programs also go along an axis if what they load is the same along it and would otherwise come from memory each time."""
 from __future__ import annotations
 
 from dataclasses import replace
 from math import prod
+
+from sympy import Symbol
 
 from .contraction import contraction_of
 from .index import affine, symbol
@@ -15,19 +18,22 @@ from .triton_tiles import COSTLY, PERSISTENT_ELEMENTS, kept_tiles, memory_along_
 
 #: Most places along the axis that a program takes, and fewest.
 LONGEST, SHORTEST = 64, 4
+#: Part of the bytes at a point that going along an axis has to save, and that a load has to be for its cache to lose it.
+LOST_SHARE = 1 / 8
 #: Points across that axis that a program takes.
 ACROSS = 1024
 
 
-def go_along_invariant_axes(kernel: Kernel, programs_wanted: int) -> Kernel:
+def go_along_invariant_axes(kernel: Kernel, programs_wanted: int, cache_bytes: int) -> Kernel:
     """``kernel`` with the axis of each such nest, or a part of it, as rows that its programs go through, or as the
-    neighbours of rows. What doesn't vary along it is computed once. ``programs_wanted`` programs have to be left."""
-    nests = tuple(_beside(n, programs_wanted) if n.reduction else _along(kernel, n, programs_wanted)
+    neighbours of rows. What doesn't vary along it is computed or loaded once. ``programs_wanted`` programs have to be
+    left; ``cache_bytes`` stay on chip from one place along an axis to the next."""
+    nests = tuple(_beside(n, programs_wanted) if n.reduction else _along(kernel, n, programs_wanted, cache_bytes)
                   for n in kernel.nests)
     return replace(kernel, nests=nests) if nests != kernel.nests else kernel
 
 
-def _along(kernel: Kernel, nest: Nest, programs_wanted: int) -> Nest:
+def _along(kernel: Kernel, nest: Nest, programs_wanted: int, cache_bytes: int) -> Nest:
     stores = [s for s in nest.body if isinstance(s, Store)]
     if len(nest.axes) < 2 or any(is_scatter(s) for s in stores):
         return nest
@@ -37,12 +43,36 @@ def _along(kernel: Kernel, nest: Nest, programs_wanted: int) -> Nest:
             isinstance(s, Load) and s.index != places.get(s.buffer, s.index) for s in nest.body):
         return nest  # what it overwrites is read elsewhere, too
     most = prod(a.size for a in nest.axes) // (ACROSS * programs_wanted)
-    saved = {a: invariant_cost(nest, a) * (1 - 1 / length) for a in nest.axes
-             if not _runs_along(stores, a) and (length := places_along(a.size, most)) >= SHORTEST}
+    across = [a for a in nest.axes if not _runs_along(stores, a)]
+    saved = {a: invariant_cost(nest, a) * (1 - 1 / length) for a in across
+             if (length := places_along(a.size, most)) >= SHORTEST}
     axis = max(saved, key=lambda a: saved[a], default=None)
     if axis is None or saved[axis] < COSTLY:
-        return nest
+        lost = {a: lost_bytes(kernel, nest, a, cache_bytes) for a in across if 1 < a.size <= min(LONGEST, most)}
+        axis = max(lost, key=lambda a: lost[a] * (1 - 1 / a.size), default=None)
+        if axis is None or lost[axis] < LOST_SHARE * sum(b for _, b in _accesses(kernel, nest)):
+            return nest
     return _split(nest, axis, Axis(symbol("r0"), places_along(axis.size, most), reduction=True))
+
+
+def _accesses(kernel: Kernel, nest: Nest) -> list[tuple[Load | Store, int]]:
+    """What reads and writes memory, and the bytes of an element."""
+    return [(s, kernel.buffer(s.buffer).dtype.itemsize) for s in nest.body if isinstance(s, Load | Store)]
+
+
+def lost_bytes(kernel: Kernel, nest: Nest, axis: Axis, cache_bytes: int) -> int:
+    """Bytes at each point of loads that are the same along ``axis`` and that a cache of ``cache_bytes`` has lost by the
+    next place along it: all that is touched in between doesn't fit. What is little of that stays where it is."""
+    inside = {a.symbol: a.size for a in nest.axes[nest.axes.index(axis) + 1:]}
+    touched = [(s, size, size * prod(inside[x] for x in _scope(nest, s) & inside.keys()))
+               for s, size in _accesses(kernel, nest)]
+    total = sum(there for *_, there in touched)
+    return sum(size for s, size, there in touched if total > cache_bytes and there >= LOST_SHARE * total
+               and isinstance(s, Load) and axis.symbol not in _scope(nest, s))
+
+
+def _scope(nest: Nest, stmt: Load | Store) -> frozenset[Symbol]:
+    return nest.store_scope(stmt) if isinstance(stmt, Store) else nest.scopes[stmt.name]
 
 
 def invariant_cost(nest: Nest, axis: Axis) -> int:

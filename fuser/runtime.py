@@ -90,11 +90,15 @@ class ArenaPool:
         self._free.setdefault(self._stream(), deque()).append(arena)
 
 
-def conform(value: Any, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
+def conform(value: Any, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, what: str) -> Tensor:
     """``value`` with the strides and type that were traced: itself if they agree where it matters, else a copy.
 
     Some library calls really give other types than their traced ones: ``_batch_norm_with_update`` on bfloat16 does.
+    Raises RuntimeError for other sizes, with which what comes after it would read elsewhere.
     """
+    if value.shape != size:
+        raise RuntimeError(f"{what} gave sizes {tuple(value.shape)} where torch {torch.__version__} had traced {size}: "
+                           "its fake kernel is wrong; keep the call out of the graph with torch.compiler.disable")
     if value.dtype == dtype and all(n <= 1 or a == b for n, a, b in zip(size, value.stride(), stride)):
         return value
     return torch.empty_strided(size, stride, dtype=dtype, device=value.device).copy_(value)
@@ -115,6 +119,7 @@ class _Assembler:
                                           "rf_empty": torch.empty_strided, "rf_kept": RESULTS.take, "rf_device": device}
         self.lines: list[str] = []
         self.pointers: set[Node] = set()
+        self.read_by_kernels = {n for s in program.steps if isinstance(s, KernelStep) for n in s.arguments}
         self.used_static: dict[Node, None] = {}
         self._constants: dict[Any, str] = {}
 
@@ -246,8 +251,10 @@ class _Assembler:
         size, stride = tuple(value.shape), tuple(value.stride())
         if all(isinstance(s, int) for s in (*size, *stride)):
             name, dtype = node.name, self.constant(value.dtype)
-            self.add(f"if {name}.stride() != {stride} or {name}.dtype is not {dtype}: "
-                     f"{name} = rf_conform({name}, {size}, {stride}, {dtype})")
+            # A kernel takes the sizes for granted; whoever else gets the tensor sees what it is.
+            sized = f" or {name}.shape != {size}" if node in self.read_by_kernels else ""
+            self.add(f"if {name}.stride() != {stride} or {name}.dtype is not {dtype}{sized}: "
+                     f"{name} = rf_conform({name}, {size}, {stride}, {dtype}, {f'{name} ({node.target})'!r})")
 
     def _drops(self) -> dict[int, list[Node]]:
         """Names to delete after each step, so that memory which the program doesn't plan is freed as early."""

@@ -117,7 +117,7 @@ class Target:
             kernel = write_out_short_rows(take_groups_as_lanes(kernel))
             kernel = jam_rows(drop_exact_roundings(kernel), lambda k, nest: memory_along_rows(nest), rows)
             return write_out_short_axes(turn_in_tiles(kernel))
-        return go_along_invariant_axes(kernel, self.programs)
+        return go_along_invariant_axes(kernel, self.programs, self.kept_bytes)
 
     def _sweeps_far(self, kernel: Kernel, nest: Nest) -> bool:
         """Whether a second sweep costs more than a second exponential: out of a core's cache, out of registers."""

@@ -1,13 +1,16 @@
-"""Products of matrices and vectors as sums of products, which fuse with what is before and after them.
+"""Products of matrices and vectors, and of matrices with few terms, as sums that fuse with what is around them.
 
 A matrix times a vector uses each of its elements once: it takes the time in which they are read, whoever reads them. As
-a sum it is a reduction like others, so that a norm before it or a copy into another order costs no bytes of its own.
+a sum it is a reduction like others, so that a norm before it or a copy into another order costs no bytes of its own. A
+product with a few terms to an element, as a change of colours or of coordinates is, takes the time in which its result
+is written: written out, it is arithmetic like other.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +23,8 @@ from torch.fx import GraphModule, Node
 log = logging.getLogger(__name__)
 aten = torch.ops.aten
 
+#: Most terms of a sum that is written out.
+MOST_TERMS = 4
 _TYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 
 
@@ -30,7 +35,8 @@ def vector_products_pass(along_memory: bool) -> Pass:
 
 
 def vector_products(gm: GraphModule, along_memory: bool) -> GraphModule:
-    """Rewrite products of a matrix and a column, of a column and a row, and in batches also of a row and a matrix.
+    """Rewrite products of a matrix and a column, of a column and a row, in batches also of a row and a matrix, and
+    others whose elements are sums of at most ``MOST_TERMS`` terms.
 
     Requires: ``meta["val"]`` fake tensors with concrete sizes (others are left alone). Ensures: equal sizes, dtype and
     strides of every value; narrow types are multiplied and summed in float32, as the library does.
@@ -53,18 +59,23 @@ def _rewrite(node: Node, along_memory: bool, mode: FakeTensorMode) -> bool:
     column = b.dim() == 1 or (b.shape[-1] == 1 and a.shape[-2] > 1)
     row = packet_name(node.target) == "aten.bmm" and a.shape[-2] == 1 and b.shape[-1] > 1
     matrix, dim = (a, -1) if column else (b, -2)
-    if not outer and (not (column or row) or (along_memory and matrix.stride(dim) != 1)):
+    summed = (column or row) and not (along_memory and matrix.stride(dim) != 1)
+    written_out = not outer and not summed and b.dim() > 1 and a.shape[-1] <= MOST_TERMS
+    if not (outer or summed or written_out):
         return False
     wide = torch.float32 if a.dtype in (torch.bfloat16, torch.float16) else a.dtype
     with node.graph.inserting_before(node):
         call = functools.partial(call_like, node, mode)
         factors = [left, right]
-        if not outer and b.dim() > 1:  # the vector is turned to run along what is summed of the matrix
+        if summed and not outer and b.dim() > 1:  # the vector is turned to run along what is summed of the matrix
             factors[column] = call(aten.transpose.int, factors[column], -2, -1)
         if wide != a.dtype:
             factors = [call(aten._to_copy.default, f, dtype=wide) for f in factors]
-        made = call(aten.mul.Tensor, *factors)
-        if not outer:
+        if written_out:
+            made = _written_out(factors, a.shape[-1], call)
+        else:
+            made = call(aten.mul.Tensor, *factors)
+        if summed and not outer:
             made = call(aten.sum.dim_IntList, made, [dim], b.dim() > 1)
         if bias is not None:
             made = call(aten.add.Tensor, made, bias)
@@ -76,6 +87,16 @@ def _rewrite(node: Node, along_memory: bool, mode: FakeTensorMode) -> bool:
     node.replace_all_uses_with(made)
     node.graph.erase_node(node)
     return True
+
+
+def _written_out(factors: list[Node], count: int, call: Callable[..., Node]) -> Node:
+    """The sum of ``count`` products of a column of the left factor and a row of the right one."""
+    terms = []
+    for k in range(count):
+        column = call(aten.slice.Tensor, factors[0], -1, k, k + 1)
+        row = call(aten.slice.Tensor, factors[1], -2, k, k + 1)
+        terms.append(call(aten.mul.Tensor, column, row))
+    return functools.reduce(lambda total, term: call(aten.add.Tensor, total, term), terms)
 
 
 def _factors(node: Node) -> tuple[Node, Node, Node | None] | None:

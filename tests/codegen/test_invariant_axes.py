@@ -11,7 +11,7 @@ import torch
 from rooffuse.codegen.build_triton import compile_for
 from rooffuse.codegen.cache import DiskCache
 from rooffuse.codegen.invariant_axes import ACROSS, LONGEST, go_along_invariant_axes, places_along
-from rooffuse.codegen.ir import Compute, Stmt, Store
+from rooffuse.codegen.ir import Compute, Load, Stmt, Store
 from rooffuse.codegen.operations import operation_cost
 from rooffuse.codegen.sweeps import plan_phases
 from rooffuse.codegen.triton_kernel import print_kernel
@@ -22,6 +22,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from .kernels import Lowered, assert_same, lower, run_interpreter, run_triton
+
+#: Bytes of a cache in which everything here stays.
+CACHE = 1 << 40
 
 
 def with_positions(x: Tensor) -> Tensor:
@@ -60,8 +63,8 @@ def cost(body: Sequence[Stmt]) -> int:
     return sum(operation_cost(s.op, special_units=True) for s in body if isinstance(s, Compute))
 
 
-def rows(lowered: Lowered, programs: int) -> Lowered:
-    kernel = go_along_invariant_axes(lowered.group.kernel, programs)
+def rows(lowered: Lowered, programs: int, cache_bytes: int = CACHE) -> Lowered:
+    kernel = go_along_invariant_axes(lowered.group.kernel, programs, cache_bytes)
     return replace(lowered, group=replace(lowered.group, kernel=verify(kernel)))
 
 
@@ -79,6 +82,36 @@ def test_the_same_results_for_fewer_operations(name: str, tmp_path: Path) -> Non
     assert cost(once.body) >= COSTLY and cost(repeated.body) < cost(lowered.group.kernel.nests[0].body) - COSTLY
     assert_same(run_interpreter(changed, inputs), fn(*inputs))
     assert_same(run_triton(changed, inputs, DiskCache(tmp_path)), fn(*inputs))
+
+
+#: A function, its inputs' sizes, the places that a program goes along, and bytes that are touched from one to the next.
+LOST = {
+    "mask of all heads": (lambda x, m: x + m[:, None], [(3, 6, 5, 130), (3, 5, 130)], 6, 3 * 4 * 5 * 130),
+    "mask of all batches": (lambda x, m: x * m, [(2, 7, 515), (7, 515)], 2, 3 * 4 * 7 * 515),
+    "change of colours": (lambda x, m: x[:, 0] * m[:, 0, None, None] + x[:, 1] * m[:, 1, None, None],
+                          [(1, 2, 40, 40), (3, 2)], 3, 3 * 4 * 1600 + 8),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_a_cache_would_lose_is_loaded_once(name: str, tmp_path: Path) -> None:
+    fn, shapes, places, touched = LOST[name]
+    torch.manual_seed(1)
+    inputs = [torch.rand(s) for s in shapes]
+    lowered = lower(fn, *inputs)
+    assert rows(lowered, 1, touched).group.kernel == lowered.group.kernel
+    changed = rows(lowered, 1, touched - 1)
+    (nest,) = changed.group.kernel.nests
+    assert [a.size for a in nest.reduction] == [places]
+    once, repeated = plan_phases(nest)
+    assert any(isinstance(s, Load) for s in once.body) and any(isinstance(s, Store) for s in repeated.body)
+    assert_same(run_interpreter(changed, inputs), fn(*inputs))
+    assert_same(run_triton(changed, inputs, DiskCache(tmp_path)), fn(*inputs))
+
+
+def test_what_is_little_of_what_a_cache_loses_is_loaded_again() -> None:
+    lowered = lower(lambda x, v: x * v[:, None], torch.empty(64, 30, 300), torch.empty(30))
+    assert rows(lowered, 1, 1 << 10).group.kernel == lowered.group.kernel
 
 
 def biased(x: Tensor, table: Tensor) -> Tensor:
@@ -161,7 +194,7 @@ def test_enough_programs_are_left() -> None:
 def test_other_kernels_stay_as_they_are(fn) -> None:
     x, y = torch.empty(64, 300), torch.empty(300)
     kernel = lower(fn, x, y).group.kernel
-    assert go_along_invariant_axes(kernel, 1) == kernel
+    assert go_along_invariant_axes(kernel, 1, CACHE) == kernel
 
 
 def test_a_buffer_may_be_overwritten_where_it_is_read() -> None:
@@ -174,7 +207,7 @@ def test_a_buffer_may_be_overwritten_where_it_is_read() -> None:
     for index, changed in ((store.index, True), (20 * 130 * 8 - 1 - store.index, False)):
         body = tuple(replace(s, buffer="i0", index=index) if s is store else s for s in nest.body)
         overwriting = replace(kernel, nests=(replace(nest, body=body),))
-        assert (go_along_invariant_axes(overwriting, 1) != overwriting) == changed
+        assert (go_along_invariant_axes(overwriting, 1, CACHE) != overwriting) == changed
 
 
 def test_an_axis_is_cut_where_it_divides() -> None:

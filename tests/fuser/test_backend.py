@@ -89,6 +89,18 @@ def test_the_run_function_is_boxed():
     torch.testing.assert_close(out, torch.full((3,), 2.0))
 
 
+def test_a_result_of_other_sizes_than_traced_is_no_kernels_input():
+    """Its fake kernel says one element, as that of ``_unique`` did in torch 2.11."""
+    with torch.library._scoped_library("rooffuse_test", "FRAGMENT") as library:
+        library.define("several(Tensor x) -> Tensor")
+        library.impl("several", lambda x: x.unique(), "CPU")
+        library.impl("several", lambda x: x.new_empty(1), "Meta")
+        run = compiled(lambda x: torch.ops.rooffuse_test.several(x) * 2)
+        assert run(torch.ones(3)) == 2
+        with pytest.raises(RuntimeError, match=r"several\.default\) gave sizes \(3,\) where torch .* traced \(1,\)"):
+            run(torch.arange(3.0))
+
+
 def test_training_step_matches_eager():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.LayerNorm(32), torch.nn.GELU(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 from rooffuse.passes import run_passes, vector_products_pass
+from rooffuse.passes.vector_products import MOST_TERMS
 from torch.fx.experimental.proxy_tensor import make_fx
 
 SHAPES = {
@@ -11,6 +12,8 @@ SHAPES = {
     "with bias": (torch.addmm, (1,), (7, 33), (33, 1)), "outer": (torch.mm, (7, 1), (1, 5)),
     "outer with bias": (torch.addmm, (5,), (7, 1), (1, 5)), "batch of columns": (torch.bmm, (3, 7, 33), (3, 33, 1)),
     "batch of rows": (torch.bmm, (3, 1, 33), (3, 33, 7)), "batch of outer": (torch.bmm, (3, 7, 1), (3, 1, 5)),
+    "two terms": (torch.mm, (7, 2), (2, 5)), "four terms with bias": (torch.addmm, (5,), (7, 4), (4, 5)),
+    "batch of three terms": (torch.bmm, (6, 3, 3), (6, 3, 40)), "a row of three terms": (torch.mm, (1, 3), (3, 5)),
 }
 
 
@@ -50,6 +53,7 @@ def test_what_stays_with_the_library():
     assert not rewritten(torch.mm, torch.randn(1, 33), torch.randn(33, 5))[1]  # a reduction already
     assert not rewritten(lambda c, a, b: torch.addmm(c, a, b, beta=0.5), torch.randn(1), a, b)[1]
     assert not rewritten(torch.mm, a.int(), b.int())[1]
+    assert not rewritten(torch.mm, torch.randn(7, MOST_TERMS + 1), torch.randn(MOST_TERMS + 1, 5))[1]
     assert not rewritten(torch.mm, torch.randn(33, 7).t(), b, along_memory=True)[1]
     assert rewritten(torch.mm, a, b, along_memory=True)[1]
     assert not rewritten(torch.mm, torch.empty(7, 0), torch.empty(0, 1))[1]
