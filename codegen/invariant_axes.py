@@ -18,7 +18,7 @@ from .triton_tiles import COSTLY, PERSISTENT_ELEMENTS, kept_tiles, memory_along_
 
 #: Most places along the axis that a program takes, and fewest.
 LONGEST, SHORTEST = 64, 4
-#: Part of the bytes at a point that going along an axis has to save, and that a load has to be for its cache to lose it.
+#: Part of the bytes at a point that going along an axis has to save, and that a load has to be for a cache to lose it.
 LOST_SHARE = 1 / 8
 #: Points across that axis that a program takes.
 ACROSS = 1024
