@@ -76,7 +76,6 @@ PRELUDE = r"""#include <stdint.h>
 """ + _prototypes() + r"""
 typedef uint16_t rf_bf16;
 typedef uint16_t rf_fp16;
-static int rf_status;  // becomes 1 when a gather's index is out of range
 static inline float rf_bits(uint32_t u) { float f; __builtin_memcpy(&f, &u, 4); return f; }
 static inline float rf_from_bf16(rf_bf16 x) { return rf_bits((uint32_t)x << 16); }
 // By arithmetic on bits: g++ 12 takes the compiler's own type one number after the other.

@@ -10,6 +10,7 @@ from rooffuse.passes import aot_decompositions
 from torch.fx import GraphModule
 
 from .compile import InputFacts, compile_graph, has_symbolic_sizes
+from .garbage import postpone_full_collections
 from .joint_graph import partition_joint
 from .options import Options, make_options
 from .saved_layouts import layout_of, report_strides
@@ -17,6 +18,7 @@ from .specialise import SpecialisingFunction
 from .targets import local_target
 
 log = logging.getLogger(__name__)
+postpone_full_collections()  # torch.compile imports this before it traces anything
 
 
 def _compiler(options: Options, kind: str) -> Callable[[GraphModule, Sequence[Any]], Callable[..., Any]]:
@@ -54,6 +56,7 @@ def rooffuse_backend(gm: GraphModule, example_inputs: Sequence[Any], *, mode: st
     ones.
     """
     chosen = make_options(mode, options)
+    postpone_full_collections()
     from torch._dynamo.backends.common import aot_autograd
 
     compiler = aot_autograd(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import stat
@@ -11,8 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from rooffuse.codegen import build_cpp
 from rooffuse.codegen.build_cpp import CompilationFailed, compile_library, find_compiler, load_library
 from rooffuse.codegen.cache import DiskCache, digest
+from rooffuse.codegen.cpp_unit import print_unit
+from torch.nn import functional as F
+
+from .kernels import Memory, lower
 
 SOURCE = 'extern "C" int rooffuse_run(long, long, void* const*) { return %d; }\n'
 
@@ -134,3 +141,54 @@ print(len(calls))
     command = [sys.executable, "-c", code, str(tmp_path / "kernels")]
     runs = [subprocess.run(command, capture_output=True, text=True, env=environ, check=True) for _ in range(2)]
     assert [r.stdout.split()[-1] for r in runs] == ["1", "0"]
+
+
+@pytest.mark.parametrize("processors, compilers", [(1, 1), (2, 3), (64, 6)])
+def test_kernels_are_compiled_side_by_side(processors: int, compilers: int, tmp_path: Path,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each compiler makes kernels of its own, and one links them; one of them looks up places, which it may fail in."""
+    monkeypatch.setattr(build_cpp, "LEAST_PART", 2)
+    monkeypatch.setattr(build_cpp, "_processors", lambda: processors)
+    inputs = [torch.randn(40, 30), torch.tensor([3, 39, 0])]
+    functions = [torch.softmax, lambda x, _: x.exp(), lambda x, _: F.layer_norm(x, (30,)), lambda x, _: x.sum(-1)]
+    kernels = [lower(lambda x, f=f: f(x, -1), inputs[0]) for f in functions] + [lower(lambda x, i: x[i], *inputs)]
+    memories = [Memory(k, inputs[:1] if k is not kernels[-1] else inputs) for k in kernels]
+    table, calls = [], []
+    for number, memory in enumerate(memories):
+        tensors = memory.all_flat()
+        calls.append((number, tuple(range(len(table), len(table) + len(tensors)))))
+        table += tensors
+    compiler, log = counting_compiler(tmp_path)
+    source = print_unit([k.group.kernel for k in kernels], calls)
+    library = load_library(compile_library(source, DiskCache(tmp_path / "cache"), str(compiler)))
+    assert starts(log) == compilers and not list(tmp_path.rglob("*.o"))
+    pointers = (ctypes.c_void_p * len(table))(*[t.data_ptr() for t in table])
+    assert library.rooffuse_run(0, len(calls), ctypes.addressof(pointers)) == 0
+    for function, memory in zip(functions, memories):
+        torch.testing.assert_close(memory.results()[0], function(inputs[0], -1))
+    assert torch.equal(memories[-1].results()[0], inputs[0][inputs[1]])
+    inputs[1][1] = 40
+    failing = Memory(kernels[-1], inputs).all_flat()
+    pointers = (ctypes.c_void_p * len(table))(*[t.data_ptr() for t in [*table[:-len(failing)], *failing]])
+    assert library.rooffuse_run(len(calls) - 1, len(calls), ctypes.addressof(pointers)) == 1
+
+
+def test_a_part_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_cpp, "LEAST_PART", 1)
+    monkeypatch.setattr(build_cpp, "_processors", lambda: 2)
+    kernel = lower(torch.exp, torch.randn(40)).group.kernel
+    source = print_unit([kernel, kernel], [(0, (0, 1)), (1, (0, 1))])
+    with pytest.raises(CompilationFailed, match="this is no C"):
+        compile_library(source.replace("#if RF_HERE(1)\n", "#if RF_HERE(1)\nthis is no C\n"), DiskCache(tmp_path))
+    assert not [p for p in tmp_path.rglob("*") if p.suffix in (".o", ".cpp", ".so")]
+
+
+def test_parts_have_about_as_many_loops() -> None:
+    assert build_cpp._parts([], 4) == [] and build_cpp._parts([3], 4) == [(0, 1)]
+    assert build_cpp._parts([9, 2, 7, 4, 7, 4, 7, 8, 7], 2) == [(0, 5), (5, 9)]
+    for loops in ([1] * 100, [50, 1, 1, 1], [1, 1, 1, 50], [7, 50, 9, 50, 1]):
+        for processors in (1, 2, 3, 16):
+            parts = build_cpp._parts(loops, processors)
+            assert len(parts) <= min(processors, max(1, sum(loops) // build_cpp.LEAST_PART))
+            assert [k for a, b in parts for k in range(a, b)] == list(range(len(loops)))
+            assert all(b > a for a, b in parts)

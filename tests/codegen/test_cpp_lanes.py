@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from rooffuse.codegen.build_cpp import FLAGS, find_compiler
 from rooffuse.codegen.cache import DiskCache
 from rooffuse.codegen.cpp_lanes import BLOCK, BYTE_LANES, LANES, lane_block
-from rooffuse.codegen.cpp_spelling import PRELUDE
-from rooffuse.codegen.cpp_unit import print_function
+from rooffuse.codegen.cpp_unit import print_function, print_unit
 from torch import Tensor
 
 from .kernels import CppUnit, assert_same, lower
@@ -164,11 +163,9 @@ def assembly_of(fn: Callable, args: tuple[Tensor, ...], folder: Path) -> str:
     if platform.machine() != "x86_64" or "g++" not in Path(find_compiler()).name:
         pytest.skip("reads what g++ makes for x86")
     source = folder / "kernel.cpp"
-    text = print_function(lower(fn, *args).group.kernel, "kernel")
-    source.write_text(PRELUDE + text.replace("static void kernel", "void kernel"))
-    flags = [flag for flag in FLAGS if flag != "-shared"]
-    found = subprocess.run([find_compiler(), *flags, "-S", "-o", "-", str(source)], check=True, capture_output=True,
-                           text=True).stdout
+    source.write_text(print_unit([lower(fn, *args).group.kernel], []))
+    command = [find_compiler(), *FLAGS, "-DRF_FROM=0", "-DRF_TO=1", "-S", "-o", "-", str(source)]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return found[found.index("kernel"):]
 
 
