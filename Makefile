@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
+# What pip byte-compiles where it copies it, and doesn't where it links to it.
+ROOMS := cost_model passes codegen fuser
 # A worker for each processor, up to four, begins with a stretch of the files in order; one that is done takes over half of
 # what another has left.
 PYTEST_ARGS ?= -n logical --maxprocesses=4 --dist=worksteal
@@ -17,6 +19,7 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install -q "$(TORCH)" numpy
 	$(BIN)/pip install -q "setuptools>=70" wheel
 	$(BIN)/pip install -q --no-build-isolation -e ".[demo]"
+	$(BIN)/python -m compileall -q $(ROOMS)
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed pyproject.toml

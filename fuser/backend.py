@@ -10,7 +10,6 @@ from rooffuse.passes import aot_decompositions
 from torch.fx import GraphModule
 
 from .compile import InputFacts, compile_graph, has_symbolic_sizes
-from .garbage import postpone_full_collections
 from .joint_graph import partition_joint
 from .options import Options, make_options
 from .saved_layouts import layout_of, report_strides
@@ -18,7 +17,6 @@ from .specialise import SpecialisingFunction
 from .targets import local_target
 
 log = logging.getLogger(__name__)
-postpone_full_collections()  # torch.compile imports this before it traces anything
 
 
 def _compiler(options: Options, kind: str) -> Callable[[GraphModule, Sequence[Any]], Callable[..., Any]]:
@@ -56,11 +54,23 @@ def rooffuse_backend(gm: GraphModule, example_inputs: Sequence[Any], *, mode: st
     ones.
     """
     chosen = make_options(mode, options)
-    postpone_full_collections()
-    from torch._dynamo.backends.common import aot_autograd
+    return _aot(gm, example_inputs, fw_compiler=_compiler(chosen, "forward"), bw_compiler=_compiler(chosen, "backward"),
+                inference_compiler=_compiler(chosen, "inference"), decompositions=aot_decompositions(),
+                partition_fn=partition_joint, keep_inference_input_mutations=True)
 
-    compiler = aot_autograd(
-        fw_compiler=_compiler(chosen, "forward"), bw_compiler=_compiler(chosen, "backward"),
-        inference_compiler=_compiler(chosen, "inference"), decompositions=aot_decompositions(),
-        partition_fn=partition_joint, keep_inference_input_mutations=True)
-    return compiler(gm, example_inputs)
+
+def _aot(gm: GraphModule, example_inputs: Sequence[Any], **parts: Any) -> Callable[..., Any]:
+    """What ``aot_autograd`` of Dynamo's backends does with ``parts``, but for the import of Inductor's scheduler, which
+    its log alone needs and which takes as long as planning a small graph."""
+    if any(isinstance(x, list | tuple | dict) for x in example_inputs):
+        from torch._dynamo.backends.common import aot_autograd
+
+        return aot_autograd(**parts)(gm, example_inputs)
+    from torch._functorch.aot_autograd import aot_module_simplified
+
+    def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+        return torch._dynamo.disable(function, reason="it is compiled already")
+
+    backward = parts["bw_compiler"]
+    parts["bw_compiler"] = lambda *graph: untraced(untraced(backward)(*graph))
+    return untraced(aot_module_simplified(gm, example_inputs, **parts))

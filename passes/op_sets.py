@@ -9,10 +9,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from rooffuse.passes.graph import packet_name
 from rooffuse.passes.rules import RULES
-from torch._decomp import core_aten_decompositions
+from torch._decomp import _core_aten_decompositions_post_autograd
 
 
 def _names(text: str) -> frozenset[str]:
@@ -63,12 +62,13 @@ def aot_decompositions() -> dict[Any, Callable[..., Any]]:
     cost it: it is not among the operators that the partitioner recomputes, so the value behind it is saved (in
     GPT-2, the hidden tensor of every MLP); as the ``alias`` of the core table it is recomputed.
     """
-    return dict(_table(frozenset(torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd"))))
+    return dict(_table())
 
 
 @functools.lru_cache(maxsize=1)
-def _table(composite: frozenset[str]) -> dict[Any, Callable[..., Any]]:
-    """The core table asks the dispatcher about every operator of every namespace, so it is kept until a library
-    registers another composite operator."""
+def _table() -> dict[Any, Callable[..., Any]]:
+    """Without the composite operators that the public ``core_aten_decompositions`` adds, for which it asks the
+    dispatcher about every operator of every namespace, a tenth of a second: tracing takes those apart anyway."""
     keep = (PRIMITIVES | LIBRARY | {packet_name(op) for op in RULES}) - {"aten.detach"}
-    return {op: function for op, function in core_aten_decompositions().items() if packet_name(op) not in keep}
+    return {op: function for op, function in _core_aten_decompositions_post_autograd().items()
+            if packet_name(op) not in keep}
