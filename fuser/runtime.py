@@ -253,8 +253,9 @@ class _Assembler:
             name, dtype = node.name, self.constant(value.dtype)
             # A kernel takes the sizes for granted; whoever else gets the tensor sees what it is.
             sized = f" or {name}.shape != {size}" if node in self.read_by_kernels else ""
+            call: Any = node.args[0] if node.target is operator.getitem else node
             self.add(f"if {name}.stride() != {stride} or {name}.dtype is not {dtype}{sized}: "
-                     f"{name} = rf_conform({name}, {size}, {stride}, {dtype}, {f'{name} ({node.target})'!r})")
+                     f"{name} = rf_conform({name}, {size}, {stride}, {dtype}, {f'{name} ({call.target})'!r})")
 
     def _drops(self) -> dict[int, list[Node]]:
         """Names to delete after each step, so that memory which the program doesn't plan is freed as early."""
