@@ -9,7 +9,7 @@ from .cpp_schedule import DEFAULT_SCHEDULE, Schedule
 from .cpp_spelling import PRELUDE, STORAGE
 from .ir import Kernel
 
-#: The text's beginning.
+#: What makes a unit's text the whole of it or a part; it comes first.
 PARTS = """\
 // All of this is one translation unit, or with RF_FROM and RF_TO the part of it with the kernels of those numbers.
 #ifdef RF_FROM
@@ -47,7 +47,7 @@ def _body(kernel: Kernel, schedule: Schedule) -> str:
 
 
 def _in_its_part(kernel: Kernel, number: int, schedule: Schedule) -> str:
-    """The function in the part of the unit that has it (see ``RF_HERE`` in the prelude), its declaration elsewhere."""
+    """The function in the part of the unit that has it (see ``RF_HERE`` in `PARTS`), its declaration elsewhere."""
     head = f"RF_SHARED {_head(kernel, f'kernel_{number}')}"
     return f"#if RF_HERE({number})\n{head} {_body(kernel, schedule)}\n#else\n{head};\n#endif"
 

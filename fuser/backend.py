@@ -54,14 +54,21 @@ def rooffuse_backend(gm: GraphModule, example_inputs: Sequence[Any], *, mode: st
     ones.
     """
     chosen = make_options(mode, options)
-    return _aot(gm, example_inputs, fw_compiler=_compiler(chosen, "forward"), bw_compiler=_compiler(chosen, "backward"),
-                inference_compiler=_compiler(chosen, "inference"), decompositions=aot_decompositions(),
-                partition_fn=partition_joint, keep_inference_input_mutations=True)
+    return compile_ahead(gm, example_inputs, lambda kind: _compiler(chosen, kind))
 
 
-def _aot(gm: GraphModule, example_inputs: Sequence[Any], **parts: Any) -> Callable[..., Any]:
-    """What ``aot_autograd`` of Dynamo's backends does with ``parts``, but for the import of Inductor's scheduler, which
-    its log alone needs and which takes as long as planning a small graph."""
+def compile_ahead(gm: GraphModule, example_inputs: Sequence[Any], compiler: Callable[[str], Callable[..., Any]]
+                  ) -> Callable[..., Any]:
+    """``gm`` with the graphs that AOTAutograd makes of it compiled by ``compiler("inference")``, or by "forward" and,
+    once it is wanted, "backward".
+
+    It is what ``aot_autograd`` of Dynamo's backends does, but for the import of Inductor's scheduler, which its log
+    alone needs and which takes a quarter of the time of planning a small model.
+    """
+    parts: dict[str, Any] = {
+        "fw_compiler": compiler("forward"), "bw_compiler": compiler("backward"),
+        "inference_compiler": compiler("inference"), "decompositions": aot_decompositions(),
+        "partition_fn": partition_joint, "keep_inference_input_mutations": True}
     if any(isinstance(x, list | tuple | dict) for x in example_inputs):
         from torch._dynamo.backends.common import aot_autograd
 

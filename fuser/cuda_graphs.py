@@ -183,7 +183,7 @@ class CapturedFunction:
                 recording = self._record(args, frozenset(fixed))
             except RuntimeError as error:  # a library call that waits for the device, or memory run out
                 self._refused = True
-                self._tell(f"the graph can't be recorded ({str(error).splitlines()[0]}): it runs")
+                self._tell(f"the graph can't be recorded ({str(error).partition(chr(10))[0]}): it runs")
                 return self.function(args)
             self._recordings[key] = recording
         self.recorder.follow()  # all replays use the same memory, from whichever stream they are asked for

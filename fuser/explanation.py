@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from rooffuse.cost_model import Device, get_device, local_device
-from rooffuse.passes import aot_decompositions
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -19,10 +18,10 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.fx import GraphModule, Node
 
+from .backend import compile_ahead
 from .compile import Plan, plan_graph
 from .dynamo_scope import GraphBreak, dynamo_scope, location_of
 from .fake_copies import FakeCopier, fake_on
-from .joint_graph import partition_joint
 from .options import Options, make_options
 from .report import GraphReport, Report
 from .report_rows import graph_report
@@ -50,14 +49,8 @@ class _Recorder:
     calls: list[tuple[_Traced, str]] = field(default_factory=list)
 
     def __call__(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        from torch._dynamo.backends.common import aot_autograd
-
         traced = _Traced()
-        compiler = aot_autograd(
-            fw_compiler=self._compiler(traced, "forward"), bw_compiler=self._compiler(traced, "backward"),
-            inference_compiler=self._compiler(traced, "inference"), decompositions=aot_decompositions(),
-            partition_fn=partition_joint, keep_inference_input_mutations=True)
-        return compiler(gm, example_inputs)
+        return compile_ahead(gm, example_inputs, lambda kind: self._compiler(traced, kind))
 
     def _compiler(self, traced: _Traced, kind: str) -> Callable[[GraphModule, Sequence[Any]], Callable[..., Any]]:
         def plan(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
