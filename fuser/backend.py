@@ -15,6 +15,7 @@ from .options import Options, make_options
 from .saved_layouts import layout_of, report_strides
 from .specialise import SpecialisingFunction
 from .targets import local_target
+from .whole_operators import whole_interpolations
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,8 @@ def compile_ahead(gm: GraphModule, example_inputs: Sequence[Any], compiler: Call
     if any(isinstance(x, list | tuple | dict) for x in example_inputs):
         from torch._dynamo.backends.common import aot_autograd
 
-        return aot_autograd(**parts)(gm, example_inputs)
+        with whole_interpolations():
+            return aot_autograd(**parts)(gm, example_inputs)
     from torch._functorch.aot_autograd import aot_module_simplified
 
     def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,4 +82,5 @@ def compile_ahead(gm: GraphModule, example_inputs: Sequence[Any], compiler: Call
 
     backward = parts["bw_compiler"]
     parts["bw_compiler"] = lambda *graph: untraced(untraced(backward)(*graph))
-    return untraced(aot_module_simplified(gm, example_inputs, **parts))
+    with whole_interpolations():
+        return untraced(aot_module_simplified(gm, example_inputs, **parts))

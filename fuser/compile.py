@@ -22,6 +22,7 @@ from rooffuse.passes import (
     RANDOM_PASS,
     Layout,
     channels_last_pass,
+    interpolations_pass,
     run_passes,
     scatters_pass,
     split_reductions_pass,
@@ -106,7 +107,8 @@ def plan_graph(gm: GraphModule, target: Target, options: Options, dump: Dump | N
     in_kernels = options.random == "kernel" or (options.random == "auto" and target.language == "triton")
     limits = target.row_limits
     passes = (*([RANDOM_PASS] if in_kernels else []),
-              channels_last_pass(target.device, lambda n: refusal(n) is None, layout), *PIPELINE,
+              channels_last_pass(target.device, lambda n: refusal(n) is None, layout),
+              interpolations_pass(target.language == "triton"), *PIPELINE,
               vector_products_pass(target.language == "cpp"),
               split_variance_pass(limits), split_softmax_pass(limits), split_scans_pass(limits),
               split_reductions_pass(limits),

@@ -92,6 +92,7 @@ class GroupPricer:
                  holds: Callable[[Kernel, Nest], bool] = lambda kernel, nest: True) -> None:
         self.units, self.device, self.holds = units, device, holds
         self._known: dict[Node, _Facts] = {}
+        self._known_sharing: dict[tuple[Node, Node], int] = {}
         self._kernel_prices: dict[tuple[str, int], tuple[Kernel, float]] = {}
 
     def _node_flops(self, node: Node) -> int:
@@ -123,23 +124,30 @@ class GroupPricer:
                 passing.add(node)
             if count > 1 and not facts.once_a_row and facts.shape not in rows:
                 inside = [(u, piecewise) for u, piecewise in facts.readers if u in counts and u not in passing]
-                count = max([count, *(counts[u] // self._shared(facts, u, reductions)
+                count = max([count, *(counts[u] // self._shared(node, u, reductions)
                                       for u, piecewise in inside if not piecewise)])
                 count = max([count, *(size for u, size in facts.passed_on if u in passing)])
                 apart = sum(counts[u] for u, piecewise in inside if piecewise)
                 count = max(count, apart) if len(inside) == 1 else count + apart
-            counts[node] = min([count, *(max(n, facts.elements) for n in self._rows_over(facts, members))])
+            counts[node] = min([count, *(max(n, facts.elements) for n in self._rows_over(facts, members, reductions))])
         return counts
 
-    def _shared(self, facts: _Facts, user: Node, reductions: Sequence[Reduction]) -> int:
+    def _shared(self, node: Node, user: Node, reductions: Sequence[Reduction]) -> int:
         """How many elements of ``user`` have the same element of a value that a GPU evaluates but once for them: the
         few neighbours that a thread takes together, and as many places along another axis as a program goes along, or
         as it has rows of ``reductions`` side by side."""
         if self.device.kind == "cpu":
             return 1
+        if reductions:
+            return self._sharing(node, user, reductions)
+        if (node, user) not in self._known_sharing:
+            self._known_sharing[node, user] = self._sharing(node, user, ())
+        return self._known_sharing[node, user]
+
+    def _sharing(self, node: Node, user: Node, reductions: Sequence[Reduction]) -> int:
         value, found = _visited(user), 0
         order = sorted((d for d, n in enumerate(value.shape) if n > 1), key=value.stride)
-        for seen in (seen for u, seen in facts.spread if u is user):
+        for seen in (seen for u, seen in self._facts(node).spread if u is user):
             seen = (1,) * (value.dim() - len(seen)) + seen
             near = order[:next((k for k, d in enumerate(order) if seen[d] != 1), len(order))]
             places = self._places(tuple(value.shape), [d for d in order[len(near):] if seen[d] == 1], reductions)
@@ -158,11 +166,11 @@ class GroupPricer:
         most = min(PERSISTENT_ELEMENTS // (2 * power_of_two(along.count)), prod(shape) // along.count // programs)
         return [rows_beside(shape[d], most) for d in dims if d not in along.dims]
 
-    def _rows_over(self, facts: _Facts, members: Collection[Node]) -> Iterator[int]:
+    def _rows_over(self, facts: _Facts, members: Collection[Node], reductions: Sequence[Reduction]) -> Iterator[int]:
         """Numbers of rows, for each reduction of the group along whose rows a value is spread and not read otherwise:
         it is evaluated once a row."""
-        spread = [shape for user, shape in facts.spread if user in members]
-        for reduction in filter(None, (self._facts(n).reduction for n in members)) if spread else ():
+        spread = [shape for user, shape in facts.spread if user in members] if reductions else []
+        for reduction in reductions if spread else ():
             row = tuple(1 if d in reduction.dims else n for d, n in enumerate(reduction.shape))
             if all(len(shape) <= len(row) and all(n in (1, most) for n, most in zip(reversed(shape), reversed(row)))
                    for shape in spread):

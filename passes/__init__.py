@@ -11,6 +11,7 @@ from rooffuse.passes.exclusive_scans import exclusive_scans
 from rooffuse.passes.foreach import expand_foreach
 from rooffuse.passes.graph import hazard_edges
 from rooffuse.passes.grouped_heads import grouped_heads
+from rooffuse.passes.interpolations import interpolations_pass
 from rooffuse.passes.kept_dims import kept_dims
 from rooffuse.passes.memory_plan import (
     BufferLife,
@@ -61,6 +62,7 @@ __all__ = [
     "expand_foreach",
     "grouped_heads",
     "hazard_edges",
+    "interpolations_pass",
     "kept_dims",
     "peak_live_bytes",
     "plan_memory",

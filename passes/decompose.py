@@ -42,13 +42,18 @@ def decompose(gm: GraphModule) -> GraphModule:
     strides; random draws stay calls to the framework's own generator; a call whose rule does not apply stays whole
     and the reason is logged at debug level.
     """
+    return expand(gm, lambda node: _rule(node.target))
+
+
+def expand(gm: GraphModule, rule_of: Callable[[Node], Rule | None]) -> GraphModule:
+    """Replace each call by what ``rule_of`` says that it is made of; under the conditions of `decompose`."""
     templates: dict[Any, Graph | None] = {}
     mode = detect_fake_mode([node.meta.get("val") for node in gm.graph.nodes])
     if mode is None:
         return gm
     expanded = 0
     for node in list(gm.graph.nodes):
-        rule = _rule(node.target) if node.op == "call_function" else None
+        rule = rule_of(node) if node.op == "call_function" else None
         if rule is None or not _is_replaceable(node):
             continue
         key = _call_key(node)
@@ -151,8 +156,12 @@ class _Recorder(TorchDispatchMode):
             return result  # a question about a fake tensor (its device, its sizes), not a computation
         rule = RULES.get(func)
         if rule is not None:
-            with self:
-                return _conform_all(rule(*args, **kwargs), result, ())
+            try:
+                with self:
+                    return _conform_all(rule(*args, **kwargs), result, ())
+            except Refusal as reason:  # what it recorded has no readers and goes with the rest of those
+                if packet_name(func) not in PRIMITIVES:
+                    raise Refusal(f"{func}: {reason}") from reason
         node = self.graph.call_function(
             func, pytree.tree_map(self.node_of, tuple(args)), pytree.tree_map(self.node_of, kwargs)
         )

@@ -19,9 +19,9 @@ def _names(text: str) -> frozenset[str]:
 
 
 POINTWISE = _names(
-    """add sub mul div remainder fmod pow neg abs exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan
-    asin acos atan sinh cosh tanh asinh acosh atanh atan2 erf erfc sigmoid relu silu gelu hardtanh leaky_relu elu
-    softplus hardswish hardsigmoid mish floor ceil round trunc sign sgn reciprocal isnan isinf eq ne lt le gt ge
+    """add sub mul div floor_divide remainder fmod pow neg abs exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos
+    tan asin acos atan sinh cosh tanh asinh acosh atanh atan2 erf erfc sigmoid relu silu gelu hardtanh leaky_relu
+    elu softplus hardswish hardsigmoid mish floor ceil round trunc sign sgn reciprocal isnan isinf eq ne lt le gt ge
     fmax fmin logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor
     bitwise_left_shift bitwise_right_shift minimum maximum clamp clamp_min clamp_max where masked_fill
     _to_copy clone copy full zeros ones empty empty_like arange
@@ -45,7 +45,9 @@ LIBRARY = _names(
     _scaled_dot_product_fused_attention_overrideable
     embedding_dense_backward _embedding_bag _embedding_bag_forward_only index_put _unsafe_index_put index_copy
     index_add index_fill scatter scatter_add scatter_reduce masked_scatter cumsum cumprod logcumsumexp sort topk
-    upsample_bicubic2d grid_sampler_2d bernoulli rand randn rand_like randn_like randperm
+    upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d grid_sampler_2d
+    upsample_linear1d_backward upsample_bilinear2d_backward upsample_trilinear3d_backward
+    upsample_bicubic2d_backward bernoulli rand randn rand_like randn_like randperm
     randint uniform normal exponential"""
 )
 

@@ -9,6 +9,7 @@ from rooffuse.passes import rules_fill as filling
 from rooffuse.passes import rules_misc as misc
 from rooffuse.passes import rules_norm as norm
 from rooffuse.passes import rules_select as select
+from rooffuse.passes import rules_special as special
 from rooffuse.passes import rules_window as window
 from rooffuse.passes import rules_window_backward as window_backward
 from rooffuse.passes.max_pool_places import max_pool_places, max_pool_places_backward
@@ -64,6 +65,13 @@ _OWN: dict[Any, Rule] = {
     aten.max.dim: misc.max_dim,
     aten.min.dim: misc.min_dim,
     aten.mv.default: misc.matrix_vector,
+    aten.addmv.default: misc.matrix_vector_added,
+    aten.dist.default: misc.distance,
+    aten.erfinv.default: special.erfinv,
+    aten.angle.default: special.angle,
+    **dict.fromkeys((aten.hardshrink_backward.default, aten.softshrink_backward.default), special.shrink_backward),
+    aten.slice_scatter.default: special.slice_scatter,
+    **dict.fromkeys((aten.index_put.default, aten._unsafe_index_put.default), special.masked_put),
     aten.dot.default: misc.dot,
     aten.addr.default: misc.outer_added,
     aten.round.decimals: misc.round_decimals,
@@ -113,6 +121,9 @@ _OWN: dict[Any, Rule] = {
             aten.upsample_nearest1d_backward.default,
             aten.upsample_nearest2d_backward.default,
             aten.upsample_nearest3d_backward.default,
+            aten._upsample_nearest_exact1d_backward.default,
+            aten._upsample_nearest_exact2d_backward.default,
+            aten._upsample_nearest_exact3d_backward.default,
         ),
         window_backward.upsample_nearest_backward,
     ),
@@ -142,12 +153,11 @@ _FRAMEWORK = (
     aten.logit_backward.default,
     aten.glu.default,
     aten.glu_backward.default,
-    aten.upsample_linear1d.default,
-    aten.upsample_bilinear2d.default,
-    aten.upsample_trilinear3d.default,
     aten._upsample_nearest_exact1d.default,
     aten._upsample_nearest_exact2d.default,
     aten._upsample_nearest_exact3d.default,
+    aten.tril_indices.default,
+    aten.triu_indices.default,
 )
 
 RULES: dict[Any, Rule] = {**get_decompositions(_FRAMEWORK), **_OWN}

@@ -269,6 +269,21 @@ def matrix_vector(matrix: Tensor, vector: Tensor) -> Tensor:
     return torch.mm(vector.unsqueeze(0), matrix.t()).squeeze(0)
 
 
+def matrix_vector_added(
+    x: Tensor, matrix: Tensor, vector: Tensor, *, beta: float = 1, alpha: float = 1
+) -> Tensor:
+    """β·x + α·matrix·vector; nothing of ``x`` is read for β = 0."""
+    if not matrix.is_floating_point():
+        raise Refusal("a product of numbers that are not real")
+    product = alpha * accumulate(matrix_vector(matrix, vector))
+    return product if beta == 0 else beta * accumulate(x) + product
+
+
+def distance(x: Tensor, y: Tensor, order: float = 2) -> Tensor:
+    """The norm of the difference."""
+    return vector_norm(x - y, order)
+
+
 def dot(x: Tensor, y: Tensor) -> Tensor:
     """Σ x·y."""
     if not x.is_floating_point():

@@ -13,16 +13,18 @@ from typing import Any
 
 import torch
 from rooffuse.passes.rule_base import Refusal, accumulate, memory_order
+from rooffuse.passes.uneven_parts import uneven_avg_pool, uneven_max_pool
 from rooffuse.passes.windows import (
     MAX_PLACES,
     Windows,
     at_places,
-    counts,
     cut_in_parts,
+    in_equal_parts,
     place_strides,
     spread,
     tiles_of,
     whole_scales,
+    window_sizes,
     windows_over,
 )
 from torch import Tensor
@@ -48,6 +50,8 @@ def _first_inside(w: Windows, strides: Sequence[int], device: torch.device) -> A
     for dim, (o, s, p) in enumerate(zip(w.outputs, w.stride, w.padding, strict=True)):
         if p:
             outside = torch.clamp(p - torch.arange(o, dtype=torch.int32, device=device) * s, min=0)
+            if w.dilation[dim] > 1:
+                outside = torch.div(outside + w.dilation[dim] - 1, w.dilation[dim], rounding_mode="floor")
             total = total + (outside * strides[dim]).reshape([-1 if k == dim else 1 for k in range(len(w.sizes))])
     return total
 
@@ -74,8 +78,6 @@ def max_pool_with_indices(
 ) -> tuple[Tensor, Tensor]:
     """The largest element of each window and its flat position; NaN is larger than any number."""
     w = windows_over(x.shape, kernel, stride, padding, dilation, ceil_mode)
-    if any(w.padding) and any(d != 1 for d in w.dilation):
-        raise Refusal("padded windows with gaps")
     rank, apart = len(w.sizes), [prod(w.sizes[dim + 1 :]) for dim in range(len(w.sizes))]
     best, winner = _winners(x, w, [n * d for n, d in zip(apart, w.dilation, strict=True)])
     corner: Any = 0
@@ -105,16 +107,11 @@ def avg_pool(
 ) -> Tensor:
     """The sum of each window over how many elements it has, or over ``divisor``."""
     w = windows_over(x.shape, kernel, stride, padding, 1, ceil_mode)
-    padded = any(w.padding)
-    if any(r > p for r, p in zip(w.reach, w.padding, strict=True)):
-        raise Refusal("windows that reach beyond the padding")
     values = at_places(accumulate(x), w, 0)
     total = values[0]
     for value in values[1:]:
         total = total + value
-    if divisor is not None or count_include_pad or not padded:
-        return total / (divisor if divisor is not None else prod(w.kernel))
-    return total / counts(w, x.device)
+    return total / window_sizes(w, count_include_pad, divisor, x.device)
 
 
 def unrolled(x: Tensor, weight: Tensor, transposed: bool, groups: int) -> bool:
@@ -153,7 +150,9 @@ def depthwise_convolution(
 
 
 def adaptive_avg_pool(x: Tensor, outputs: Sequence[int]) -> Tensor:
-    """The means of ``outputs`` equal parts of the last dimensions."""
+    """The means of ``outputs`` parts of the last dimensions."""
+    if not in_equal_parts(x, outputs):
+        return uneven_avg_pool(x, outputs)
     tiles = tiles_of(x, outputs)
     if prod(tiles) <= MAX_PLACES:
         return avg_pool(x, tiles)
@@ -162,7 +161,9 @@ def adaptive_avg_pool(x: Tensor, outputs: Sequence[int]) -> Tensor:
 
 
 def adaptive_max_pool(x: Tensor, outputs: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The largest elements of ``outputs`` equal parts of the last dimensions and their flat positions."""
+    """The largest elements of ``outputs`` parts of the last dimensions and their flat positions."""
+    if not in_equal_parts(x, outputs):
+        return uneven_max_pool(x, outputs)
     tiles, rank = tiles_of(x, outputs), len(outputs)
     if prod(outputs) != 1:
         return max_pool_with_indices(x, tiles)

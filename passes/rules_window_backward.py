@@ -20,12 +20,12 @@ from rooffuse.passes.rules_window import avg_pool
 from rooffuse.passes.windows import (
     MAX_PLACES,
     Windows,
-    counts,
     cut_in_parts,
     place_strides,
     spread,
     tiles_of,
     whole_scales,
+    window_sizes,
     windows_over,
 )
 from torch import Tensor
@@ -107,13 +107,7 @@ def avg_pool_backward(
 ) -> Tensor:
     """For each element the gradients of the windows that cover it, over how many elements those have."""
     w = _backward_windows(x.shape, kernel, stride, padding, 1, ceil_mode)
-    grad = accumulate(grad)
-    if divisor is not None or count_include_pad or not any(w.padding):
-        if any(r > p for r, p in zip(w.reach, w.padding, strict=True)):
-            raise Refusal("windows that reach beyond the padding")
-        grad = grad / (divisor or prod(w.kernel))
-    else:
-        grad = grad / counts(w, grad.device)
+    grad = accumulate(grad) / window_sizes(w, count_include_pad, divisor, grad.device)
     parts = []
     for steps, part in zip(_steps_back(w), _by_window(grad, w, 0.0), strict=True):
         covered = _place(w, steps, grad.device)[1]

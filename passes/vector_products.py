@@ -56,8 +56,9 @@ def _rewrite(node: Node, along_memory: bool, mode: FakeTensorMode) -> bool:
     left, right, bias = found
     a, b = left.meta["val"], right.meta["val"]
     outer = a.shape[-1] == 1 and b.dim() > 1
-    column = b.dim() == 1 or (b.shape[-1] == 1 and a.shape[-2] > 1)
-    row = packet_name(node.target) == "aten.bmm" and a.shape[-2] == 1 and b.shape[-1] > 1
+    batched = packet_name(node.target) == "aten.bmm"
+    column = b.dim() == 1 or (b.shape[-1] == 1 and (a.shape[-2] > 1 or batched))
+    row = batched and a.shape[-2] == 1 and b.shape[-1] > 1
     matrix, dim = (a, -1) if column else (b, -2)
     summed = (column or row) and not (along_memory and matrix.stride(dim) != 1)
     written_out = not outer and not summed and b.dim() > 1 and a.shape[-1] <= MOST_TERMS

@@ -4,6 +4,7 @@ that cut dimensions into equal parts."""
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -27,6 +28,11 @@ class Windows:
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     outputs: tuple[int, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every window lies within the padded input."""
+        return all(r <= p for r, p in zip(self.reach, self.padding, strict=True))
 
     @property
     def reach(self) -> tuple[int, ...]:
@@ -94,23 +100,32 @@ def place_strides(w: Windows) -> list[int]:
     return [prod(w.kernel[dim + 1 :]) for dim in range(len(w.kernel))]
 
 
-def counts(w: Windows, device: torch.device) -> Tensor:
-    """How many elements of the input each window has."""
+def window_sizes(w: Windows, padded: bool, divisor: int | None, device: torch.device) -> Any:
+    """What the sum of each window is divided by for its mean: ``divisor``, or how many elements of the input it has, or
+    of the padded input."""
+    if divisor is not None or (w.whole and (padded or not any(w.padding))):
+        return prod(w.kernel) if divisor is None else divisor
     result: Any = 1
     rank = len(w.sizes)
     for dim in range(rank):
+        around = w.padding[dim] if padded else 0
         start = torch.arange(w.outputs[dim], device=device) * w.stride[dim] - w.padding[dim]
-        inside = torch.clamp(start + w.kernel[dim], max=w.sizes[dim]) - torch.clamp(start, min=0)
+        inside = torch.clamp(start + w.kernel[dim], max=w.sizes[dim] + around) - torch.clamp(start, min=-around)
         result = result * inside.reshape([-1 if k == dim else 1 for k in range(rank)])
     return result
 
 
 def tiles_of(x: Tensor, outputs: Sequence[int]) -> tuple[int, ...]:
     """Sizes of the windows that cut the last dimensions of ``x`` into ``outputs`` equal parts."""
-    sizes = x.shape[-len(outputs) :]
-    if not all(type(n) is int for n in (*x.shape, *outputs)) or any(n % o for n, o in zip(sizes, outputs, strict=True)):
+    if not in_equal_parts(x, outputs):
         raise Refusal("windows of different sizes")
-    return tuple(n // o for n, o in zip(sizes, outputs, strict=True))
+    return tuple(n // o for n, o in zip(x.shape[-len(outputs) :], outputs, strict=True))
+
+
+def in_equal_parts(x: Tensor, outputs: Sequence[int]) -> bool:
+    """Whether the last dimensions of ``x`` are known to be ``outputs`` equal parts."""
+    sizes = x.shape[-len(outputs) :]
+    return all(type(n) is int for n in (*x.shape, *outputs)) and not any(map(operator.mod, sizes, outputs))
 
 
 def cut_in_parts(x: Tensor, outputs: Sequence[int]) -> tuple[Tensor, list[int]]:

@@ -18,6 +18,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 
+def draw(*sizes: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(*sizes).to(dtype)
+
+
 def trace(function: Callable[..., Any], *inputs: torch.Tensor) -> GraphModule:
     """The ATen graph of ``function``, operators as called, with fake values in ``meta["val"]``."""
     mode = FakeTensorMode()

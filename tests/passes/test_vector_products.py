@@ -12,6 +12,7 @@ SHAPES = {
     "with bias": (torch.addmm, (1,), (7, 33), (33, 1)), "outer": (torch.mm, (7, 1), (1, 5)),
     "outer with bias": (torch.addmm, (5,), (7, 1), (1, 5)), "batch of columns": (torch.bmm, (3, 7, 33), (3, 33, 1)),
     "batch of rows": (torch.bmm, (3, 1, 33), (3, 33, 7)), "batch of outer": (torch.bmm, (3, 7, 1), (3, 1, 5)),
+    "batch of dots": (torch.bmm, (7, 1, 33), (7, 33, 1)),
     "two terms": (torch.mm, (7, 2), (2, 5)), "four terms with bias": (torch.addmm, (5,), (7, 4), (4, 5)),
     "batch of three terms": (torch.bmm, (6, 3, 3), (6, 3, 40)), "a row of three terms": (torch.mm, (1, 3), (3, 5)),
 }
