@@ -4,7 +4,8 @@ An optimiser's step over a hundred small parameters is a hundred chains that sha
 neighbours finds them; each costs a launch and next to no bytes. Groups at one depth of the graph of groups (the length
 of the longest path to them) can't depend on each other, and putting some together at every depth can't close a cycle.
 A large kernel that runs earlier or later keeps its results or its operands in memory for longer; not so the update or
-the norm of a large parameter, which lies there anyway.
+the norm of a large parameter, which lies there anyway, nor the results of a graph that are made of its arguments alone:
+they can as well be made last.
 """
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import networkx as nx
 from rooffuse.codegen.errors import NotLowerable
+from rooffuse.codegen.lower_reductions import is_reduction, reduction_of
 from torch.fx import Node
 
 from .extract import extract
@@ -41,21 +43,54 @@ def pack_small(grouper: Grouper) -> int:
     for _, groups in sorted(levels.items()):
         for launch in _launches(grouper, sorted(groups, key=state.first.__getitem__)):
             merged += _merge(grouper, launch)
+    return merged + _pack_last(grouper)
+
+
+def _pack_last(grouper: Grouper) -> int:
+    """Merge groups from which no other reads, of any size, if they reduce rows of the same lengths or none: others
+    would want another number of threads."""
+    state = grouper.state
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for k in sorted(state.members, key=state.first.__getitem__):
+        if grouper.fusible(k) and not state.graph.out_degree(k) and _can_wait(grouper, k):
+            rows = {reduction_of(n).count for n in state.members[k] if is_reduction(n)}
+            alike.setdefault(tuple(sorted(rows)), []).append(k)
+    merged = 0
+    for groups in alike.values():
+        for launch in _launches(grouper, groups):
+            merged += _merge(grouper, launch)
     return merged
+
+
+def _can_wait(grouper: Grouper, k: int) -> bool:
+    """Whether a group is a kernel that no buffer of any size has to be kept for when it runs last."""
+    members = grouper.state.members[k]
+    if grouper.pricer.is_library_call(members) or any(grouper.state.owner[n] != k for n in members):
+        return False
+    return sum(map(distinct_bytes, _made_before(grouper, k))) <= _small_bytes(grouper)
+
+
+def _made_before(grouper: Grouper, k: int) -> set[Node]:
+    """What a group reads that isn't its caller's."""
+    members, units = grouper.state.members[k], grouper.units
+    return {r.source for n in members for r in units.reads(n)
+            if r.source not in members and r.source.op != "placeholder"}
+
+
+def _small_bytes(grouper: Grouper) -> float:
+    """Bytes that move in the time of a launch."""
+    return grouper.pricer.device.launch_s * grouper.pricer.device.bandwidth
 
 
 def _is_packed(grouper: Grouper, k: int) -> bool:
     """Whether a group is a kernel that takes little more than its launch, or one that keeps nothing large in memory for
     longer: of all that it reads and gives out, what isn't its caller's is small."""
-    members, units = grouper.state.members[k], grouper.units
-    if not grouper.fusible(k) or grouper.pricer.is_library_call(members):
+    if not grouper.fusible(k) or grouper.pricer.is_library_call(grouper.state.members[k]):
         return False
-    device = grouper.pricer.device
-    if grouper.time_of(k) <= SMALL * device.launch_s:
+    if grouper.time_of(k) <= SMALL * grouper.pricer.device.launch_s:
         return True
-    kept = {r.source for n in members for r in units.reads(n)
-            if r.source not in members and r.source.op != "placeholder"}
-    return sum(map(distinct_bytes, {*kept, *grouper.outputs_of(k)})) <= device.launch_s * device.bandwidth
+    kept = _made_before(grouper, k).union(grouper.outputs_of(k))
+    return sum(map(distinct_bytes, kept)) <= _small_bytes(grouper)
 
 
 def _buffers(grouper: Grouper, k: int) -> set[Node]:
@@ -93,7 +128,10 @@ def _merge(grouper: Grouper, groups: Sequence[int]) -> int:
     except NotLowerable:
         half = len(groups) // 2
         return _merge(grouper, groups[:half]) + _merge(grouper, groups[half:])
+    last = max(grouper.state.first[k] for k in groups)
     k = groups[0]
     for other in groups[1:]:
         k = grouper.merge(k, other)
+    if not grouper.state.graph.out_degree(k):  # nobody waits for it, so that nothing has to be allocated earlier
+        grouper.state.first[k] = last
     return len(groups) - 1

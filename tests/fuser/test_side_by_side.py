@@ -43,6 +43,27 @@ def test_large_results_are_not_computed_earlier_than_they_need_to_be() -> None:
     assert not any({"square", "square_1"} <= {n.name for n in k.group.nodes} for k in kernels)
 
 
+def test_results_wait_for_each_other_and_for_nothing_large() -> None:
+    """Results that nobody reads are made last and together, but not what only a large intermediate is left of."""
+    def fn(x: Tensor, y: Tensor, z: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        wide = x.square() @ w
+        return wide.exp(), z + 1, wide @ w, y * 2
+
+    x, y, z, w = (torch.empty(sizes) for sizes in ((4096, 4096), (3000, 1000), (2000, 5000), (4096, 4096)))
+    steps = planned(fn, x, y, z, w).program.steps
+    kernels = [{n.name for n in s.group.nodes} for s in steps if isinstance(s, KernelStep)]
+    assert kernels[-1] == {"add", "mul"} and {"exp"} in kernels and len(kernels) == 3
+
+
+def test_rows_of_different_lengths_stay_apart() -> None:
+    """They would want different numbers of threads."""
+    def fn(x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+        return x.softmax(-1), y.softmax(-1), z.softmax(-1)
+
+    x, y = torch.empty(4096, 4096), torch.empty(65536, 128)
+    assert launches(fn, x, y, x) == 2
+
+
 def test_rows_written_by_position_are_stored_where_they_are_computed() -> None:
     """Numbers and scales of new rows go to their places of two caches in the kernel that computes them: a cache has
     many times as many elements, none of which is computed."""
