@@ -267,7 +267,8 @@ class NestPrinter(LaneForm):
         parts = self._whole_sums(phase) if k == self._parts_at else []
         self._open_parts(parts)
         if k == len(axes) - 1:
-            self._lane_loops(phase, axis, levels[-1], blocked, computed)
+            with self._looking_up(levels[-1]):
+                self._lane_loops(phase, axis, levels[-1], blocked, computed)
         else:
             pieces = self._pieces(axis, [s for level in levels[k + 1:] for s in level], smallest=1)
             for low, high in pieces:
@@ -343,7 +344,7 @@ class NestPrinter(LaneForm):
         if online:
             self.open(f"for (int64_t base = {low}; base < {high}; base += {ONLINE_LANES})")
         if clauses is not None:
-            self.add("#pragma omp simd" + clauses)
+            self.add(f"#pragma omp simd{clauses}{self._asked}")
         if online:
             self.open(f"for (int64_t l = 0; l < RF_MIN(INT64_C({ONLINE_LANES}), {high} - base); ++l)")
             self.add(f"const int64_t {lane.symbol} = base + l;")

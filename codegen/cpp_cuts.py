@@ -145,24 +145,34 @@ class CutLoops(ColumnForm):
         self._print_lane_loop(lane, f"int64_t {axis} = {first}; {axis} < {last}; ++{axis}", body)
 
     def _print_lane_loop(self, lane: Axis, control: str, body: Sequence[Stmt], start: str = "") -> None:
-        """A loop over lanes, which are vectors where no two store to one place. Whether a place that is looked up is
-        out of range is asked of all lanes together."""
-        apart = lane.symbol not in self.colliding
-        self._gathers = apart and any(isinstance(s, Compute) and s.op == "bounded" for s in body)
+        """A loop over lanes, which are vectors where no two store to one place."""
+        with self._looking_up(body):
+            if lane.symbol not in self.colliding:
+                self.add(f"#pragma omp simd{self._asked}")
+            self.open(f"for ({control})")
+            if start:
+                self.add(start)
+            self.add_all(body)
+            self.close()
+
+    @contextmanager
+    def _looking_up(self, body: Sequence[Stmt]) -> Iterator[None]:
+        """Around loops over lanes: whether a place that is looked up is out of range is asked of all of them together,
+        as a branch for each would leave them no vectors."""
+        self._gathers = any(isinstance(s, Compute) and s.op == "bounded" for s in body)
         if self._gathers:
             self.open("")
             self.add("int outside = 0;")
-        if apart:
-            self.add("#pragma omp simd" + (" reduction(| : outside)" if self._gathers else ""))
-        self.open(f"for ({control})")
-        if start:
-            self.add(start)
-        self.add_all(body)
-        self.close()
+        yield
         if self._gathers:
             self.add("if (outside) rf_status = 1;")
             self.close()
         self._gathers = False
+
+    @property
+    def _asked(self) -> str:
+        """The clause of a vectorised loop for what is asked of its lanes."""
+        return " reduction(| : outside)" if self._gathers else ""
 
     @contextmanager
     def _in_piece(self, axis: Axis, piece: tuple[int, int]) -> Iterator[None]:

@@ -38,6 +38,8 @@ def held_values(nest: Nest, phases: Sequence[Phase]) -> frozenset[str]:
         inside_later = {s.name for s in later.body if not isinstance(s, Store | Reduce)}
         again: dict[str, int] = {}
         for stmt in first.body:
+            if isinstance(stmt, Load) and not stmt.index.free_symbols <= nest.ranges.keys():
+                again[stmt.name] = HOLDING  # looked up, one element after the other
             if not isinstance(stmt, Compute) or stmt.name not in inner:
                 continue
             again[stmt.name] = 0 if stmt.name in result else (

@@ -89,6 +89,6 @@ class LaneForm(Prefetching):
         self.close(whole - low > block)
 
     def _open_step(self, lane: Axis, lanes: int, start: str) -> None:
-        self.add("#pragma omp simd")
+        self.add(f"#pragma omp simd{self._asked}")
         self.open(f"for (int64_t l = 0; l < {lanes}; ++l)")
         self.add(f"const int64_t {lane.symbol} = {start} + l;")
