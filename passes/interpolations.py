@@ -1,4 +1,4 @@
-"""Images at other sizes and at other places, by what each result reads.
+"""Images at other sizes, with other edges and at other places, by what each result reads.
 
 Elements looked up at computed positions cost a GPU nothing beside the reading. On a CPU, where places are neighbours in
 memory, looking up one after the other is the library's to do; but by a small whole scale each element becomes a few,
@@ -59,8 +59,10 @@ _GRADIENTS = {
     aten.upsample_bicubic2d_backward.default: _cubic,
 }
 _SAMPLING = aten.grid_sampler_2d.default
+_REPEATED = frozenset(getattr(aten, f"replication_pad{rank}d").default for rank in (1, 2, 3))
+_MIRRORED = frozenset(getattr(aten, f"reflection_pad{rank}d").default for rank in (1, 2, 3))
 #: What the framework defines these operators as: sums of elements at computed positions.
-_BY_POSITION: dict[Any, Rule] = get_decompositions([*_WEIGHTS, _SAMPLING])
+_BY_POSITION: dict[Any, Rule] = get_decompositions([*_WEIGHTS, _SAMPLING, *_REPEATED, *_MIRRORED])
 #: Of `_SAMPLING`'s modes that with 16 elements for each result, all at positions of their own.
 _CUBIC_MODE = 2
 
@@ -71,8 +73,8 @@ def interpolations_pass(looks_up: bool) -> Pass:
 
 
 def interpolations(gm: GraphModule, looks_up: bool) -> GraphModule:
-    """Write out upsamplings by whole scales, their gradients, and where elements are looked up fast, other upsamplings
-    and samplings.
+    """Write out upsamplings by whole scales, their gradients, paddings by what is inside, and where elements are looked
+    up fast, other upsamplings and samplings.
 
     Requires: ``meta["val"]`` fake tensors. Ensures: equal sizes, dtype and strides of every value.
     """
@@ -82,6 +84,8 @@ def interpolations(gm: GraphModule, looks_up: bool) -> GraphModule:
             return functools.partial(upsampled, node.target, looks_up)
         if node.target in _GRADIENTS:
             return functools.partial(upsampled_backward, node.target)
+        if node.target in _REPEATED | _MIRRORED:
+            return functools.partial(padded, node.target, looks_up)
         return functools.partial(sampled, looks_up) if node.target is _SAMPLING else None
 
     return expand(gm, rule_of)
@@ -176,6 +180,26 @@ def _shifted_back(x: Tensor, dim: int, steps: int) -> Tensor:
         total = total + torch.constant_pad_nd(
             x.narrow(dim, edge + k, 1), [*after, *((n - 1, 0) if steps > 0 else (0, n - 1))])
     return total
+
+
+def padded(op: Any, looks_up: bool, x: Tensor, pads: Sequence[int]) -> Tensor:
+    """``x`` with its edge repeated, or what is before it mirrored, around the last dimensions."""
+    if looks_up or memory_order(x)[0][-1] != x.dim() - 1 or not all(type(n) is int and n >= 0 for n in pads) or any(
+            type(n) is not int for n in x.shape):
+        return _BY_POSITION[op](x, pads)
+    last = x.dim() - 1
+    for dim in range(last, last - len(pads) // 2, -1):
+        n, (before, after) = x.shape[dim], pads[2 * (last - dim) : 2 * (last - dim) + 2]
+        if dim < last:  # looked up once a row, not element by element
+            place = torch.arange(-before, n + after, device=x.device)
+            place = torch.clamp(place, 0, n - 1) if op in _REPEATED else n - 1 - (n - 1 - place.abs()).abs()
+            x = aten._unsafe_index(x, [None] * dim + [place])
+        elif op in _REPEATED:
+            rows = x.shape[:-1]
+            x = torch.cat([x[..., :1].expand(*rows, before), x, x[..., n - 1 :].expand(*rows, after)], -1)
+        else:
+            x = torch.cat([x[..., 1 : before + 1].flip(-1), x, x[..., n - 1 - after : n - 1].flip(-1)], -1)
+    return x
 
 
 def sampled(

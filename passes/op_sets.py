@@ -47,7 +47,8 @@ LIBRARY = _names(
     index_add index_fill scatter scatter_add scatter_reduce masked_scatter cumsum cumprod logcumsumexp sort topk
     upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d grid_sampler_2d
     upsample_linear1d_backward upsample_bilinear2d_backward upsample_trilinear3d_backward
-    upsample_bicubic2d_backward bernoulli rand randn rand_like randn_like randperm
+    upsample_bicubic2d_backward reflection_pad1d reflection_pad2d reflection_pad3d
+    replication_pad1d replication_pad2d replication_pad3d bernoulli rand randn rand_like randn_like randperm
     randint uniform normal exponential"""
 )
 

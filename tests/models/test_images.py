@@ -28,6 +28,8 @@ IMAGES = {
     "sampled and masked": lambda x, g: F.grid_sample(x, g.tanh(), align_corners=False) * (g[..., 0] > 0).unsqueeze(1),
     "sampled by reflection": lambda x, g: F.grid_sample(x, g, padding_mode="reflection", align_corners=True) * 2,
     "nearest samples": lambda x, g: F.grid_sample(x, g, mode="nearest", padding_mode="border", align_corners=False) * 2,
+    "mirrored": lambda x, g: F.pad(F.relu(x), (3, 2, 1, 4), mode="reflect") * 2,
+    "edges repeated": lambda x, g: F.pad(x * g.sum(), (0, 2, 1, 0), mode="replicate") + 1,
     "every other element": lambda x, g: x.slice_scatter(x[..., :4] * 2, 3, 1, None, 2) + 1,
     "what a mask chooses": lambda x, g: torch.ops.aten.index_put(x, [x[..., 0] > 0], g.sum() * x[0, 0, 0]) * 2,
     "inverse error function": lambda x, g: torch.erfinv(torch.tanh(x)) + 1,

@@ -106,6 +106,22 @@ def test_samples_are_looked_up_where_that_is_fast(mode, padding, align):
     assert targets(expanded(*call)[0]) == [str(aten.grid_sampler_2d.default)]
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.int32], ids=str)
+@pytest.mark.parametrize("kind", ["replication", "reflection"])
+def test_edges_are_read_and_not_stored(kind, dtype):
+    for rank, pads in ((1, [2, 0]), (1, [0, 0]), (2, [3, 1, 0, 2]), (3, [1, 1, 2, 0, 1, 2])):
+        for batch in ((2, 3), (4,)):
+            x = (10 * draw(*batch, *(5, 4, 6)[:rank], dtype=torch.float32)).to(dtype)
+            for image in (x, x.to(memory_format=torch.channels_last)) if rank == 2 and x.dim() == 4 else (x,):
+                op = getattr(aten, f"{kind}_pad{rank}d").default
+                if dtype == torch.int32 and kind == "reflection":
+                    continue  # eager has no kernel
+                for looks_up in (False, True):
+                    gm, ours = expanded(op, image, pads, looks_up=looks_up)
+                    assert is_written_out(gm) and torch.equal(ours, op(image, pads))
+                    assert ours.stride() == op(image, pads).stride()
+
+
 @pytest.mark.parametrize("mode", ["linear", "bilinear", "trilinear", "bicubic", "nearest", "nearest-exact"])
 def test_compiled_training_matches_eager(mode):
     rank = {"linear": 1, "trilinear": 3}.get(mode, 2)
