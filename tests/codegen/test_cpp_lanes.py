@@ -180,3 +180,34 @@ def test_a_sine_of_a_choice_is_one_of_vectors(tmp_path: Path) -> None:
     """A function that might write to memory would keep what is chosen before it from becoming a select."""
     loop = assembly_of(lambda x, w: (F.silu(x) * w).sin().sum(-1), (torch.randn(64, 4096), torch.randn(4096)), tmp_path)
     assert re.search(r"_ZGV[bcde]N\d+v_sinf", loop) and not re.search(r"\ssinf", loop)
+
+
+def biased(x: Tensor, bias: Tensor, place: Tensor) -> Tensor:
+    """Scores with what depends on how far apart two tokens are, as in DeBERTa (He et al., 2021)."""
+    return torch.softmax(x + bias.gather(-1, place.expand_as(x)), -1)
+
+
+@pytest.mark.parametrize("size", [64, 96, 1100, 3])
+def test_rows_that_look_up_their_elements(size: int, tmp_path: Path) -> None:
+    """Places are checked in vectors, an index out of range is told of, and nothing is looked up once more."""
+    args = torch.randn(40, size), torch.randn(40, 50), torch.randint(0, 50, (1, size))
+    lowered = lower(biased, *args)
+    text = print_function(lowered.group.kernel, "kernel")
+    exponentials = text.split("rf_exp_below")[0].rsplit("for (", 1)[1]
+    assert "rf_within(" in text and "rf_bounded" not in text and "rf_within" not in exponentials
+    unit = CppUnit({"fn": lowered}, DiskCache(tmp_path))
+    assert_same(unit.run("fn", lowered, args), [biased(*args)])
+    with pytest.raises(IndexError):
+        unit.run("fn", lowered, (*args[:2], args[2].index_fill(1, torch.tensor([size - 1]), 50)))
+
+
+@pytest.mark.parametrize("fn", [lambda x, place: x[:, place].amax(-1), lambda x, place: x[:, place].argmax(-1),
+                                lambda x, place: (x[:, place].sum(-1), x[:, place].square())])
+def test_rows_of_what_was_looked_up(fn: Callable, tmp_path: Path) -> None:
+    args = torch.randn(40, 50), torch.randint(0, 50, (300,))
+    lowered = lower(fn, *args)
+    wanted = fn(*args)
+    unit = CppUnit({"fn": lowered}, DiskCache(tmp_path))
+    assert_same(unit.run("fn", lowered, args), [wanted] if isinstance(wanted, Tensor) else list(wanted))
+    with pytest.raises(IndexError):
+        unit.run("fn", lowered, (args[0], args[1].index_fill(0, torch.tensor([299]), 50)))

@@ -9,7 +9,7 @@ import torch
 from rooffuse.codegen.cache import DiskCache
 from rooffuse.codegen.exact_rounding import drop_exact_roundings
 from rooffuse.codegen.ir import Compute, Kernel
-from rooffuse.codegen.jam import JAMMED, jam_rows
+from rooffuse.codegen.jam import JAMMED, LONG_ROW, jam_rows
 from rooffuse.codegen.row_factors import take_out_row_factors
 from rooffuse.codegen.short_axes import write_out_short_axes
 from rooffuse.codegen.short_rows import write_out_short_rows
@@ -98,6 +98,15 @@ def test_sums_that_may_be_tiny_or_huge_are_divided_by(fn) -> None:
 def test_what_is_left_of_the_rows_is_a_nest_of_its_own() -> None:
     kernel = jam_rows(lower(lambda x: x.sum(-1), torch.randn(11, 40)).group.kernel, lambda kernel, nest: True)
     assert [n.parallel[0].size for n in kernel.nests] == [11 // JAMMED, 11 % JAMMED]
+
+
+@pytest.mark.parametrize("fn, at_once", [
+    (lambda x, w: (x * w).sum(-1), JAMMED), (lambda x, w: x.square().sum(-1), 1),
+    (lambda x, w: ((x * w).sum(-1), (x + w).square().sum(-1)), JAMMED // 2)])
+def test_long_rows_are_taken_together_for_what_they_share(fn, at_once) -> None:
+    kernel = lower(fn, torch.randn(64, LONG_ROW), torch.randn(LONG_ROW)).group.kernel
+    rows = jam_rows(kernel, lambda kernel, nest: True).nests[0].parallel[0].size
+    assert rows == 64 // at_once
 
 
 def test_a_transposition_goes_in_tiles_of_whole_lines() -> None:
