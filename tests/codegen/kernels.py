@@ -18,7 +18,7 @@ from rooffuse.codegen.ir import Buffer
 from rooffuse.codegen.lower_group import LoweredGroup, lower_group
 from rooffuse.codegen.triton_kernel import print_kernel
 from rooffuse.codegen.verify import verify
-from rooffuse.passes import PIPELINE, aot_decompositions, run_passes
+from rooffuse.passes import PIPELINE, aot_decompositions, interpolations_pass, run_passes
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -55,7 +55,7 @@ def lower(fn: Callable[..., Any], *inputs: Tensor, eager_rounding: bool = False)
 
     functional = torch.func.functionalize(flat, remove="mutations")
     graph = make_fx(functional, tracing_mode="fake", decomposition_table=aot_decompositions())(*inputs)
-    graph = run_passes(graph, PIPELINE)
+    graph = run_passes(graph, [interpolations_pass(looks_up=True), *PIPELINE])
     group = lower_group(graph.graph, eager_rounding=eager_rounding)
     verify(group.kernel)
     return Lowered(group, tuple(n.meta["val"] for n in graph.graph.output_node().args[0]))
