@@ -9,7 +9,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from rooffuse.passes.graph import packet_name
 from rooffuse.passes.rules import RULES
 from torch._decomp import _core_aten_decompositions_post_autograd
@@ -48,14 +47,10 @@ LIBRARY = _names(
     index_add index_fill scatter scatter_add scatter_reduce masked_scatter cumsum cumprod logcumsumexp sort topk
     upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d grid_sampler_2d
     upsample_linear1d_backward upsample_bilinear2d_backward upsample_trilinear3d_backward
-    upsample_bicubic2d_backward bernoulli rand randn rand_like randn_like randperm
+    upsample_bicubic2d_backward reflection_pad1d reflection_pad2d reflection_pad3d
+    replication_pad1d replication_pad2d replication_pad3d bernoulli rand randn rand_like randn_like randperm
     randint uniform normal exponential"""
 )
-
-
-#: Left whole where the framework knows the strides of their results: torch 2.11 says that all are contiguous.
-PADDINGS = _names("reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
-                  "replication_pad3d")
 
 
 def aot_decompositions() -> dict[Any, Callable[..., Any]]:
@@ -78,12 +73,5 @@ def _table() -> dict[Any, Callable[..., Any]]:
     """Without the composite operators that the public ``core_aten_decompositions`` adds, for which it asks the
     dispatcher about every operator of every namespace, a tenth of a second: tracing takes those apart anyway."""
     keep = (PRIMITIVES | LIBRARY | {packet_name(op) for op in RULES}) - {"aten.detach"}
-    if not _paddings_keep_layouts():
-        keep -= PADDINGS
     return {op: function for op, function in _core_aten_decompositions_post_autograd().items()
             if packet_name(op) not in keep}
-
-
-def _paddings_keep_layouts() -> bool:
-    image = torch.empty(1, 2, 3, 3, device="meta").to(memory_format=torch.channels_last)
-    return torch.ops.aten.reflection_pad2d(image, [1] * 4).is_contiguous(memory_format=torch.channels_last)

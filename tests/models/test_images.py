@@ -44,6 +44,8 @@ def test_images_in_both_languages(name: str, layout: torch.memory_format, monkey
     def inputs() -> list[torch.Tensor]:
         return [torch.randn(2, 3, 7, 9).to(memory_format=layout), torch.randn(2, 5, 4, 2)]
 
+    if name in ("mirrored", "edges repeated") and layout == torch.channels_last and torch.__version__ < "2.12":
+        pytest.skip("traces of torch 2.11 say that paddings are contiguous, whoever compiles them")
     same_as_eager(IMAGES[name], inputs)
     monkeypatch.setattr(rooffuse.backend, "local_target", lambda values: INTERPRETED)
     same_as_eager(IMAGES[name], inputs)
