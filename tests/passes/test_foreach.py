@@ -104,5 +104,6 @@ def test_kernels_that_take_time_stay_apart_and_dependent_ones_in_order() -> None
     assert len(plan.grouping.groups) <= 2
     for ours, reference in zip(plan.fused.module(*small), chains(*small)):
         torch.testing.assert_close(ours, reference)
-    large = [torch.empty(1 << 24) for _ in range(3)]
-    assert len(planned(lambda *xs: [x.sin() for x in xs], *large).grouping.groups) == 3
+    large = [torch.empty(4096, 4096) for _ in range(3)]
+    groups = planned(lambda *xs: [x.sin() @ x for x in xs], *large).grouping.groups
+    assert len([g for g in groups if g.lowered is not None]) == 3

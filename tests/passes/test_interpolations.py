@@ -124,8 +124,9 @@ def test_edges_are_read_and_not_stored(kind, dtype):
                     assert ours.stride() == declared.stride()
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("mode", ["linear", "bilinear", "trilinear", "bicubic", "nearest", "nearest-exact"])
-def test_compiled_training_matches_eager(mode):
+def test_compiled_training_matches_eager(mode, dynamic):
     rank = {"linear": 1, "trilinear": 3}.get(mode, 2)
     corners = {} if mode.startswith("nearest") else {"align_corners": False}
 
@@ -134,7 +135,7 @@ def test_compiled_training_matches_eager(mode):
 
     x, skip = torch.randn(2, 3, *[5] * rank), torch.randn(2, 2, *[10] * rank)
     results = []
-    for function in (block, torch.compile(block, backend="rooffuse", fullgraph=True)):
+    for function in (block, torch.compile(block, backend="rooffuse", fullgraph=True, dynamic=dynamic)):
         leaves = [x.clone().requires_grad_(), skip.clone().requires_grad_()]
         out = function(*leaves)
         results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
