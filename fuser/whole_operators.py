@@ -27,8 +27,7 @@ def whole_interpolations() -> Iterator[None]:
     with ExitStack() as stack:
         for name in _INTERPOLATIONS:
             packet = getattr(torch.ops.aten, name)
-            stack.enter_context(_replaced(packet.vec, lambda taken, op=packet.default: functools.partial(
-                _by_size, op, taken)))
+            stack.enter_context(_replaced(packet.vec, functools.partial(functools.partial, _by_size, packet.default)))
         yield
 
 
