@@ -37,7 +37,7 @@ def pack_small(grouper: Grouper) -> int:
         depths[k] = max((depths[p] + 1 for p in state.graph.predecessors(k)), default=0)
     levels: dict[int, list[int]] = {}
     for k, depth in depths.items():
-        if _is_packed(grouper, k) and all(state.owner[n] == k for n in state.members[k]):
+        if _is_kernel(grouper, k) and _is_packed(grouper, k):
             levels.setdefault(depth, []).append(k)
     merged = 0
     for _, groups in sorted(levels.items()):
@@ -52,7 +52,7 @@ def _pack_last(grouper: Grouper) -> int:
     state = grouper.state
     alike: dict[tuple[int, ...], list[int]] = {}
     for k in sorted(state.members, key=state.first.__getitem__):
-        if grouper.fusible(k) and not state.graph.out_degree(k) and _can_wait(grouper, k):
+        if _is_kernel(grouper, k) and not state.graph.out_degree(k) and _can_wait(grouper, k):
             rows = {reduction_of(n).count for n in state.members[k] if is_reduction(n)}
             alike.setdefault(tuple(sorted(rows)), []).append(k)
     merged = 0
@@ -62,11 +62,15 @@ def _pack_last(grouper: Grouper) -> int:
     return merged
 
 
-def _can_wait(grouper: Grouper, k: int) -> bool:
-    """Whether a group is a kernel that no buffer of any size has to be kept for when it runs last."""
+def _is_kernel(grouper: Grouper, k: int) -> bool:
+    """Whether a group is a kernel by itself, none of whose operators is computed in another, too."""
     members = grouper.state.members[k]
-    if grouper.pricer.is_library_call(members) or any(grouper.state.owner[n] != k for n in members):
-        return False
+    return (grouper.fusible(k) and not grouper.pricer.is_library_call(members)
+            and all(grouper.state.owner[n] == k for n in members))
+
+
+def _can_wait(grouper: Grouper, k: int) -> bool:
+    """Whether no buffer of any size has to be kept for a group when it runs last."""
     return sum(map(distinct_bytes, _made_before(grouper, k))) <= _small_bytes(grouper)
 
 
@@ -83,10 +87,8 @@ def _small_bytes(grouper: Grouper) -> float:
 
 
 def _is_packed(grouper: Grouper, k: int) -> bool:
-    """Whether a group is a kernel that takes little more than its launch, or one that keeps nothing large in memory for
-    longer: of all that it reads and gives out, what isn't its caller's is small."""
-    if not grouper.fusible(k) or grouper.pricer.is_library_call(grouper.state.members[k]):
-        return False
+    """Whether a group takes little more than its launch, or keeps nothing large in memory for longer: of all that it
+    reads and gives out, what isn't its caller's is small."""
     if grouper.time_of(k) <= SMALL * grouper.pricer.device.launch_s:
         return True
     kept = _made_before(grouper, k).union(grouper.outputs_of(k))
