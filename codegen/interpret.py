@@ -105,6 +105,7 @@ class _NestRun:
             "sum": lambda x: x.sum(-1, dtype=stmt.dtype), "prod": lambda x: x.prod(-1, dtype=stmt.dtype),
             "max": lambda x: x.amax(-1), "min": lambda x: x.amin(-1), "any": lambda x: x.any(-1),
             "expsum": lambda x: (x - x.amax(-1, keepdim=True)).exp().sum(-1),
+            "devsum": lambda x: (x - x.mean(-1, keepdim=True)).square().sum(-1),
             "all": lambda x: x.all(-1), "argmax": lambda x: x.argmax(-1), "argmin": lambda x: x.argmin(-1)}
         if stmt.fold > 1:  # the neighbours' rows are one, which each of them has
             rows = rows.unflatten(-2, (-1, stmt.fold))

@@ -56,8 +56,9 @@ OPS: Mapping[str, int] = {
 }
 
 #: Reductions and the value each starts from (for floats; the printers know the integer limits).
-#: "expsum" is the sum of ``exp(x - max(x))``.
-REDUCTIONS = ("sum", "prod", "max", "min", "any", "all", "argmax", "argmin", "expsum")
+#: "expsum" is the sum of ``exp(x - max(x))``, "devsum" that of ``(x - mean(x))²``: both need one sweep.
+ONLINE = ("expsum", "devsum")
+REDUCTIONS = ("sum", "prod", "max", "min", "any", "all", "argmax", "argmin", *ONLINE)
 #: Those that also go down the columns of a strip, from row to row.
 DOWN_STRIPS = ("sum", "max", "min")
 SCANS = ("sum", "prod", "max", "min", "logsumexp")

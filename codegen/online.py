@@ -1,30 +1,67 @@
-"""One sweep instead of two: a maximum and the sum of exponentials relative to it, computed together.
+"""One sweep instead of two: a maximum and the sum of exponentials relative to it, a mean and the sum of squared
+deviations from it, computed together.
 
 A softmax's ``m = max(x)`` and ``s = sum(exp(x - m))`` need two sweeps over a row as they stand. Kept as a pair that is
 rescaled whenever the maximum rises (Milakov and Gimelshein, 2018), they need one. Where the exponentials are wanted
 again the pair computes each twice, so it pays where a sweep goes to memory and not where the row is held on chip.
+
+A variance's ``m = mean(x)`` and ``s = sum((x - m)²)`` need two sweeps as well, and one where each place of a tile keeps
+the mean and the deviations of what it has met (Welford, 1962) until these are put together (Chan, Golub and LeVeque,
+1979). That is as exact as two sweeps, unlike a difference of sums of squares.
 """
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import prod
+
+import torch
 
 from .ir import Compute, Const, Kernel, Nest, Reduce, Stmt, Store, needed_statements
+
+#: A sum over the rows of a nest, given all that the nest makes, as other statements, of which the last has its name.
+_Rule = Callable[[Reduce, Mapping[str, Stmt], Nest], list[Stmt]]
 
 
 def merge_online(kernel: Kernel, worthwhile: Callable[[Kernel, Nest], bool]) -> Kernel:
     """``kernel`` with ``sum(exp(x - max(x)))`` as one "expsum" reduction of ``x`` in nests where that is worthwhile."""
-    nests = tuple(_merged(n) if n.reduction and not n.segmented and worthwhile(kernel, n) else n for n in kernel.nests)
+    return _merged(kernel, worthwhile, _online)
+
+
+def merge_deviations(kernel: Kernel, worthwhile: Callable[[Kernel, Nest], bool]) -> Kernel:
+    """``kernel`` with ``sum((x - mean(x))²)`` as one "devsum" reduction of ``x`` in nests where that is worthwhile."""
+    return _merged(kernel, worthwhile, _deviations)
+
+
+def _merged(kernel: Kernel, worthwhile: Callable[[Kernel, Nest], bool], rule: _Rule) -> Kernel:
+    nests = tuple(_rewritten(n, rule) if n.reduction and not n.segmented and worthwhile(kernel, n) else n
+                  for n in kernel.nests)
     return replace(kernel, nests=nests) if nests != kernel.nests else kernel
 
 
-def _merged(nest: Nest) -> Nest:
+def _rewritten(nest: Nest, rule: _Rule) -> Nest:
     made = {s.name: s for s in nest.body if not isinstance(s, Store)}
-    body = [new for s in nest.body for new in (_online(s, made) if isinstance(s, Reduce) and s.op == "sum" else [s])]
+    body: list[Stmt] = []
+    for stmt in nest.body:
+        sums = isinstance(stmt, Reduce) and stmt.op == "sum" and not stmt.strip and stmt.fold == 1
+        body += rule(stmt, made, nest) if sums else [stmt]  # type: ignore[arg-type]
     return Nest(nest.axes, needed_statements(body))
 
 
-def _online(total: Reduce, made: Mapping[str, Stmt]) -> list[Stmt]:
+def _deviations(total: Reduce, made: Mapping[str, Stmt], nest: Nest) -> list[Stmt]:
+    """``sum(mul(d, d))`` where ``d`` is ``sub(x, div(sum(x), row size))`` as a reduction of ``x``, anything else as it
+    is."""
+    square = _operands(made, total.value, "mul")
+    x, mean = (_operands(made, square[0], "sub") if square and square[0] == square[1] else ()) or ("", "")
+    whole, size = _operands(made, mean, "div") or ("", "")
+    count = made.get(size)
+    if not (isinstance(count, Const) and count.value == prod(a.size for a in nest.reduction)):
+        return [total]
+    same = made.get(whole) == replace(total, name=whole, value=x) and total.dtype in (torch.float32, torch.float64)
+    return [replace(total, op="devsum", value=x)] if same else [total]
+
+
+def _online(total: Reduce, made: Mapping[str, Stmt], nest: Nest) -> list[Stmt]:
     """``sum(exp(sub(x, max(x))))`` as a reduction of ``x``, anything else as it is.
 
     Where an infinite maximum is replaced by zero, as in the logarithm of a sum of exponentials, the sum is infinite or

@@ -8,12 +8,13 @@ from sympy import Symbol
 from .ir import Kernel, Nest, Reduce
 from .triton_scans import ScanTiles
 from .triton_spelling import TYPES
-from .triton_tiles import Tile, neighbours, top_of
+from .triton_tiles import Tile, holder_of, neighbours
 
 
 class ReductionTiles(ScanTiles):
     """Each result is a tile with one column, of segments a tile in which each result is repeated along its segment."""
 
+    row: int
     mask_x: bool
     mask_r: bool
     reduction: frozenset[Symbol]
@@ -44,9 +45,9 @@ class ReductionTiles(ScanTiles):
         """Whether a value is the same for all rows, and so is reduced once."""
         return not self.nest.scopes[reduce.value] - self.reduction
 
-    def _tile_value(self, reduce: Reduce, text: str, looped: bool = False) -> str:
-        """A value spread over the whole tile, with the neutral element where it doesn't count: where the tile reaches
-        over the edge, and, of results a segment that are reduced further, but once a segment."""
+    def _tile_value(self, reduce: Reduce, text: str, looped: bool = False, skipped: str | None = None) -> str:
+        """A value spread over the whole tile, with the neutral element, or ``skipped``, where it doesn't count: where
+        the tile reaches over the edge, and, of results a segment that are reduced further, but once a segment."""
         if reduce.op in ("any", "all"):
             text = f"{text}.to(tl.int32)"
         same = self._is_same(reduce)
@@ -55,7 +56,18 @@ class ReductionTiles(ScanTiles):
         if same and not looped and not self.mask_r:
             masks = []
         masks += self._repeated(reduce)
-        return f"tl.where({' & '.join(masks)}, {full}, {self._start(reduce)})" if masks else full
+        return f"tl.where({' & '.join(masks)}, {full}, {skipped or self._start(reduce)})" if masks else full
+
+    def _counts(self, reduce: Reduce) -> str:
+        """How many elements of a row each place of a looped tile has met."""
+        width, kind = self.tile.rblock, TYPES[reduce.dtype]
+        if self.row % width == 0:
+            return f"{self.row // width}.0"
+        return f"(({self.row + width - 1} - tl.arange(0, {width})[None, :]) // {width}).to({kind})"
+
+    def _counted(self, reduce: Reduce) -> str:
+        """The same where the tile is all of a row: one, or none behind its end."""
+        return f"{self.name('rmask')}.to({TYPES[reduce.dtype]})" if self.mask_r else "1.0"
 
     def _at_zero(self, axes: frozenset[Symbol]) -> list[str]:
         return [f"({self.spell_symbol(a.symbol)} == 0)" for a in self.nest.reduction if a.symbol in axes]
@@ -104,11 +116,13 @@ class ReductionTiles(ScanTiles):
         if reduce.along and self.nest.scopes[reduce.name] & self.reduction:
             self._reduce_segments(reduce, value)
             return
-        name, sums = self.name(reduce.name), top_of(self.nest, reduce) if accumulated else None
-        if sums:
-            total, top = self.name("acc_" + sums.name), self.name("top_" + sums.name)
+        name, holder = self.name(reduce.name), holder_of(self.nest, reduce) if accumulated else None
+        if holder and holder.op == "expsum":
+            total, top = self.name("acc_" + holder.name), self.name("top_" + holder.name)
             value = f"tl.where({total} == {total}, {top}, {total})"  # a maximum is what isn't a number, too
-        tile = value if accumulated else self._tile_value(reduce, value)
+        elif holder:
+            value = f"{self.name('mean_' + holder.name)} * {self._counts(reduce)}"
+        tile = value if accumulated else self._tile_value(reduce, value, looped=reduce.op == "devsum")
         if reduce.op == "expsum":
             top = self.name("top_" + reduce.name)
             if accumulated:
@@ -119,6 +133,10 @@ class ReductionTiles(ScanTiles):
                 if masks:
                     self.add(f'{top} = tl.where({" & ".join(masks)}, {top}, float("-inf"))', deeper)
                 self.add(f"{name} = rf_expsum(tl.where({top} == {top}, 1.0, {top}), {top})[:, None]", deeper)
+        elif reduce.op == "devsum":
+            mean = self.name("mean_" + reduce.name) if accumulated else tile
+            start, counts = (value, self._counts(reduce)) if accumulated else ("0.0", self._counted(reduce))
+            self.add(f"{name} = rf_devsum({start}, {mean}, {counts}, {self.row})[:, None]", deeper)
         elif reduce.op == "sum":
             kind = TYPES[reduce.dtype]
             self.add(f"{name} = tl.sum({tile}, 1)[:, None].to({kind})", deeper)
@@ -134,7 +152,7 @@ class ReductionTiles(ScanTiles):
 
     def _first_accumulators(self, reduce: Reduce) -> list[str]:
         """What a reduction's accumulators are before the first step."""
-        if top_of(self.nest, reduce):
+        if holder_of(self.nest, reduce):
             return []
         width = self.tile.rblock // (neighbours(self.kernel, self.nest) if reduce.op == "expsum" else 1)
         shape = f"[{self.tile.xblock}, {width}]"
@@ -143,18 +161,23 @@ class ReductionTiles(ScanTiles):
         if reduce.op == "expsum":
             start = f"float(\"-inf\"), {TYPES[reduce.dtype]}"
             lines.append(f"{self.name('top_' + reduce.name)} = tl.full({shape}, {start})")
+        if reduce.op == "devsum":
+            lines.append(f"{self.name('mean_' + reduce.name)} = tl.full({shape}, 0, {TYPES[reduce.dtype]})")
         if reduce.op.startswith("arg"):
             lines.append(f"{self.name('at_' + reduce.name)} = tl.full({shape}, 2147483647, tl.int32)")
         return lines
 
     def _accumulate(self, reduce: Reduce) -> None:
-        if top_of(self.nest, reduce):
+        if holder_of(self.nest, reduce):
             return
-        acc, value = self.name("acc_" + reduce.name), self._tile_value(reduce, self.name(reduce.value), looped=True)
-        if reduce.op == "expsum":
-            top = self.name("top_" + reduce.name)
-            if self._row_mask():
-                value = value[:value.rindex(",")] + ', float("-inf"))'
+        top, mean = self.name("top_" + reduce.name), self.name("mean_" + reduce.name)
+        skipped = {"expsum": 'float("-inf")', "devsum": mean}.get(reduce.op)
+        acc = self.name("acc_" + reduce.name)
+        value = self._tile_value(reduce, self.name(reduce.value), looped=True, skipped=skipped)
+        if reduce.op == "devsum":
+            count = f"{self.name('start')} // {self.tile.rblock} + 1"
+            self.add(f"{acc}, {mean} = rf_deviate({acc}, {mean}, {value}, {count})", 1)
+        elif reduce.op == "expsum":
             self.add(f"{acc}, {top} = rf_online({acc}, {top}, {value}, {neighbours(self.kernel, self.nest)})", 1)
         elif reduce.op == "sum":
             self.add(f"{acc} += {value}", 1)

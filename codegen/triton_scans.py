@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import torch
 
-from .ir import Reduce, Scan, Stmt
+from .ir import ONLINE, Reduce, Scan, Stmt
 from .triton_spelling import TYPES, TritonStatements
 from .triton_tiles import Tile
 
@@ -21,7 +21,7 @@ class ScanTiles(TritonStatements):
 
     def _start(self, stmt: Reduce | Scan) -> str:
         """The neutral element, in which a reduction or a scan begins."""
-        if stmt.op in ("sum", "any", "expsum"):
+        if stmt.op in ("sum", "any", *ONLINE):
             return "0"
         if stmt.op in ("prod", "all"):
             return "1"

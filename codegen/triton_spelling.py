@@ -104,6 +104,20 @@ def rf_expsum(total, top):
 
 
 @triton.jit
+def rf_deviate(squares, mean, x, count):
+    away = x - mean
+    mean += away * (1.0 / tl.full([1, 1], count, x.dtype))
+    return squares + away * (x - mean), mean
+
+
+@triton.jit
+def rf_devsum(squares, mean, counts, size):
+    centre = tl.sum(mean * counts, 1) / size
+    away = mean - centre[:, None]
+    return tl.sum(squares + counts * away * away, 1)
+
+
+@triton.jit
 def rf_remainder(a, b):
     r = a % b
     return tl.where((r != 0) & ((r < 0) != (b < 0)), r + b, r)

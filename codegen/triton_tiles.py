@@ -109,14 +109,17 @@ def _loaded_at_once(nest: Nest) -> int:
 def accumulators(nest: Nest) -> int:
     """How many values for each place of a tile the sweep with the most keeps from tile to tile; sums of exponentials
     keep two for several places."""
-    return max(sum(1 + r.op.startswith("arg") for r in p.reduces if not top_of(nest, r)) for p in plan_phases(nest))
+    return max(sum(1 + (r.op.startswith("arg") or r.op == "devsum") for r in p.reduces if not holder_of(nest, r))
+               for p in plan_phases(nest))
 
 
-def top_of(nest: Nest, reduce: Reduce) -> Reduce | None:
-    """The sum of exponentials whose accumulators hold the maximum ``reduce`` as well, or None."""
-    if reduce.op != "max" or reduce.dtype not in (torch.float32, torch.float64):
+def holder_of(nest: Nest, reduce: Reduce) -> Reduce | None:
+    """The sum of exponentials whose accumulators hold the maximum ``reduce`` as well, or the sum of squared deviations
+    whose ones hold the sum; or None."""
+    op = {"max": "expsum", "sum": "devsum"}.get(reduce.op)
+    if reduce.dtype not in (torch.float32, torch.float64) or reduce.strip or reduce.fold > 1:
         return None
-    return next((r for r in nest.body if isinstance(r, Reduce) and r.op == "expsum"
+    return next((r for r in nest.body if isinstance(r, Reduce) and r.op == op
                  and (r.value, r.along, r.dtype) == (reduce.value, reduce.along, reduce.dtype)), None)
 
 

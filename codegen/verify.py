@@ -7,6 +7,7 @@ from .errors import InvalidKernel
 from .index import bounds
 from .ir import (
     DOWN_STRIPS,
+    ONLINE,
     OPS,
     REDUCTIONS,
     SCANS,
@@ -91,7 +92,7 @@ def _segment_problem(nest: Nest, reduce: Reduce) -> str | None:
         return "rows with strips or scans have no segments"
     if not set(reduce.along) < set(axes):
         return "it goes along some of the reduction axes, not all"
-    return "it has no segmented form" if reduce.op == "expsum" else None
+    return "it has no segmented form" if reduce.op in ONLINE else None
 
 
 def _problem(kernel: Kernel, nest: Nest, known: dict[str, torch.dtype], stmt: Stmt) -> str | None:

@@ -16,7 +16,7 @@ from rooffuse.codegen.invariant_axes import go_along_invariant_axes
 from rooffuse.codegen.ir import Kernel, Nest, Reduce, Scan
 from rooffuse.codegen.jam import JAMMED, jam_rows
 from rooffuse.codegen.lower_contractions import FEW_ROWS, MATRIX_TYPES, factors, product_shape
-from rooffuse.codegen.online import merge_online
+from rooffuse.codegen.online import merge_deviations, merge_online
 from rooffuse.codegen.repeatable import check_equalities
 from rooffuse.codegen.row_factors import take_out_row_factors
 from rooffuse.codegen.scatter import check_sums
@@ -112,6 +112,8 @@ class Target:
             if self.language == "cpp" and (times := _reduced_again(nest)) >= MOST_TIMES:
                 raise NotLowerable(f"the same rows would be reduced {times} times")
         kernel = merge_online(kernel, lambda k, nest: memory_along_rows(nest) and self._sweeps_far(k, nest))
+        if self.language == "triton":
+            kernel = merge_deviations(kernel, self._sweeps_far)
         kernel = take_out_row_factors(kernel)
         if self.language == "cpp":
             kernel = write_out_short_rows(take_groups_as_lanes(kernel))
@@ -167,8 +169,8 @@ class Target:
         if self.language == "cpp":
             return RowLimits(self.programs, CPU_ROW_BYTES // 4, CPU_ROW_BYTES)
         cache, sms = self.kept_bytes, self.device.sms
-        return RowLimits(self.programs, max(PERSISTENT_ELEMENTS, cache // (sms * 4 * RUNNING_PROGRAMS)), cache, sms,
-                         -(-sms // 2), int(self.device.bandwidth * self.device.launch_s), STRIP_ELEMENTS)
+        return RowLimits(self.programs, 0, cache, sms, -(-sms // 2), int(self.device.bandwidth * self.device.launch_s),
+                         STRIP_ELEMENTS)
 
     @property
     def kept_bytes(self) -> int:

@@ -1,7 +1,7 @@
 """Variances of long rows from the variances of their parts, so that no part is read from memory twice.
 
 ``mean((x - mean(x))²)`` needs the mean of a whole row before the second sum begins: a row that doesn't stay on chip is
-read twice. With ``m_i`` and ``M_i`` the mean and the sum of squared differences of part ``i`` of ``n`` elements,
+read twice, but where a kernel has both sums from one sweep; few long rows keep few programs busy. With ``m_i`` and ``M_i`` the mean and the sum of squared differences of part ``i`` of ``n`` elements,
 
     mean = mean_i(m_i),    Σ (x − mean)² = Σ_i (M_i + n (m_i − mean)²)
 
@@ -122,9 +122,9 @@ def _cut(variance: _Variance, limits: RowLimits, whole: Rows) -> tuple[int, int]
     if value.dtype not in (torch.float32, torch.float64):
         return None
     row = prod(value.shape[d] for d in variance.dims)
-    results, row_elements, programs = value.numel() // row, limits.elements, limits.programs
+    results, row_elements, programs = value.numel() // row, limits.elements or row, limits.programs
     if innermost(value) not in variance.dims:
-        results, row_elements = max(results // COLUMNS, 1), row_elements // COLUMNS
+        results, row_elements = max(results // COLUMNS, 1), limits.elements // COLUMNS or row
     else:
         row_elements = max(row_elements, limits.held(results) // width_in_memory(variance.x))
         if (results, row) in whole and row <= row_elements:

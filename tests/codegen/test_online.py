@@ -1,4 +1,5 @@
-"""Online sums: one sweep for a maximum and the exponentials relative to it, with the values that make it hard."""
+"""Online sums: one sweep for a maximum and the exponentials relative to it, or for a mean and the squares of distances
+from it, with the values that make it hard."""
 from __future__ import annotations
 
 import ctypes
@@ -12,7 +13,7 @@ from rooffuse.codegen.cache import DiskCache
 from rooffuse.codegen.cpp_unit import print_unit
 from rooffuse.codegen.interpret import interpret
 from rooffuse.codegen.lower_group import lower_group
-from rooffuse.codegen.online import merge_online
+from rooffuse.codegen.online import merge_deviations, merge_online
 from rooffuse.codegen.sweeps import plan_phases
 from rooffuse.codegen.verify import verify
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -72,6 +73,59 @@ def test_values_that_have_no_finite_maximum(fn, how, width, tmp_path, monkeypatc
         load_launcher(triton_kernel.print_kernel(kernel), cache, torch.device("cpu"), interpreted=True)(*ordered)
     for ours, reference in zip(outputs, fn(x)):
         torch.testing.assert_close(ours, reference, equal_nan=True, atol=1e-5, rtol=1e-5)
+
+
+def normalized(x):
+    away = x - x.mean(-1, keepdim=True)
+    squares = (away * away).sum(-1, keepdim=True)
+    return away * (squares / x.shape[-1] + 1e-5).rsqrt(), squares, x.sum(-1)
+
+
+def far_rows(width, dtype):
+    """Rows whose mean is far away from zero, whose first element is, that are constant, and that aren't finite."""
+    torch.manual_seed(0)
+    x = torch.randn(9, width, dtype=torch.float64)
+    x[1] += 1000
+    x[2, 0] = 1e4
+    x[3] = 7.25
+    x[4, width // 2] = INF
+    x[5, width - 1] = NAN
+    x[6] = torch.linspace(-5, 900, width)
+    return x.to(dtype)
+
+
+@pytest.mark.parametrize("width", [16, 63, 1000, 4097])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("how", ["interpreter", "persistent", "looped"])
+def test_deviations_are_as_exact_as_in_two_sweeps(how, dtype, width, tmp_path, monkeypatch):
+    x = far_rows(width, dtype)
+    group = lower_group(make_fx(normalized, tracing_mode="fake")(x).graph)
+    kernel = verify(merge_deviations(group.kernel, lambda kernel, nest: True))
+    assert [sum(p.sweep for p in plan_phases(k.nests[0])) for k in (group.kernel, kernel)] == [3, 2]
+    outputs = [torch.full_like(r, 77.0) for r in normalized(x)]
+    buffers = {**dict.fromkeys(group.inputs, x), **{name: outputs[k] for name, k in group.outputs.items()}}
+    if how == "interpreter":
+        interpret(kernel, {name: t.reshape(-1) for name, t in buffers.items()})
+    else:
+        monkeypatch.setattr(triton_tiles, "PERSISTENT_ELEMENTS", 1 << 20 if how == "persistent" else 0)
+        source = triton_kernel.print_kernel(kernel)
+        assert source.persistent == (how == "persistent")
+        load_launcher(source, DiskCache(tmp_path), torch.device("cpu"), interpreted=True)(
+            *[buffers[b.name] for b in kernel.buffers])
+    near = 2e-5 if dtype == torch.float32 else 1e-12
+    scale = x.double().abs().amax(-1, keepdim=True).nan_to_num(1, 1)
+    for ours, exact, unit in zip(outputs, normalized(x.double()), (scale, 1, scale[:, 0] * width)):
+        torch.testing.assert_close(ours.double() / unit, exact / unit, equal_nan=True, atol=near, rtol=near)
+
+
+def test_sums_of_other_squares_stay():
+    def others(x):
+        mean, away = x.mean(-1, keepdim=True), x - 1.0
+        short = x - x.sum(-1, keepdim=True) / (x.shape[-1] - 1)
+        return (away * away).sum(-1), (short * short).sum(-1), ((x - mean) * x).sum(-1), ((2 * x - mean) ** 2).sum(-1)
+
+    kernel = lower_group(make_fx(others, tracing_mode="fake")(torch.randn(4, 100)).graph).kernel
+    assert merge_deviations(kernel, lambda kernel, nest: True) == kernel
 
 
 def test_it_saves_a_sweep():
