@@ -33,10 +33,10 @@ class RowLimits:
     """What keeps a device busy, and what it keeps on chip.
 
     ``programs`` run at once on a busy device; ``saturating`` ones, each on a processor of its own, already stream as
-    fast as memory goes. Of a row that is reduced twice, ``elements`` of float32 stay on chip for any program, 0 where one sweep
-    is enough however long the row is, and in a cache of ``cache`` bytes one row for each of ``processors``. Memory
-    moves ``launch_bytes`` in the time of a launch. ``strip_elements`` are those of a row, of what is computed of it and
-    of its columns' results that stay on chip; 0 sets no limit.
+    fast as memory goes. Of a row that is reduced twice, ``elements`` of float32 stay on chip for any program, 0 where
+    one sweep is enough however long the row is, and in a cache of ``cache`` bytes one row for each of ``processors``.
+    Memory moves ``launch_bytes`` in the time of a launch. ``strip_elements`` are those of a row, of what is computed of
+    it and of its columns' results that stay on chip; 0 sets no limit.
     """
 
     programs: int

@@ -1,7 +1,8 @@
 """Variances of long rows from the variances of their parts, so that no part is read from memory twice.
 
 ``mean((x - mean(x))²)`` needs the mean of a whole row before the second sum begins: a row that doesn't stay on chip is
-read twice, but where a kernel has both sums from one sweep; few long rows keep few programs busy. With ``m_i`` and ``M_i`` the mean and the sum of squared differences of part ``i`` of ``n`` elements,
+read twice, but where a kernel has both from one sweep, and few long rows keep few programs busy. With ``m_i`` and
+``M_i`` the mean and the sum of squared differences of part ``i`` of ``n`` elements,
 
     mean = mean_i(m_i),    Σ (x − mean)² = Σ_i (M_i + n (m_i − mean)²)
 
