@@ -13,9 +13,9 @@ import torch
 from sympy import Integer
 
 from .cpp_held import held_values, hosting_stores, shared_row_values
-from .cpp_lanes import LaneForm
 from .cpp_prefetch import PREFETCH_LANES, PREFETCH_ROW
-from .cpp_reduce import ONLINE_LANES
+from .cpp_reduce import ONLINE_BLOCK
+from .cpp_scan_blocks import ScanBlocks
 from .cpp_schedule import Schedule
 from .cpp_spelling import COMPUTE, STORAGE
 from .index import affine
@@ -30,7 +30,7 @@ SUM_BLOCK = 4096
 LOOP_TERMS = 1024
 
 
-class NestPrinter(LaneForm):
+class NestPrinter(ScanBlocks):
     """Prints one nest; ``lines`` holds the result."""
 
     def __init__(self, kernel: Kernel, nest: Nest, schedule: Schedule) -> None:
@@ -305,7 +305,9 @@ class NestPrinter(LaneForm):
                               lambda _: self._add_row(body, False, "[l]", computed))
             self._close_lanes(segments, lanes)
             return
+        online = [r for r in here if r.op == "expsum"]
         blocked = PREFETCH_ROW if streams and lane.size > PREFETCH_ROW else blocked
+        blocked = ONLINE_BLOCK if online else blocked
         blocks = [r for r in here if blocked and r.op in ("sum", "prod") and not r.along]
         if blocked:
             self.open(f"for (int64_t block = 0; block < {lane.size}; block += {blocked})")
@@ -313,6 +315,7 @@ class NestPrinter(LaneForm):
         if streams:
             self._prefetch(streams, lane, "block" if blocked else "0", min(blocked or lane.size, lane.size))
         self._open_parts(blocks)
+        self._open_online(online, min(blocked, lane.size))
         parts = bool(blocked) or self._parts_at is not None
         self._open_lanes(segments)
         clauses = "" if self._short else self._clauses(
@@ -320,7 +323,6 @@ class NestPrinter(LaneForm):
         if (lane.symbol in self.colliding and any(isinstance(s, Store) for s in body)) or any(
                 isinstance(s, Scan) and not s.strip for s in body):
             clauses = None
-        online = any(r.op == "expsum" for r in here)
         for first, last in pieces:
             low, high = str(first), str(last)
             if blocked:
@@ -331,25 +333,22 @@ class NestPrinter(LaneForm):
                     if known:
                         self.open(f"if ({' & '.join(known)})" if holds else "else")
                         self._settle(known, holds)
-                    self._print_row_loop(lane, low, high, clauses, online)
+                    if self._scans_in_blocks(body):
+                        self._print_scan_blocks(
+                            body, lane, (low, high), lambda reduces: self._clauses(reduces, parts),
+                            lambda stage: self._add_row(stage, parts, "", computed))
+                        self.close(bool(known))
+                        continue
+                    if clauses is not None:
+                        self.add(f"#pragma omp simd{clauses}{self._asked}")
+                    self.open(f"for (int64_t {lane.symbol} = {low}; {lane.symbol} < {high}; ++{lane.symbol})")
                     self._add_row(body, parts or self._short, f"[{lane.symbol}]" if self._short else "", computed)
-                    self.close((2 if online else 1) + bool(known))
+                    self.close(1 + bool(known))
+        self._close_online(online, f"RF_MIN(INT64_C({blocked}), {lane.size} - block)")
         self._close_lanes(segments)
         self._close_parts(blocks)
         if blocked:
             self.close()
-
-    def _print_row_loop(self, lane: Axis, low: str, high: str, clauses: str | None, online: bool) -> None:
-        """Open the loop over ``[low, high)`` of a row: two loops, for lanes of their own, where a sum is online."""
-        if online:
-            self.open(f"for (int64_t base = {low}; base < {high}; base += {ONLINE_LANES})")
-        if clauses is not None:
-            self.add(f"#pragma omp simd{clauses}{self._asked}")
-        if online:
-            self.open(f"for (int64_t l = 0; l < RF_MIN(INT64_C({ONLINE_LANES}), {high} - base); ++l)")
-            self.add(f"const int64_t {lane.symbol} = base + l;")
-        else:
-            self.open(f"for (int64_t {lane.symbol} = {low}; {lane.symbol} < {high}; ++{lane.symbol})")
 
     def _add_row(self, body: Sequence[Stmt], parts: bool, place: str, computed: set[str]) -> None:
         """The statements at one point of a row: sums to ``parts`` or accumulators, at ``place`` in an array of them."""

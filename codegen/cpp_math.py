@@ -33,16 +33,6 @@ static inline float rf_sigmoid(float x) {
   const float e = rf_exp_below(-__builtin_fabsf(x));
   return (x < 0 ? e : 1.0f) / (1.0f + e);
 }
-// Lanes of online sums into one. A row of -inf only, or with +inf in it, has no finite maximum to subtract: NaN.
-template <typename T> static inline T rf_expsum(const T* sums, const T* tops, int lanes) {
-  T top = tops[0], total = 0;
-  for (int l = 1; l < lanes; ++l) top = tops[l] > top ? tops[l] : top;
-  for (int l = 0; l < lanes; ++l) {
-    if (sums[l] != sums[l]) return sums[l];
-    if (tops[l] - tops[l] == 0) total += sums[l] * rf_exp_below(tops[l] - top);
-  }
-  return top - top == 0 ? total : top - top;
-}
 // tanh from exp(-2|x|), and by Cephes' odd polynomial near zero, where the quotient would cancel.
 static inline float rf_tanh(float x) {
   const float a = __builtin_fabsf(x), e = rf_exp_below(-2.0f * a);

@@ -39,6 +39,8 @@ MAX_STREAMS = 8
 MOST_LINES = 32
 #: Most bytes of the next row, in all its streams, that are asked for while this one is computed: they share the cache.
 NEXT_ROW_BYTES = 1 << 18
+#: Bytes of a row from which on none of it is in the cache when it is gone through again: the next block is asked for.
+FAR_ROW_BYTES = 1 << 20
 #: Fewest operations for each byte loaded that leave memory waiting, elementwise and along rows that are only read, and
 #: along rows that are stored, too: below it the processor's own streaming keeps up. A norm's gradients in fp32, at one
 #: operation a byte, were 10 to 20% slower asking ahead.
@@ -157,7 +159,7 @@ class Prefetching(StripForm):
             if distance > 0 and elements * self.kernel.buffer(load.buffer).dtype.itemsize >= 4 * _LINE_BYTES:
                 found.append(Stream(load.buffer, load.index, distance))
         together = elements * sum(self.kernel.buffer(s.buffer).dtype.itemsize for s in found)
-        if together > NEXT_ROW_BYTES and len(sweeps) == 1:
+        if together > (NEXT_ROW_BYTES if len(sweeps) == 1 else FAR_ROW_BYTES):
             return [replace(s, ahead=PREFETCH_ROW) for s in found]
         return found
 

@@ -10,8 +10,9 @@ from .cpp_scans import ScanLoops
 from .cpp_spelling import COMPUTE, literal
 from .ir import Reduce
 
-#: Lanes of an online sum: each keeps a maximum and a sum of its own until the row ends.
-ONLINE_LANES = 64
+#: Elements of a row after which an online sum goes on: their maximum is known before their exponentials are added up,
+#: while they are in the first-level cache.
+ONLINE_BLOCK = 1024
 
 
 class Accumulators(ScanLoops):
@@ -32,9 +33,7 @@ class Accumulators(ScanLoops):
     def _declare_accumulator(self, reduce: Reduce, lanes: int | None = None) -> None:
         if reduce.op == "expsum":
             kind, low = COMPUTE[reduce.dtype], literal(float("-inf"), reduce.dtype)
-            self.add(f"{kind} acc_{reduce.name}[{ONLINE_LANES}], top_{reduce.name}[{ONLINE_LANES}];")
-            self.add(f"for (int64_t l = 0; l < {ONLINE_LANES}; ++l) "
-                     f"acc_{reduce.name}[l] = 0, top_{reduce.name}[l] = {low};")
+            self.add(f"{kind} acc_{reduce.name} = 0, top_{reduce.name} = {low};")
             return
         array = "" if lanes is None else f"[{lanes}]"
         names = [(f"acc_{reduce.name}", self._accumulator_type(reduce), self._start(reduce))]
@@ -64,9 +63,10 @@ class Accumulators(ScanLoops):
             return None
         groups: dict[str, list[str]] = {}
         for reduce in reduces:
-            if reduce.op == "expsum":  # accumulated in arrays
-                continue
             kind = {"sum": "+", "prod": "*", "any": "|", "all": "&"}.get(reduce.op, reduce.op)
+            if reduce.op == "expsum":  # of a block, first of all its largest element
+                groups.setdefault("max", []).append(f"high_{reduce.name}")
+                continue
             if self._watches_nan(reduce):
                 kind = {"max": "RF_TOP", "min": "RF_LOW"}[kind]
             part = bool(reduce.along) or (blocked and reduce.op in ("sum", "prod"))
@@ -81,14 +81,9 @@ class Accumulators(ScanLoops):
         value = value or reduce.value
         acc = acc or f"{'part' if self._short and lane else 'acc'}_{reduce.name}{lane}"
         if reduce.op == "expsum":
-            suffix = "" if reduce.dtype == torch.float64 else "f"
-            top, d, e = f"top_{reduce.name}[l]", f"d_{reduce.name}", f"e_{reduce.name}"
-            kind = COMPUTE[reduce.dtype]
-            exp = "exp" if suffix == "" else "rf_exp_below"
-            self.add(f"const {kind} {d} = {value} == {top} ? 0 : {value} - {top};")
-            self.add(f"const {kind} {e} = {exp}(-__builtin_fabs{suffix}({d}));")
-            self.add(f"acc_{reduce.name}[l] = {d} > 0 ? acc_{reduce.name}[l] * {e} + 1 : acc_{reduce.name}[l] + {e};")
-            self.add(f"{top} = {d} > 0 ? {value} : {top};")
+            high = f"high_{reduce.name}"
+            self.add(f"kept_{reduce.name}[{self.nest.reduction[-1].symbol} - block] = {value};")
+            self.add(f"{high} = {value} > {high} ? {value} : {high};")
         elif reduce.op in ("sum", "prod"):
             target = f"part_{reduce.name}{lane}" if blocked else acc
             if value in self.products:
@@ -111,6 +106,25 @@ class Accumulators(ScanLoops):
         else:
             self.add(f"{acc} = rf_{reduce.op}({acc}, {value});")
 
+    def _open_online(self, reduces: Sequence[Reduce], size: int) -> None:
+        """Before a block of a row: the values that online sums take from it, and the largest."""
+        for reduce in reduces:
+            kind = COMPUTE[reduce.dtype]
+            self.add(f"{kind} kept_{reduce.name}[{size}], high_{reduce.name} = top_{reduce.name};")
+
+    def _close_online(self, reduces: Sequence[Reduce], count: str) -> None:
+        """After it: sums relative to the largest element so far, that of the row before it included. Where that isn't
+        finite nothing is subtracted, so that it doesn't become a number that it isn't."""
+        for reduce in reduces:
+            name, kind = reduce.name, COMPUTE[reduce.dtype]
+            self.add(f"const {kind} base_{name} = high_{name} - high_{name} == 0 ? high_{name} : 0;")
+            self.add(f"{kind} more_{name} = 0;")
+            self.add(f"#pragma omp simd reduction(+ : more_{name})")
+            self.add(f"for (int64_t l = 0; l < {count}; ++l) "
+                     f"more_{name} += rf_exp_below(kept_{name}[l] - base_{name});")
+            self.add(f"acc_{name} = acc_{name} * rf_exp_below(top_{name} - base_{name}) + more_{name};")
+            self.add(f"top_{name} = high_{name};")
+
     def _add_product(self, reduce: Reduce, total: str) -> None:
         """Add up the product that ``reduce`` sums, which isn't rounded before."""
         a, b = self.products[reduce.value]
@@ -126,7 +140,8 @@ class Accumulators(ScanLoops):
         elif lanes is not None:
             result = f"rf_{reduce.op}_of<{lanes}>({result})"
         elif reduce.op == "expsum":
-            result = f"rf_expsum(acc_{reduce.name}, top_{reduce.name}, {ONLINE_LANES})"
+            top = f"top_{reduce.name}"  # without a finite maximum to subtract, as of -inf only, it is no number
+            result = f"{top} - {top} == 0 ? acc_{reduce.name} : {top} - {top}"
         elif reduce.op in ("argmax", "argmin"):
             result = f"at_{reduce.name}"
         elif self._watches_nan(reduce):

@@ -13,7 +13,7 @@ from rooffuse.codegen.exact_rounding import drop_exact_roundings
 from rooffuse.codegen.fxinfo import dtype_of, value_of
 from rooffuse.codegen.group_lanes import take_groups_as_lanes
 from rooffuse.codegen.invariant_axes import go_along_invariant_axes
-from rooffuse.codegen.ir import Kernel, Nest, Reduce, Scan
+from rooffuse.codegen.ir import Kernel, Nest, Reduce, Scan, Store
 from rooffuse.codegen.jam import JAMMED, jam_rows
 from rooffuse.codegen.lower_contractions import FEW_ROWS, MATRIX_TYPES, factors, product_shape
 from rooffuse.codegen.online import merge_deviations, merge_online
@@ -56,7 +56,8 @@ def _reduced_again(nest: Nest) -> int:
     parallel = {a.symbol: a.size for a in nest.parallel}
     varying = [{s for s in nest.scopes[r.value] if s in parallel} for r in nest.body if isinstance(r, Reduce)]
     beside = set() if memory_along_rows(nest) else {nest.parallel[-1].symbol}
-    everywhere = set[Symbol]().union(*varying) - beside
+    stored = [{s for s in nest.store_scope(store) if s in parallel} for store in nest.body if isinstance(store, Store)]
+    everywhere = set[Symbol]().union(*varying, *stored) - beside
     return max((prod(parallel[s] for s in everywhere - own) for own in varying if own), default=1)
 
 
@@ -112,7 +113,7 @@ class Target:
             if self.language == "cpp" and (times := _reduced_again(nest)) >= MOST_TIMES:
                 raise NotLowerable(f"the same rows would be reduced {times} times")
         kernel = merge_online(kernel, lambda k, nest: memory_along_rows(nest) and self._sweeps_far(k, nest))
-        if self.language == "triton":
+        if self.language == "triton":  # the parts of a row that a CPU's cache holds take two sweeps in less time
             kernel = merge_deviations(kernel, self._sweeps_far)
         kernel = take_out_row_factors(kernel)
         if self.language == "cpp":
@@ -166,11 +167,10 @@ class Target:
         """What keeps the device busy, and what stays on chip from one sweep to the next: elements of any program, in a
         core's cache, in registers or with those of all running programs in the second-level cache, where a long row is
         with one of each other multiprocessor. Half of these stream at about the rate of all."""
+        sms, launch = self.device.sms, int(self.device.bandwidth * self.device.launch_s)
         if self.language == "cpp":
-            return RowLimits(self.programs, CPU_ROW_BYTES // 4, CPU_ROW_BYTES)
-        cache, sms = self.kept_bytes, self.device.sms
-        return RowLimits(self.programs, 0, cache, sms, -(-sms // 2), int(self.device.bandwidth * self.device.launch_s),
-                         STRIP_ELEMENTS)
+            return RowLimits(self.programs, CPU_ROW_BYTES // 4, CPU_ROW_BYTES, 1, sms, launch, at_once=sms)
+        return RowLimits(self.programs, 0, self.kept_bytes, sms, -(-sms // 2), launch, STRIP_ELEMENTS)
 
     @property
     def kept_bytes(self) -> int:

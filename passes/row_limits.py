@@ -32,11 +32,12 @@ Rows = frozenset[tuple[int, int]]
 class RowLimits:
     """What keeps a device busy, and what it keeps on chip.
 
-    ``programs`` run at once on a busy device; ``saturating`` ones, each on a processor of its own, already stream as
-    fast as memory goes. Of a row that is reduced twice, ``elements`` of float32 stay on chip for any program, 0 where
-    one sweep is enough however long the row is, and in a cache of ``cache`` bytes one row for each of ``processors``.
-    Memory moves ``launch_bytes`` in the time of a launch. ``strip_elements`` are those of a row, of what is computed of
-    it and of its columns' results that stay on chip; 0 sets no limit.
+    ``programs`` keep a device busy, of which ``at_once`` run side by side and others wait for their turn (0: all run);
+    ``saturating`` ones, each on a processor of its own, already stream as fast as memory goes. Of a row that is reduced
+    twice, ``elements`` of float32 stay on chip for any program, 0 where one sweep is enough however long the row is,
+    and in a cache of ``cache`` bytes one row for each of ``processors``. Memory moves ``launch_bytes`` in the time of a
+    launch. ``strip_elements`` are those of a row, of what is computed of it and of its columns' results that stay on
+    chip; 0 sets no limit.
     """
 
     programs: int
@@ -46,6 +47,7 @@ class RowLimits:
     saturating: int = 0
     launch_bytes: int = 0
     strip_elements: int = 0
+    at_once: int = 0
 
     def keeps_strips(self, columns: int, sums: bool) -> bool:
         """Whether columns are reduced on the way along rows: beside their results, a row and, where these are sums as
@@ -61,17 +63,18 @@ class RowLimits:
         written in equal size.
 
         Whole, a row moves ``m = 2 row_bytes``, or more if it isn't held from one sweep to the next, and a program moves
-        its share of ``1 / saturating`` of the bandwidth; in parts ``rows · 3 row_bytes`` move at full bandwidth, in two
-        launches more. The first is the shorter time from
+        its share of ``1 / saturating`` of the bandwidth, one program after another in as many ``turns`` as it takes;
+        in parts ``rows · 3 row_bytes`` move at full bandwidth, in two launches more. The first is the shorter time from
 
-            rows ≥ saturating · m / (3 row_bytes) − 2 launch_bytes / (3 row_bytes)
+            rows ≥ turns · saturating · m / (3 row_bytes) − 2 launch_bytes / (3 row_bytes)
 
         on.
         """
         if not self.saturating:
             return rows >= self.programs
         moved = 2 if row_bytes <= self.held(rows) else 1 + sweeps
-        return 3 * rows * row_bytes >= self.saturating * moved * row_bytes - 2 * self.launch_bytes
+        turns = -(-rows // self.at_once) if self.at_once else 1
+        return 3 * rows * row_bytes >= turns * self.saturating * moved * row_bytes - 2 * self.launch_bytes
 
 
 def padded(size: int) -> int:

@@ -124,13 +124,15 @@ def _cut(variance: _Variance, limits: RowLimits, whole: Rows) -> tuple[int, int]
         return None
     row = prod(value.shape[d] for d in variance.dims)
     results, row_elements, programs = value.numel() // row, limits.elements or row, limits.programs
+    shortest = LONG_ROW
     if innermost(value) not in variance.dims:
         results, row_elements = max(results // COLUMNS, 1), limits.elements // COLUMNS or row
+        shortest //= COLUMNS
     else:
         row_elements = max(row_elements, limits.held(results) // width_in_memory(variance.x))
         if (results, row) in whole and row <= row_elements:
             return None
-    if row <= row_elements and (results >= programs or row < LONG_ROW):
+    if row <= row_elements and (results >= programs or row < shortest):
         return None
     dim = max(variance.dims, key=lambda d: value.shape[d])
     size = value.shape[dim]

@@ -53,6 +53,13 @@ def lowered(x, fn=log_sum):
     return group, verify(merge_online(group.kernel, lambda kernel, nest: True))
 
 
+def run_cpp(kernel, buffers, folder):
+    ordered = [buffers[b.name] for b in kernel.buffers]
+    unit = print_unit([kernel], [(0, tuple(range(len(ordered))))])
+    library = load_library(compile_library(unit, DiskCache(folder)))
+    assert library.rooffuse_run(0, 1, (ctypes.c_void_p * len(ordered))(*[t.data_ptr() for t in ordered])) == 0
+
+
 @pytest.mark.parametrize("width", [16, 63, 1000, 5000])
 @pytest.mark.parametrize("how", ["interpreter", "cpp", "triton persistent", "triton looped"])
 @pytest.mark.parametrize("fn", [log_sum, log_sum_exp])
@@ -61,16 +68,14 @@ def test_values_that_have_no_finite_maximum(fn, how, width, tmp_path, monkeypatc
     group, kernel = lowered(x, fn)
     outputs = [torch.full_like(r, 77.0) for r in fn(x)]
     buffers = {**dict.fromkeys(group.inputs, x), **{name: outputs[k] for name, k in group.outputs.items()}}
-    ordered = [buffers[b.name] for b in kernel.buffers]
-    cache = DiskCache(tmp_path)
     if how == "interpreter":
         interpret(kernel, {name: t.reshape(-1) for name, t in buffers.items()})
     elif how == "cpp":
-        library = load_library(compile_library(print_unit([kernel], [(0, tuple(range(len(ordered))))]), cache))
-        assert library.rooffuse_run(0, 1, (ctypes.c_void_p * len(ordered))(*[t.data_ptr() for t in ordered])) == 0
+        run_cpp(kernel, buffers, tmp_path)
     else:
         monkeypatch.setattr(triton_tiles, "PERSISTENT_ELEMENTS", 1 << 20 if "persistent" in how else 0)
-        load_launcher(triton_kernel.print_kernel(kernel), cache, torch.device("cpu"), interpreted=True)(*ordered)
+        load_launcher(triton_kernel.print_kernel(kernel), DiskCache(tmp_path), torch.device("cpu"), interpreted=True)(
+            *[buffers[b.name] for b in kernel.buffers])
     for ours, reference in zip(outputs, fn(x)):
         torch.testing.assert_close(ours, reference, equal_nan=True, atol=1e-5, rtol=1e-5)
 
