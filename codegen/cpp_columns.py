@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from math import lcm, prod
 
 import torch
+from sympy import Integer
 
 from .cpp_scans import STEPS
 from .cpp_schedule import COLUMN_LANES
 from .cpp_segments import SegmentArrays
 from .cpp_spelling import COMPUTE
-from .ir import Axis, Kernel, Nest, Reduce, Stmt, Store, operands
+from .index import FloorDiv
+from .ir import Axis, Kernel, Nest, Reduce, Stmt, Store, index_of, operands
 from .sweeps import Phase, plan_phases
 
 #: Rows whose terms a lane adds up apart from those before, so that float32 keeps its precision over long columns.
@@ -93,8 +95,10 @@ class ColumnForm(SegmentArrays):
                 self.put(stmt)
         if not varying:
             return
-        self.add("#pragma omp simd")
-        self.open("for (int64_t j = 0; j < end - begin; ++j)")
+        step = 1 if inside_sweep else self._lanes_alike(varying, lane, shared)
+        if step == 1:
+            self.add("#pragma omp simd")
+        self.open(f"for (int64_t j = 0; j < end - begin; {'++j' if step == 1 else f'j += {step}'})")
         self.add(f"const int64_t {lane.symbol} = begin + j;")
         here = {s.name for s in varying if not isinstance(s, Store | Reduce)}
         for name in shared:
@@ -108,6 +112,24 @@ class ColumnForm(SegmentArrays):
             if not isinstance(stmt, Store) and stmt.name in shared and not inside_sweep:
                 self.add(f"lanes_{stmt.name}[j] = {stmt.name};")
         self.close()
+
+    def _lanes_alike(self, varying: Sequence[Stmt], lane: Axis, shared: Sequence[str]) -> int:
+        """How many neighbouring lanes get the same from statements: those of a group, where only its number counts and
+        nothing of it is wanted lane by lane in another phase."""
+        fold = max(r.fold for p in self.phases for r in p.reduces)
+        joined = {r.name for p in self.phases for r in p.reduces if r.fold == fold}
+        group = FloorDiv(lane.symbol, Integer(fold))
+        for stmt in varying if fold > 1 else ():
+            index = index_of(stmt)
+            inside = index is not None and lane.symbol in index.xreplace({group: Integer(0)}).free_symbols
+            taken = {n for n in operands(stmt) if lane.symbol in self.nest.scopes[n]}
+            if inside or not taken <= joined or (isinstance(stmt, Store) and stmt.accumulate):
+                return 1
+            if not isinstance(stmt, Store):
+                if stmt.name in shared:
+                    return 1
+                joined.add(stmt.name)
+        return fold
 
     def _print_column_sweep(self, phase: Phase, lane: Axis, shared: list[str]) -> None:
         axes = list(self.nest.reduction)

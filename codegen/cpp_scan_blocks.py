@@ -28,11 +28,12 @@ class ScanBlocks(LaneForm):
         """Whether a load or store, if it is one, takes a value as it lies in memory."""
         if not isinstance(stmt, Load | Store):
             return True
-        return self.kernel.buffer(stmt.buffer).dtype == self.dtypes[stmt.value if isinstance(stmt, Store) else stmt.name]
+        value = stmt.value if isinstance(stmt, Store) else stmt.name
+        return self.kernel.buffer(stmt.buffer).dtype == self.dtypes[value]
 
     def _stages(self, body: Sequence[Stmt]) -> list[list[Stmt]]:
-        """The statements by how many scans they come after: what is computed, and the scans that take it, in turns. A total that
-        is stored as it is goes there at once."""
+        """The statements by how many scans they come after: what is computed, and the scans that take it, in turns. A
+        total that is stored as it is goes there at once."""
         depth: dict[str, int] = {}
         stages: dict[int, list[Stmt]] = {}
         totals = {s.name for s in body if isinstance(s, Scan) and not s.strip}
@@ -48,8 +49,8 @@ class ScanBlocks(LaneForm):
     def _print_scan_blocks(self, body: Sequence[Stmt], lane: Axis, bounds: tuple[str, str],
                            clauses: Callable[[Sequence[Reduce]], str | None],
                            print_body: Callable[[Sequence[Stmt]], None]) -> None:
-        """The loops over ``bounds``; ``clauses`` are those of a loop with some reductions, ``print_body`` prints what is
-        in one."""
+        """The loops over ``bounds``; ``clauses`` are those of a loop with some reductions, and ``print_body``
+        prints what one computes."""
         kept = self.held | self._wanted
         again: dict[str, Stmt] = {s.name: s for s in body if isinstance(s, Load | Index | Const)
                                   and not operands(s) and s.name not in kept and self._as_it_is(s)}

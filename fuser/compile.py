@@ -23,6 +23,7 @@ from rooffuse.passes import (
     Layout,
     channels_last_pass,
     interpolations_pass,
+    large_windows_pass,
     run_passes,
     scatters_pass,
     split_reductions_pass,
@@ -108,7 +109,8 @@ def plan_graph(gm: GraphModule, target: Target, options: Options, dump: Dump | N
     limits = target.row_limits
     passes = (*([RANDOM_PASS] if in_kernels else []),
               channels_last_pass(target.device, lambda n: refusal(n) is None, layout),
-              interpolations_pass(target.language == "triton"), *PIPELINE,
+              interpolations_pass(target.language == "triton"), large_windows_pass(target.language == "cpp"),
+              *PIPELINE,
               vector_products_pass(target.language == "cpp"),
               split_variance_pass(limits), split_softmax_pass(limits), split_scans_pass(limits),
               split_reductions_pass(limits),

@@ -13,6 +13,7 @@ from rooffuse.passes.graph import hazard_edges
 from rooffuse.passes.grouped_heads import grouped_heads
 from rooffuse.passes.interpolations import interpolations_pass
 from rooffuse.passes.kept_dims import kept_dims
+from rooffuse.passes.large_windows import large_windows_pass
 from rooffuse.passes.memory_plan import (
     BufferLife,
     MemoryPlan,
@@ -64,6 +65,7 @@ __all__ = [
     "hazard_edges",
     "interpolations_pass",
     "kept_dims",
+    "large_windows_pass",
     "peak_live_bytes",
     "plan_memory",
     "pooled_places",

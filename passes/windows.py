@@ -58,10 +58,11 @@ def windows_over(
     dilation: Any,
     ceil_mode: bool,
     rank: int | None = None,
+    most: int = MAX_PLACES,
 ) -> Windows:
     """Windows over the last ``rank`` dimensions of a tensor of ``shape``, by default as many as ``kernel`` has sizes.
 
-    Raises Refusal for sizes that are not known and for windows of many places.
+    Raises Refusal for sizes that are not known and for windows of more places than ``most``.
     """
     rank = rank or len(kernel)
     sizes = tuple(shape[-rank:])
@@ -70,7 +71,7 @@ def windows_over(
     kernel = _each(kernel, rank)
     stride = _each(stride, rank) if stride not in (None, [], ()) else kernel
     padding, dilation = _each(padding, rank), _each(dilation, rank)
-    if prod(kernel) > MAX_PLACES:
+    if prod(kernel) > most:
         raise Refusal(f"a window of {prod(kernel)} places is more than is unrolled")
     outputs = []
     for n, k, s, p, d in zip(sizes, kernel, stride, padding, dilation, strict=True):

@@ -21,6 +21,8 @@ for n in (7, 33, 300):
     case(f"softmax_of_cumsum_{n}", lambda x: F.softmax(x.cumsum(-1), -1), (5, n))  # each sweep scans anew
     case(f"largest_cumsum_{n}", lambda x: x.cumsum(-1).amax(-1), (5, n))
     case(f"cumsum_from_the_end_{n}", lambda x: x.flip(-1).cumsum(-1).flip(-1) * 2, (5, n))
+    case(f"cumsum_of_some_{n}", lambda x, m: (x * m).cumsum(-1), (3, n), lambda n=n: torch.rand(3, n) < 0.5)
+    case(f"cumsum_of_gelu_{n}", lambda x: F.gelu(F.gelu(x).cumsum(-1)), lambda n=n: torch.randn(5, n).bfloat16())
     case(f"logcumsumexp_{n}", lambda x: x.logcumsumexp(-1) + 1, (3, n))
     case(f"logcumsumexp_column_{n}", lambda x: (x * 4).logcumsumexp(0), (n, 19))
     case(f"cummax_{n}", lambda x: running_max(x, -1) * 2, (3, n))

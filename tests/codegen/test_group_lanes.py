@@ -77,3 +77,15 @@ def test_neighbours_are_folded_in_whole_groups() -> None:
     body = tuple(replace(s, fold=7) if isinstance(s, Reduce) else s for s in nest.body)
     with pytest.raises(InvalidKernel, match="whole numbers of groups"):
         verify(replace(kernel, nests=(Nest(nest.axes, body),)))
+
+
+def test_what_a_group_has_in_common_is_stored_once() -> None:
+    def loop_of_store(fn: Callable) -> str:
+        kernel = rewritten(lower(fn, torch.randn(4, 22, 33)).group.kernel)
+        return print_function(kernel, "k").split("o0[")[-2].rsplit("for (", 1)[-1].splitlines()[0]
+
+    def cut(x: Tensor) -> Tensor:
+        return x.unflatten(2, (3, 11)).unflatten(1, (2, 11))
+
+    assert "j += 11" in loop_of_store(lambda x: cut(x).mean((2, 4)))
+    assert "++j" in loop_of_store(lambda x: cut(x) - cut(x).mean((2, 4), keepdim=True))

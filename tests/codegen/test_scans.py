@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from rooffuse.codegen.cache import DiskCache
+from rooffuse.codegen.cpp_unit import print_function
 from rooffuse.codegen.errors import InvalidKernel, NotLowerable
 from rooffuse.codegen.index import symbol
 from rooffuse.codegen.ir import Axis, Buffer, Kernel, Load, Nest, Scan, Store
@@ -66,3 +67,17 @@ def test_a_row_of_several_tiles_carries_its_total(tmp_path: Path) -> None:
     lowered = lower(lambda x, w: (x.cumsum(-1) + w, (x + 1).cumsum(-1).amax(-1)), x, w)
     assert_same(run_triton(lowered, [x, w], DiskCache(tmp_path)),
                 [x.cumsum(-1) + w, (x + 1).double().cumsum(-1).amax(-1).float()])
+
+
+def test_what_is_computed_beside_a_scan_is_vectorised() -> None:
+    """In loops of their own, before it and after it; loads and stores alone stay in one, and so does a plain total."""
+    def loops(fn, *inputs):
+        source = print_function(lower(fn, *inputs).group.kernel, "k")
+        return source.count("#pragma omp simd"), source.count("for (int64_t r0 = ")
+
+    x = torch.randn(9, 700)
+    assert loops(lambda x: x.exp().cumsum(-1).sqrt(), x) == (2, 3)
+    assert loops(lambda x: x.exp().cumsum(-1), x) == (1, 2)
+    assert loops(lambda x: x.cumsum(-1).exp().cumsum(-1), x) == (1, 3)
+    assert loops(lambda x: x.cumsum(-1), x) == (0, 1)
+    assert loops(lambda x: x.cumsum(-1), x.bfloat16()) == (2, 3)
