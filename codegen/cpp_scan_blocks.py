@@ -17,7 +17,9 @@ SCAN_BLOCK = 256
 
 
 class ScanBlocks(LaneForm):
-    """Prints a loop over part of a row as one for each of ``_stages``."""
+    """Prints a loop over part of a row as one for each of ``_stages``; a later sweep needs the values ``_wanted``."""
+
+    _wanted: frozenset[str] = frozenset()
 
     def _scans_in_blocks(self, body: Sequence[Stmt]) -> bool:
         """Whether something is computed or converted beside running totals: loads and stores alone wait for nothing."""

@@ -58,8 +58,9 @@ def averages(in_turn: bool, x: Tensor, kernel: Any, stride: Any = (), padding: A
         total = torch.sum(*side_by_side(total, w))
     elif in_turn:
         for dim, (k, s, p) in enumerate(zip(w.kernel, w.stride, w.padding, strict=True)):
-            alone = [[n if d == dim else other for d in range(len(w.kernel))] for n, other in ((k, 1), (s, 1), (p, 0))]
-            first, *others = at_places(total, windows_over(total.shape, *alone, 1, ceil_mode), 0)
+            k1, s1, p1 = ([n if d == dim else other for d in range(len(w.kernel))]
+                          for n, other in ((k, 1), (s, 1), (p, 0)))
+            first, *others = at_places(total, windows_over(total.shape, k1, s1, p1, 1, ceil_mode), 0)
             total = sum(others, first)
     else:
         raise Refusal("overlapping windows of many places")
