@@ -14,12 +14,15 @@ from sympy import Expr
 from .cpp_cuts import CutLoops
 from .cpp_spelling import STORAGE
 from .index import affine
-from .ir import Axis, Load, Stmt, Store, operands
+from .ir import Axis, Compute, Load, Stmt, Store, operands
+from .operations import operation_cost
 
 #: Lanes whose elements are moved at a time: arrays of a few KiB.
 STAGED_LANES = 64
 #: Longest distance between lanes that g++ takes apart by itself, and longest at which neighbours share cache lines.
 NATIVE_STRIDE, LONGEST_STRIDE = 3, 64
+#: Operations of a function of a library's.
+COSTLY = 16
 
 Place = tuple[str, Expr]
 _NONE: Mapping[Place, str] = MappingProxyType({})
@@ -32,6 +35,7 @@ class StagedLoops(CutLoops):
 
     def _print_loop(self, lane: Axis, first: str, last: str, body: Sequence[Stmt]) -> None:
         loads, stores = (self._row_apart(lane, [s for s in body if isinstance(s, kind)]) for kind in (Load, Store))
+        loads |= self._far_loads(lane, body)
         shared = {buffer for buffer, _ in loads} & {buffer for buffer, _ in stores}
         looked_up = self._narrow_gathers(lane, body)
         moved = {p: f"stage{k}[l]" for k, p in enumerate((*looked_up, *loads, *stores)) if p[0] not in shared}
@@ -63,6 +67,16 @@ class StagedLoops(CutLoops):
                 group = groups.setdefault((stmt.buffer, stride, stmt.index - constant), {})
                 group[stmt.buffer, stmt.index] = None
         return {p: None for (_, stride, _), group in groups.items() if 2 * len(group) >= stride for p in group}
+
+    def _far_loads(self, lane: Axis, body: Sequence[Stmt]) -> dict[Place, None]:
+        """Places of what lies apart where much is computed of it: g++ calls no vector of a library's functions on lanes
+        that it would gather."""
+        if not any(isinstance(s, Compute) and operation_cost(s.op) >= COSTLY for s in body):
+            return {}
+        strides = [(s, affine(s.index)) for s in body if isinstance(s, Load) and s.mask is None]
+        return {(s.buffer, s.index): None for s, (coefficients, _, others) in strides
+                if not others and coefficients.keys() <= self.nest.ranges.keys()
+                and coefficients.get(lane.symbol, 0) > NATIVE_STRIDE}
 
     def _narrow_gathers(self, lane: Axis, body: Sequence[Stmt]) -> dict[Place, None]:
         """Places of elements of less than four bytes that each lane looks up: processors gather none."""

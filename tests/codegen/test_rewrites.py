@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from rooffuse.codegen.cache import DiskCache
+from rooffuse.codegen.cpp_unit import print_function
 from rooffuse.codegen.exact_rounding import drop_exact_roundings
 from rooffuse.codegen.ir import Compute, Kernel
 from rooffuse.codegen.jam import JAMMED, LONG_ROW, jam_rows
@@ -117,6 +119,19 @@ def test_a_transposition_goes_in_tiles_of_whole_lines() -> None:
     assert turned(3, 64, 160) == [3, 10, 4, 16, 16]
     assert turned(48, 7) == [3, 7, 16]
     assert turned(48, 67) == [67, 48]  # a prime number of rows has no tiles
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_tile_computes_at_length_is_loaded_before(dtype, tmp_path) -> None:
+    """g++ calls no vector of a library's functions on elements that lie apart."""
+    x = torch.randn(3, 64, 160, dtype=dtype).mT
+    calls = {"mish": lambda x: F.mish(x).contiguous(), "relu": lambda x: x.relu().contiguous()}
+    lowered = {name: lower(fn, x) for name, fn in calls.items()}
+    tiles = {n: replace(k, group=replace(k.group, kernel=turn_in_tiles(k.group.kernel))) for n, k in lowered.items()}
+    unit = CppUnit(tiles, DiskCache(tmp_path))
+    for name, fn in calls.items():
+        assert_same(unit.run(name, tiles[name], [x]), fn(x))
+        assert ("stage" in print_function(tiles[name].group.kernel, "k")) == (name == "mish")
 
 
 def test_reductions_that_go_through_memory_along_two_axes() -> None:

@@ -250,3 +250,20 @@ def test_inputs_in_other_strides_than_traced_without_convolutions() -> None:
         value = torch.empty(IMAGE.shape).to(memory_format=torch.channels_last)
     after = placed(gm, layout=Layout(inputs={node.name: value}))
     torch.testing.assert_close(after(IMAGE.to(memory_format=torch.channels_last)), IMAGE.view(2, -1) * 2)
+
+
+def test_a_transposed_convolution_is_faster_by_far() -> None:
+    def upward(x: Tensor, w: Tensor) -> Tensor:
+        up = aten.convolution(x, w, None, [2, 2], [1, 1], [1, 1], True, [1, 1], 1)
+        return torch.relu(up).mean((2, 3))
+
+    after = checked(upward, torch.randn(2, 32, 28, 28), torch.randn(32, 64, 3, 3))
+    assert formats(after) == [torch.channels_last]  # of the image: what it is enlarged to is read as it lies
+    assert is_last(calls(after, aten.convolution.default)[0])
+
+
+def test_a_transposed_convolution_of_volumes_is_the_frameworks_own() -> None:
+    def upward(x: Tensor, w: Tensor) -> Tensor:
+        return aten.convolution(x, w, None, [2] * 3, [1] * 3, [1] * 3, True, [1] * 3, 1).mean((2, 3, 4))
+
+    assert formats(checked(upward, torch.randn(1, 16, 8, 8, 8), torch.randn(16, 32, 3, 3, 3))) == []
