@@ -11,7 +11,6 @@ import sys
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,28 +26,40 @@ _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 # How many own a storage, its Python object counted once; the framework's CUDA graph trees ask for it in the same way.
 _owners = torch._C._storage_Use_Count
+_Layout = tuple[Sequence[int], Sequence[int], torch.dtype]
 
 
-@dataclass
 class _Block:
-    """A storage, where and how long it was when it was made, and how often it was in use since it was last given."""
+    """A tensor in memory that is kept, where and how long its storage was when it was made, and how often it was in use
+    since it was last given. What is given shares the storage, not the tensor: finding that out, and making it, has to
+    take little time after a kernel has filled the caches with other things."""
 
-    storage: torch.UntypedStorage
-    address: int
-    nbytes: int
-    misses: int = 0
+    __slots__ = ("address", "layout", "misses", "nbytes", "owner", "storage", "tensor")
 
-    def references(self) -> int:
-        return sys.getrefcount(self.storage)
+    def __init__(self, tensor: Tensor, layout: _Layout) -> None:
+        self.tensor, self.layout, self.storage = tensor, layout, tensor.untyped_storage()
+        self.owner, self.address, self.nbytes = self.storage._cdata, self.storage.data_ptr(), self.storage.nbytes()
+        self.misses = 0
 
     def free(self) -> bool:
-        """Whether this is the only owner, and the only reference to the Python object, and the memory still the same:
-        resizing, and sharing with other processes, exchange it."""
-        return (_owners(self.storage._cdata) == 1 and self.references() == _ALONE
-                and (self.storage.data_ptr(), self.storage.nbytes()) == (self.address, self.nbytes))
+        """Whether nothing else owns it or refers to its Python object, and the memory is still the same: resizing, and
+        sharing with other processes, exchange it."""
+        return (_owners(self.owner) == _OWNERS and sys.getrefcount(self.storage) == _REFERENCES
+                and self.storage.data_ptr() == self.address and self.storage.nbytes() == self.nbytes)
+
+    def lend(self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor of that layout in this memory, with a version of its own."""
+        inference = torch.is_inference_mode_enabled()
+        if (size, stride, dtype) != self.layout or inference:
+            made = torch.empty(0, dtype=dtype, device="cpu").set_(self.storage, 0, size, stride)
+            if inference:  # such a tensor couldn't be given outside of that mode
+                return made
+            self.tensor, self.layout = made, (size, stride, dtype)
+        return self.tensor.data
 
 
-_ALONE = _Block(torch.UntypedStorage(0), 0, 0).references()
+_ALONE = _Block(torch.empty(0), ((0,), (1,), torch.float32))
+_OWNERS, _REFERENCES = _owners(_ALONE.owner), sys.getrefcount(_ALONE.storage)
 
 
 def memory_limit() -> int:
@@ -79,7 +90,7 @@ class ResultMemory:
                     break
                 block = blocks.popleft()
                 if block.free():
-                    found = torch.empty(0, dtype=dtype, device="cpu").set_(block.storage, 0, size, stride)
+                    found = block.lend(size, stride, dtype)
                     block.misses = 0
                     blocks.append(block)
                     if nbytes in self._blocks:
@@ -90,13 +101,15 @@ class ResultMemory:
                     blocks.append(block)
                 else:
                     self.bytes -= nbytes
-        made = torch.empty_strided(size, stride, dtype=dtype, device="cpu")
-        self._keep(made.untyped_storage(), nbytes)
+        with torch.inference_mode(False):
+            block = _Block(torch.empty_strided(size, stride, dtype=dtype, device="cpu"), (size, stride, dtype))
+        made = block.lend(size, stride, dtype)
+        self._keep(block, nbytes)
         return made
 
-    def _keep(self, storage: torch.UntypedStorage, nbytes: int) -> None:
+    def _keep(self, block: _Block, nbytes: int) -> None:
         with self._lock:
-            self._blocks.setdefault(nbytes, deque()).append(_Block(storage, storage.data_ptr(), nbytes))
+            self._blocks.setdefault(nbytes, deque()).append(block)
             self._blocks.move_to_end(nbytes)
             self.bytes += nbytes
             while self.bytes > self.limit:

@@ -185,3 +185,24 @@ def test_small_results_are_not_kept() -> None:
     run = doubled()
     run(torch.randn(100, 100))
     assert RESULTS.bytes == 0
+
+
+def test_memory_of_inference_is_good_for_training() -> None:
+    """A tensor that was made in inference mode can't be saved for a gradient, and its mode is that of who asks."""
+    memory = ResultMemory(1 << 24)
+    ask = SIZE, (SIZE[1], 1), torch.float32, 4 * SIZE[0] * SIZE[1]
+    with torch.inference_mode():
+        first = memory.take(*ask)
+        assert first.is_inference()
+        place = first.data_ptr()
+        del first
+    second = memory.take(*ask)
+    assert second.data_ptr() == place and not second.is_inference()
+    weight = torch.ones(SIZE[1], requires_grad=True)
+    (weight * second.fill_(2)).sum().backward()
+    assert torch.equal(weight.grad, torch.full((SIZE[1],), 2.0 * SIZE[0]))
+    assert second._version == 1 and not second._is_view()
+    del second
+    with torch.inference_mode():
+        third = memory.take(*ask)
+        assert third.data_ptr() == place and third.is_inference()
