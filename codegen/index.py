@@ -102,21 +102,22 @@ def _split(expr: Expr, n: int) -> tuple[Expr, Expr]:
     return Add(*quotient), Add(*rest)
 
 
-def _common_factor(expr: Expr, n: int) -> tuple[int, Expr, int]:
-    """``expr = g * scaled + constant`` with ``g`` dividing ``n`` and ``0 <= constant < g``."""
-    g, constant = n, 0
-    for term in Add.make_args(expr):
-        coefficient, factor = term.as_coeff_Mul()
-        if factor is sympy.S.One:
-            constant = int(coefficient)
-        else:
-            g = gcd(g, int(coefficient)) if coefficient.is_Integer else 1
-    if g == 1:
-        return 1, expr, 0
-    scaled = Add(*[
-        Integer(int(c) // g) * f for c, f in (t.as_coeff_Mul() for t in Add.make_args(expr)) if f is not sympy.S.One
-    ]) + constant // g
-    return g, scaled, constant % g
+def _common_factor(expr: Expr, n: int, ranges: Ranges) -> tuple[int, Expr, Expr]:
+    """``expr = g * scaled + small`` with the largest ``g`` that divides ``n`` and for which ``0 <= small < g``: places
+    in a row are small beside its number."""
+    constant, terms = expr.as_coeff_Add()
+    pairs = [term.as_coeff_Mul() for term in Add.make_args(terms)]
+    if not constant.is_Integer or not all(c.is_Integer for c, _ in pairs):
+        return 1, expr, Integer(0)
+    factors = [gcd(n, int(c)) for c, _ in pairs]
+    for g in sorted({gcd(*factors), *factors}, reverse=True):
+        if g == 1:
+            break
+        small = Add(*[c * f for c, f in pairs if int(c) % g]) + int(constant) % g
+        extent = bounds(small, ranges)
+        if extent is not None and extent[0] >= 0 and extent[1] < g:
+            return g, Add(*[c // g * f for c, f in pairs if int(c) % g == 0]) + int(constant) // g, small
+    return 1, expr, Integer(0)
 
 
 def _divisions(expr: Expr) -> int:
@@ -161,7 +162,7 @@ def floordiv(expr: Expr, n: int, ranges: Ranges) -> Expr:
     extent = bounds(rest, ranges)
     if extent is not None and extent[0] // n == extent[1] // n:
         return quotient + extent[0] // n
-    g, scaled, _ = _common_factor(rest, n)
+    g, scaled, _ = _common_factor(rest, n, ranges)
     constant, inner = scaled.as_coeff_Add()
     if isinstance(inner, FloorDiv):
         a, m = inner.args
@@ -189,10 +190,10 @@ def mod(expr: Expr, n: int, ranges: Ranges) -> Expr:
     unwrapped = _without_remainders(rest, n)
     if unwrapped != rest:
         return mod(unwrapped, n, ranges)
-    g, scaled, constant = _common_factor(rest, n)
+    g, scaled, small = _common_factor(rest, n, ranges)
     inner = Mod(scaled.args[0], Integer(n // g)) if (
         isinstance(scaled, Mod) and int(scaled.args[1]) % (n // g) == 0) else Mod(scaled, Integer(n // g))
-    return g * inner + constant
+    return g * inner + small
 
 
 def rewrite(expr: Expr, replaced: Mapping[Symbol, Expr], ranges: Ranges) -> Expr:
