@@ -205,3 +205,12 @@ def test_remainder_of_a_remainder() -> None:
     assert mod(Mod(X, Integer(12)) + 5, 4, ranges) == mod(X + 1, 4, ranges)
     assert mod(2 * Mod(X, Integer(6)) + 1, 4, ranges) == mod(2 * X + 1, 4, ranges)
     assert mod(Mod(X, Integer(6)) + 1, 4, ranges).count(Mod) == 2
+
+
+def test_places_in_a_row_are_small_beside_its_number() -> None:
+    """Volumes of 31 × 63 × 63, flat, in seven parts of 279 rows."""
+    row, place, part, ranges = symbol("row"), symbol("place"), X, {X: 7, symbol("row"): 279, symbol("place"): 63}
+    flat = 17577 * part + 63 * row + place
+    assert mod(flat, 3969, ranges) == 63 * mod(279 * part + row, 63, ranges) + place
+    assert floordiv(flat, 3969, ranges) == floordiv(279 * part + row, 63, ranges)
+    assert joined(3969 * floordiv(flat, 3969, ranges) + mod(flat, 3969, ranges), ranges) == flat
