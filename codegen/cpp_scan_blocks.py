@@ -54,9 +54,12 @@ class ScanBlocks(LaneForm):
         """The loops over ``bounds``; ``clauses`` are those of a loop with some reductions, and ``print_body``
         prints what one computes."""
         kept = self.held | self._wanted
+        ordered = self._stages(body)
+        stored = next((k for k, stage in enumerate(ordered) if any(isinstance(s, Store) for s in stage)), len(ordered))
+        kept |= {n for stage in ordered[stored + 1:] for s in stage for n in operands(s)}  # stores may hit them
         again: dict[str, Stmt] = {s.name: s for s in body if isinstance(s, Load | Index | Const)
                                   and not operands(s) and s.name not in kept and self._as_it_is(s)}
-        stages = [[s for s in stage if isinstance(s, Store) or s.name not in again] for stage in self._stages(body)]
+        stages = [[s for s in stage if isinstance(s, Store) or s.name not in again] for stage in ordered]
         homes = {s.name: k for k, stage in enumerate(stages) for s in stage if not isinstance(s, Store)}
         wanted = [{n: None for s in stage for n in operands(s) if homes.get(n) != k} for k, stage in enumerate(stages)]
         crossing = {n: None for names in wanted for n in names if n in homes}

@@ -81,3 +81,9 @@ def test_what_is_computed_beside_a_scan_is_vectorised() -> None:
     assert loops(lambda x: x.cumsum(-1).exp().cumsum(-1), x) == (1, 3)
     assert loops(lambda x: x.cumsum(-1), x) == (0, 1)
     assert loops(lambda x: x.cumsum(-1), x.bfloat16()) == (2, 3)
+
+
+def test_a_row_may_be_written_where_it_was_read() -> None:
+    """A result can take the memory of an operand that nobody needs later: what is read there is read before."""
+    source = print_function(lower(lambda x: (x.cumsum(-1), x.cumsum(-1) * x), torch.randn(9, 700)).group.kernel, "k")
+    assert source.rindex("i0[") < source.index("o0[")
