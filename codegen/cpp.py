@@ -40,7 +40,7 @@ class NestPrinter(ScanBlocks):
         self.column = self._column_axis()
         self._vector = self.column or nest.axes[-1] if nest.axes else None
         self.held = frozenset[str]() if self.column else held_values(nest, self.phases)
-        self.hosts = hosting_stores(kernel, nest, self.phases, self.held)
+        self.hosts = hosting_stores(kernel, nest, self.phases, self.held, schedule.streamed)
         self.shared_rows = (
             frozenset[str]() if self.column or self.held else shared_row_values(kernel, nest))
         for name in self.held | self.shared_rows:  # which later sweeps read back
@@ -85,6 +85,7 @@ class NestPrinter(ScanBlocks):
             self._print_columns(self.column)
         else:
             self._print_rows()
+        self._end_streams()
         self.close()
         return self.lines
 
@@ -339,11 +340,16 @@ class NestPrinter(ScanBlocks):
                             lambda stage: self._add_row(stage, parts, "", computed))
                         self.close(bool(known))
                         continue
-                    if clauses is not None:
-                        self.add(f"#pragma omp simd{clauses}{self._asked}")
-                    self.open(f"for (int64_t {lane.symbol} = {low}; {lane.symbol} < {high}; ++{lane.symbol})")
-                    self._add_row(body, parts or self._short, f"[{lane.symbol}]" if self._short else "", computed)
-                    self.close(1 + bool(known))
+                    streamed = [] if clauses is None else self._streamed(lane, body, first)
+                    with self._lane_blocks(lane, low, high, streamed) as (control, start):
+                        if clauses is not None:
+                            self.add(f"#pragma omp simd{clauses}{self._asked}")
+                        self.open(f"for ({control})")
+                        if start:
+                            self.add(start)
+                        self._add_row(body, parts or self._short, f"[{lane.symbol}]" if self._short else "", computed)
+                        self.close()
+                    self.close(bool(known))
         self._close_online(online, f"RF_MIN(INT64_C({blocked}), {lane.size} - block)")
         self._close_lanes(segments)
         self._close_parts(blocks)

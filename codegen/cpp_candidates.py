@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from .cpp import NestPrinter
@@ -27,15 +27,18 @@ class CppCandidate:
     schedule: Schedule = DEFAULT_SCHEDULE
 
 
-def cpp_candidates(kernel: Kernel, jammed: Mapping[int, Kernel]) -> tuple[CppCandidate, ...]:
+def cpp_candidates(kernel: Kernel, jammed: Mapping[int, Kernel], streamed: tuple[str, ...] = ()
+                   ) -> tuple[CppCandidate, ...]:
     """At most `MOST_CANDIDATES` candidates whose sources differ, "default" first.
 
-    ``jammed`` has the same kernel with other numbers of rows side by side. The other candidates change no order of
+    ``jammed`` has the same kernel with other numbers of rows side by side; ``streamed`` are buffers that the default
+    writes past the caches. The other candidates change no order of
     sums, except those that ask ahead along rows: blocks of a row are summed apart there.
     """
-    found = [CppCandidate("default", kernel)]
-    seen = {print_function(kernel, "kernel")}
-    for candidate in _others(kernel, jammed):
+    default = Schedule(streamed=streamed)
+    found = [CppCandidate("default", kernel, default)]
+    seen = {print_function(kernel, "kernel", default)}
+    for candidate in _others(kernel, jammed, default):
         text = print_function(candidate.kernel, "kernel", candidate.schedule)
         if text not in seen and len(found) < MOST_CANDIDATES:
             seen.add(text)
@@ -43,17 +46,19 @@ def cpp_candidates(kernel: Kernel, jammed: Mapping[int, Kernel]) -> tuple[CppCan
     return tuple(found)
 
 
-def _others(kernel: Kernel, jammed: Mapping[int, Kernel]) -> Iterator[CppCandidate]:
+def _others(kernel: Kernel, jammed: Mapping[int, Kernel], default: Schedule) -> Iterator[CppCandidate]:
     for rows, other in sorted(jammed.items()):
-        yield CppCandidate("one row at a time" if rows == 1 else f"{rows} rows at once", other)
+        yield CppCandidate("one row at a time" if rows == 1 else f"{rows} rows at once", other, default)
+    if default.streamed:
+        yield CppCandidate("results through the caches", kernel)
     # One of these prints what the default does, and isn't a candidate.
-    yield CppCandidate("memory not asked ahead", kernel, Schedule(ahead=False))
-    yield CppCandidate("memory asked ahead", kernel, Schedule(ahead=True))
+    yield CppCandidate("memory not asked ahead", kernel, replace(default, ahead=False))
+    yield CppCandidate("memory asked ahead", kernel, replace(default, ahead=True))
     work = sum(prod(a.size for a in nest.axes) * len(nest.body) for nest in kernel.nests)
     if work < THREADS_IN_DOUBT * SERIAL_WORK:
-        yield CppCandidate("one thread", kernel, Schedule(threads=False))
+        yield CppCandidate("one thread", kernel, replace(default, threads=False))
         if work * THREADS_IN_DOUBT >= SERIAL_WORK:
-            yield CppCandidate("several threads", kernel, Schedule(threads=True))
+            yield CppCandidate("several threads", kernel, replace(default, threads=True))
     if any(NestPrinter(kernel, nest, DEFAULT_SCHEDULE).column is not None for nest in kernel.nests):
         for lanes in (WIDE_LANES, COLUMN_LANES, COLUMN_LANES // 2):
-            yield CppCandidate(f"{lanes} columns at once", kernel, Schedule(lanes=lanes))
+            yield CppCandidate(f"{lanes} columns at once", kernel, replace(default, lanes=lanes))

@@ -96,6 +96,13 @@ class ColumnForm(SegmentArrays):
         if not varying:
             return
         step = 1 if inside_sweep else self._lanes_alike(varying, lane, shared)
+        streamed = self._streamed(lane, varying, 0) if step == 1 else []
+        with self._in_blocks(lane, streamed, self.lanes, "j", "begin", "end - begin"):
+            self._print_block(varying, lane, shared, step, inside_sweep)
+
+    def _print_block(self, varying: Sequence[Stmt], lane: Axis, shared: list[str], step: int, inside_sweep: bool
+                     ) -> None:
+        """The loop over the block of lanes, in steps of lanes that get the same."""
         if step == 1:
             self.add("#pragma omp simd")
         self.open(f"for (int64_t j = 0; j < end - begin; {'++j' if step == 1 else f'j += {step}'})")

@@ -141,8 +141,9 @@ class CutLoops(ColumnForm):
         self.close(bool(conditions))
 
     def _print_loop(self, lane: Axis, first: str, last: str, body: Sequence[Stmt]) -> None:
-        axis = lane.symbol
-        self._print_lane_loop(lane, f"int64_t {axis} = {first}; {axis} < {last}; ++{axis}", body)
+        low = self._inside.get(lane.symbol, (0, lane.size))[0]
+        with self._lane_blocks(lane, first, last, self._streamed(lane, body, low)) as (control, start):
+            self._print_lane_loop(lane, control, body, start)
 
     def _print_lane_loop(self, lane: Axis, control: str, body: Sequence[Stmt], start: str = "") -> None:
         """A loop over lanes, which are vectors where no two store to one place."""

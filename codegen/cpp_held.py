@@ -51,15 +51,18 @@ def held_values(nest: Nest, phases: Sequence[Phase]) -> frozenset[str]:
     return frozenset(result) | moved_on  # a column's total has moved on once its row was added
 
 
-def hosting_stores(kernel: Kernel, nest: Nest, phases: Sequence[Phase], held: frozenset[str]) -> dict[str, Store]:
+def hosting_stores(kernel: Kernel, nest: Nest, phases: Sequence[Phase], held: frozenset[str],
+                   streamed: Sequence[str] = ()) -> dict[str, Store]:
     """Held values that can wait in the row of a result, which a later sweep overwrites: the first sweep then brings the
-    result's memory in while it computes, and no row of their own is needed. With each the store of that result.
+    result's memory in while it computes, and no row of their own is needed. With each the store of that result. Results
+    that are ``streamed`` past the caches host none.
 
     A result may lie in the memory of an input of its size, which the sweep that stores it is the last to read: then
     nothing of that size may be read once the value waits there.
     """
     sweeps = [p for p in phases if p.sweep]
     stores = [s for n in kernel.nests for s in n.body if isinstance(s, Store)]
+    others = kernel.read | set(streamed)
     hosts: dict[str, Store] = {}
     for name in sorted(held):
         made = next(s for s in nest.body if not isinstance(s, Store) and s.name == name)
@@ -67,7 +70,7 @@ def hosting_stores(kernel: Kernel, nest: Nest, phases: Sequence[Phase], held: fr
         read = next(k for k, s in enumerate(sweeps[last].body) if s is made)  # what is stored before would be read
         later = [*sweeps[last].body[read:], *(s for p in sweeps[last + 1:] for s in p.body)]
         for store in (s for s in later if isinstance(s, Store)):
-            alone = sum(s.buffer == store.buffer for s in stores) == 1 and store.buffer not in kernel.read
+            alone = sum(s.buffer == store.buffer for s in stores) == 1 and store.buffer not in others
             if (alone and not _reads_after(kernel, made, sweeps, held, kernel.buffer(store.buffer).size)
                     and kernel.buffer(store.buffer).dtype == made.dtype and _whole_row(nest, store)
                     and all(store is not s for s in hosts.values())):

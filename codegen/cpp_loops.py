@@ -26,6 +26,7 @@ class LoopWriter(CppStatements):
     """Collects ``lines``; ``_rest`` are the parallel axes that ``_threads`` left for plain loops."""
 
     schedule: Schedule = DEFAULT_SCHEDULE
+    _shared_at: int | None = None  # the line with the pragma of the loop that threads share
 
     def __init__(self, kernel: Kernel, nest: Nest) -> None:
         super().__init__(kernel, nest)
@@ -81,6 +82,7 @@ class LoopWriter(CppStatements):
         chunks = -(-contiguous.size // step) if chunked and contiguous else 1
         if count * chunks > 1:
             if parallel:
+                self._shared_at = len(self.lines)
                 self.add("#pragma omp parallel for schedule(static)")
             self.open(f"for (int64_t t = 0; t < {count * chunks}; ++t)")
             opened += 1

@@ -119,6 +119,7 @@ class Prefetching(StripForm):
             return []
         before = {s.buffer for p in sweeps[:after] for s in p.body if isinstance(s, Store)} | {
             s.buffer for s in self.nest.body if isinstance(s, Load)} | {s.buffer for s in self.hosts.values()}
+        before |= set(self.schedule.streamed)
         found = []
         for store in stores:
             row = prod(a.size for a in self.nest.reduction) * self.kernel.buffer(store.buffer).dtype.itemsize

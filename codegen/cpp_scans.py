@@ -5,15 +5,15 @@ from collections.abc import Iterable
 
 import torch
 
-from .cpp_loops import LoopWriter
 from .cpp_spelling import COMPUTE, literal
+from .cpp_streams import StreamedStores
 from .ir import Axis, Kernel, Nest, Reduce, Scan, Stmt
 
 STEPS = {"sum": "{0} + {1}", "prod": "{0} * {1}", "max": "rf_max({0}, {1})", "min": "rf_min({0}, {1})",
           "logsumexp": "rf_logaddexp({0}, {1})"}
 
 
-class ScanLoops(LoopWriter):
+class ScanLoops(StreamedStores):
     """Running totals in scalars, or, for scans that go side by side in neighbouring lanes, in arrays over the lanes."""
 
     column: Axis | None = None

@@ -14,11 +14,13 @@ class Schedule:
     threads: whether threads share the outer loops; None for where there is enough work.
     ahead: whether loops ask memory ahead; None for where they compute for long.
     lanes: neighbouring columns that the column form takes at a time; None for as many as there are shares for.
+    streamed: buffers that are written past the caches, where that can be done in whole lines.
     """
 
     threads: bool | None = None
     ahead: bool | None = None
     lanes: int | None = None
+    streamed: tuple[str, ...] = ()
 
 
 DEFAULT_SCHEDULE = Schedule()

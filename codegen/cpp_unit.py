@@ -5,8 +5,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from .cpp import NestPrinter
+from .cpp_prelude import PRELUDE
 from .cpp_schedule import DEFAULT_SCHEDULE, Schedule
-from .cpp_spelling import PRELUDE, STORAGE
+from .cpp_spelling import STORAGE
 from .ir import Kernel
 
 #: What makes a unit's text the whole of it or a part; it comes first.

@@ -157,7 +157,7 @@ def _works(steps: Sequence[KernelStep], target: Target, eager_rounding: bool) ->
     same: dict[Any, list[KernelStep]] = {}
     for step in steps:
         assert step.group.extracted is not None
-        same.setdefault(step.group.extracted.key, []).append(step)
+        same.setdefault((step.group.extracted.key, step.streamed), []).append(step)
     works = []
     for group in same.values():
         candidates = candidates_of(group[0], target, eager_rounding)

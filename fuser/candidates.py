@@ -48,7 +48,7 @@ class Candidate:
 def default_candidate(step: KernelStep) -> Candidate:
     """The kernel as the price makes it."""
     assert step.group.lowered is not None
-    return Candidate("default", step.group.lowered.kernel)
+    return Candidate("default", step.group.lowered.kernel, schedule=Schedule(streamed=step.streamed))
 
 
 def candidates_of(step: KernelStep, target: Target, eager_rounding: bool) -> tuple[Candidate, ...]:
@@ -59,7 +59,7 @@ def candidates_of(step: KernelStep, target: Target, eager_rounding: bool) -> tup
     assert step.group.extracted is not None
     plain = lower_group(step.group.extracted.graph, eager_rounding=eager_rounding).kernel
     jammed = {rows: target.finish(plain, rows) for rows in OTHER_ROWS}
-    return tuple(Candidate(c.name, c.kernel, None, c.schedule) for c in cpp_candidates(kernel, jammed))
+    return tuple(Candidate(c.name, c.kernel, None, c.schedule) for c in cpp_candidates(kernel, jammed, step.streamed))
 
 
 def triton_module(candidate: Candidate, target: Target) -> TritonSource:

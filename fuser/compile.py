@@ -45,6 +45,7 @@ from .partition import FusedModule, fused_module
 from .pricing import GroupPricer
 from .program import KernelStep, Program, make_program
 from .runtime import Built, Executable, assemble, on_device
+from .streamed import stream_results
 from .targets import Target
 from .units import Units
 
@@ -123,7 +124,7 @@ def plan_graph(gm: GraphModule, target: Target, options: Options, dump: Dump | N
     grouping = group_graph(graph, pricer, memoised_lowering(options.eager_casts, target.finish))
     grouping_s, clock = time.perf_counter() - clock, time.perf_counter()
     fused = fused_module(graph, grouping)
-    program = make_program(fused, options.verify)
+    program = stream_results(make_program(fused, options.verify), target.device)
     log.debug("%d nodes: passes %.0f ms, grouping %.0f ms, memory plan %.0f ms", len(graph.graph.nodes),
               1e3 * passes_s, 1e3 * grouping_s, 1e3 * (time.perf_counter() - clock))
     plan = Plan(graph, grouping, fused, program, target)
@@ -151,13 +152,14 @@ def _candidate(step: KernelStep, chosen: Chosen | None) -> Candidate:
 
 def distinct_kernels(steps: Sequence[KernelStep], candidates: Chosen | None = None
                      ) -> tuple[list[Candidate], list[int]]:
-    """Kernels without repetitions, and for each step the number of its kernel. Equal groups are equal kernels."""
+    """Kernels without repetitions, and for each step the number of its kernel. Equal groups whose results go past the
+    caches alike are equal kernels."""
     numbers: dict[Any, int] = {}
     kernels: list[Candidate] = []
     chosen: list[int] = []
     for step in steps:
         assert step.group.extracted is not None
-        key = step.group.extracted.key
+        key = step.group.extracted.key, step.streamed
         if key not in numbers:
             numbers[key] = len(kernels)
             kernels.append(_candidate(step, candidates))

@@ -27,13 +27,15 @@ OUT_CALLS: Mapping[Any, Any] = {
 
 @dataclass(frozen=True)
 class KernelStep:
-    """Launch the kernel of a group; ``arguments`` are graph nodes in the order of the kernel's buffers."""
+    """Launch the kernel of a group; ``arguments`` are graph nodes in the order of the kernel's buffers, of which a CPU
+    writes those called ``streamed`` past its caches."""
 
     node: Node
     name: str
     group: Group
     arguments: tuple[Node, ...]
     results: tuple[Node, ...]
+    streamed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from rooffuse.codegen.build_cpp import compile_library, load_library
 from rooffuse.codegen.build_triton import load_launcher
 from rooffuse.codegen.cache import DiskCache
+from rooffuse.codegen.cpp_schedule import Schedule
 from rooffuse.codegen.cpp_unit import print_unit
 from rooffuse.codegen.interpret import interpret
 from rooffuse.codegen.ir import Buffer
@@ -119,7 +120,8 @@ def run_triton(lowered: Lowered, inputs: Sequence[Tensor], cache: DiskCache, pro
 class CppUnit:
     """Many kernels in one translation unit, so that the compiler starts once."""
 
-    def __init__(self, kernels: Mapping[str, Lowered], cache: DiskCache) -> None:
+    def __init__(self, kernels: Mapping[str, Lowered], cache: DiskCache,
+                 schedules: Mapping[str, Schedule] | None = None) -> None:
         self.slots: dict[str, tuple[int, ...]] = {}
         self.numbers = {name: k for k, name in enumerate(kernels)}
         count = 0
@@ -127,8 +129,9 @@ class CppUnit:
             size = len(lowered.group.kernel.buffers)
             self.slots[name] = tuple(range(count, count + size))
             count += size
-        source = print_unit([k.group.kernel for k in kernels.values()], list(enumerate(self.slots.values())))
-        self.library = load_library(compile_library(source, cache))
+        self.source = print_unit([k.group.kernel for k in kernels.values()], list(enumerate(self.slots.values())),
+                                 {self.numbers[name]: s for name, s in (schedules or {}).items()})
+        self.library = load_library(compile_library(self.source, cache))
         self.table = (ctypes.c_void_p * max(count, 1))()
 
     def run(self, name: str, lowered: Lowered, inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from rooffuse.codegen.cache import DiskCache
-from rooffuse.codegen.cpp_spelling import PRELUDE
+from rooffuse.codegen.cpp_prelude import PRELUDE
 from rooffuse.codegen.cpp_unit import print_function
 from rooffuse.codegen.short_rows import SHORT_ROW, write_out_short_rows
 from rooffuse.codegen.verify import verify
