@@ -85,10 +85,11 @@ def _reads_after(kernel: Kernel, made: Stmt, sweeps: Sequence[Phase], held: froz
     first = next(k for k, p in enumerate(sweeps) if any(s is made for s in p.body))
     rest = sweeps[first].body[next(k for k, s in enumerate(sweeps[first].body) if s is made):]
     loads = [s for s in rest if isinstance(s, Load)]
-    for sweep in sweeps[first + 1:]:
+    for k, sweep in enumerate(sweeps[first + 1:], first + 1):
         needed: set[str] = set()
+        waiting = {s.name for p in sweeps[:k] for s in p.body if not isinstance(s, Store)} & held
         for stmt in reversed(sweep.body):
-            if isinstance(stmt, Store | Reduce) or (stmt.name in needed and stmt.name not in held):
+            if isinstance(stmt, Store | Reduce) or (stmt.name in needed and stmt.name not in waiting):
                 needed.update(operands(stmt))
                 loads += [stmt] if isinstance(stmt, Load) else []
     return any(kernel.buffer(s.buffer).size == size for s in loads)

@@ -99,7 +99,7 @@ def storage_owners(fused: FusedModule) -> dict[Node, Node]:
 
 def inplace_pairs(kernel: Kernel) -> dict[str, tuple[str, ...]]:
     """For each written buffer, the read buffers whose memory it may share: one index for all accesses of both, in one
-    nest, and no read of the input after the write of the output."""
+    nest, which varies along all loops around the write, and no read of the input after the write of the output."""
     result: dict[str, tuple[str, ...]] = {}
     for out in sorted(kernel.written - kernel.read):
         result[out] = tuple(
@@ -123,7 +123,11 @@ def _may_share(kernel: Kernel, source: str, out: str) -> bool:
     phases = plan_phases(nest)
     reads = [k for k, p in enumerate(phases) for s in p.body if isinstance(s, Load) and s.buffer == source]
     writes = [k for k, p in enumerate(phases) for s in p.body if isinstance(s, Store) and s.buffer == out]
-    return bool(reads and writes) and max(reads) <= min(writes)
+    if not reads or not writes or max(reads) > min(writes):
+        return False
+    # What doesn't vary along a loop around the store is read again in the loop's next step.
+    around = {a.symbol for a in nest.axes if a.size > 1 and (phases[min(writes)].sweep or not a.reduction)}
+    return around <= touching[0][1].index.free_symbols
 
 
 def _steps(fused: FusedModule) -> list[Step]:

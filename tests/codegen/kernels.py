@@ -74,19 +74,25 @@ def flat_view(tensor: Tensor, size: int) -> Tensor:
 
 
 class Memory:
-    """The arguments of one run: inputs as they are, outputs in poisoned memory between guards."""
+    """The arguments of one run: inputs as they are, outputs in poisoned memory between guards. ``shared`` are outputs
+    in whose memory an input's elements lie."""
 
-    def __init__(self, lowered: Lowered, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, lowered: Lowered, inputs: Sequence[Tensor], shared: Mapping[str, str] | None = None) -> None:
         self.lowered, self.inputs = lowered, inputs
+        self.homes = {source: out for out, source in (shared or {}).items()}
         self.blocks: dict[str, Tensor] = {}
         for buffer in lowered.group.kernel.buffers:
             if buffer.name in lowered.group.outputs:
                 bytes_ = buffer.size * buffer.dtype.itemsize
                 self.blocks[buffer.name] = torch.full((bytes_ + 2 * GUARD,), POISON, dtype=torch.uint8)
+        for source in self.homes:
+            buffer = lowered.group.kernel.buffer(source)
+            self.flat(buffer).copy_(flat_view(inputs[lowered.group.inputs[source]], buffer.size))
 
     def flat(self, buffer: Buffer) -> Tensor:
-        if buffer.name in self.blocks:
-            return self.blocks[buffer.name][GUARD : GUARD + buffer.size * buffer.dtype.itemsize].view(buffer.dtype)
+        name = self.homes.get(buffer.name, buffer.name)
+        if name in self.blocks:
+            return self.blocks[name][GUARD : GUARD + buffer.size * buffer.dtype.itemsize].view(buffer.dtype)
         return flat_view(self.inputs[self.lowered.group.inputs[buffer.name]], buffer.size)
 
     def all_flat(self) -> list[Tensor]:
@@ -110,8 +116,9 @@ def run_interpreter(lowered: Lowered, inputs: Sequence[Tensor]) -> list[Tensor]:
     return memory.results()
 
 
-def run_triton(lowered: Lowered, inputs: Sequence[Tensor], cache: DiskCache, programs: int = 4) -> list[Tensor]:
-    memory = Memory(lowered, inputs)
+def run_triton(lowered: Lowered, inputs: Sequence[Tensor], cache: DiskCache, programs: int = 4,
+               shared: Mapping[str, str] | None = None) -> list[Tensor]:
+    memory = Memory(lowered, inputs, shared)
     source = print_kernel(lowered.group.kernel, programs_wanted=programs)
     load_launcher(source, cache, torch.device("cpu"), interpreted=True)(*memory.all_flat())
     return memory.results()
@@ -134,9 +141,10 @@ class CppUnit:
         self.library = load_library(compile_library(self.source, cache))
         self.table = (ctypes.c_void_p * max(count, 1))()
 
-    def run(self, name: str, lowered: Lowered, inputs: Sequence[Tensor]) -> list[Tensor]:
+    def run(self, name: str, lowered: Lowered, inputs: Sequence[Tensor], shared: Mapping[str, str] | None = None
+            ) -> list[Tensor]:
         """Raises IndexError where the kernel reports an index out of range."""
-        memory = Memory(lowered, inputs)
+        memory = Memory(lowered, inputs, shared)
         tensors = memory.all_flat()
         for slot, tensor in zip(self.slots[name], tensors):
             self.table[slot] = tensor.data_ptr()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,21 @@ def test_what_waits_in_the_row_of_a_result(fn, size: int, tmp_path: Path) -> Non
     if size > 1:
         assert "* const held_" in print_function(lowered.group.kernel, "kernel")
     assert_same(CppUnit({"fn": lowered}, DiskCache(tmp_path)).run("fn", lowered, args), (fn(*args),))
+
+
+def scaled_softmax(x: Tensor, parts: Tensor) -> Tensor:
+    """The scale is worth keeping, and so are the exponentials: those need ``x`` again in the second sweep."""
+    scale = sum(parts.unbind())
+    return (x * torch.rsqrt(scale / 200 + 1e-5)).softmax(-1)
+
+
+@pytest.mark.parametrize("size", [48, 300])
+def test_nothing_waits_in_an_input_that_is_read_again(size: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    args = torch.randn(3, size), torch.rand(9, size) * 100
+    lowered = lower(scaled_softmax, *args)
+    text = print_function(lowered.group.kernel, "kernel")
+    held, hosted = (set(re.findall(pattern, text)) for pattern in (r"held_\w+(?=\[)", r"\* const (held_\w+)"))
+    assert len(held) == 2 and len(hosted) == 1 and hosted <= held, text
+    unit = CppUnit({"fn": lowered}, DiskCache(tmp_path))
+    assert_same(unit.run("fn", lowered, args, shared={"o0": "i0"}), (scaled_softmax(*args),))

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from rooffuse.codegen.cache import DiskCache
+from rooffuse.program import inplace_pairs
 
 from .cases import BY_NAME, CASES
 from .kernels import CppUnit, Lowered, assert_same, lower, lower_case, run_interpreter, run_triton
@@ -55,6 +56,27 @@ def test_interpreter(name: str) -> None:
 def test_triton(name: str, cache: DiskCache) -> None:
     inputs = BY_NAME[name].inputs()
     assert_same(run_triton(lowered(name), inputs, cache), BY_NAME[name].fn(*inputs))
+
+
+def shared_memory(kernel: Lowered) -> dict[str, str]:
+    """For each output that a memory plan may put in place of an input, one such input, no two the same."""
+    found: dict[str, str] = {}
+    for out, sources in inplace_pairs(kernel.group.kernel).items():
+        free = [s for s in sources if s not in found.values()]
+        if out in kernel.group.outputs and free:
+            found[out] = free[0]
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_results_in_the_memory_of_inputs(name: str, units: dict[str, CppUnit], cache: DiskCache) -> None:
+    kernel, inputs = lowered(name), BY_NAME[name].inputs()
+    shared = shared_memory(kernel)
+    if shared:
+        expected = BY_NAME[name].fn(*inputs)
+        assert_same(units[name].run(name, kernel, inputs, shared), expected)
+        if not BY_NAME[name].heavy:
+            assert_same(run_triton(kernel, inputs, cache, shared=shared), expected)
 
 
 @pytest.mark.parametrize(
