@@ -39,10 +39,9 @@ class NestPrinter(ScanBlocks):
         self.inner = inner_values(nest)
         self.column = self._column_axis()
         self._vector = self.column or nest.axes[-1] if nest.axes else None
-        self.held = frozenset[str]() if self.column else held_values(nest, self.phases)
+        self.shared_rows = frozenset[str]() if self.column else shared_row_values(kernel, nest)
+        self.held = frozenset[str]() if self.column else held_values(nest, self.phases, self.shared_rows)
         self.hosts = hosting_stores(kernel, nest, self.phases, self.held, schedule.streamed)
-        self.shared_rows = (
-            frozenset[str]() if self.column or self.held else shared_row_values(kernel, nest))
         for name in self.held | self.shared_rows:  # which later sweeps read back
             self.products.pop(name, None)
         self._wanted: frozenset[str] = frozenset()
@@ -140,8 +139,8 @@ class NestPrinter(ScanBlocks):
         multiplied by, once and outside of all loops; returns the phases that remain."""
         invariant = self._invariant
         phases = list(self.phases)
-        cut = self._leading_invariant()
-        if not self.nest.parallel or self.held or not (cut or self.shared_rows):
+        cut = 0 if self.held else self._leading_invariant()
+        if not self.nest.parallel or not (cut or self.shared_rows):
             return phases
         if self.shared_rows and cut < len(phases) and not phases[cut].sweep:
             cut += 1  # what is known once a row before the next sweep may be what the shared values need

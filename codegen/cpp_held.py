@@ -22,8 +22,9 @@ _HEAVY = frozenset((
 SHARING_ROWS = 8
 
 
-def held_values(nest: Nest, phases: Sequence[Phase]) -> frozenset[str]:
-    """Inner values kept from one sweep to the next because computing them again costs more than a load."""
+def held_values(nest: Nest, phases: Sequence[Phase], shared: frozenset[str] = frozenset()) -> frozenset[str]:
+    """Inner values kept from one sweep to the next because computing them again costs more than a load. Those in
+    ``shared``, and what those are made of, aren't computed in any."""
     sweeps = [p for p in phases if p.sweep]
     if len(sweeps) < 2:
         return frozenset()
@@ -31,6 +32,10 @@ def held_values(nest: Nest, phases: Sequence[Phase]) -> frozenset[str]:
     row = prod(a.size for a in nest.reduction)
     result: dict[str, int] = {}
     again_wanted = {s.name: k for k, p in enumerate(sweeps) for s in p.body if not isinstance(s, Store)}
+    apart = set(shared)
+    for stmt in reversed(nest.body):
+        if not isinstance(stmt, Store) and stmt.name in apart:
+            apart.update(operands(stmt))
     moved_on = frozenset(s.name for k, p in enumerate(sweeps) for s in p.body
                          if isinstance(s, Scan) and s.strip and again_wanted[s.name] > k)
     for first, later in zip(sweeps, sweeps[1:]):
@@ -42,7 +47,7 @@ def held_values(nest: Nest, phases: Sequence[Phase]) -> frozenset[str]:
                 again[stmt.name] = HOLDING  # looked up, one element after the other
             if not isinstance(stmt, Compute) or stmt.name not in inner:
                 continue
-            again[stmt.name] = 0 if stmt.name in result else (
+            again[stmt.name] = 0 if stmt.name in result or stmt.name in apart else (
                 HOLDING if stmt.op in _HEAVY else 1) + sum(again.get(a, 0) for a in stmt.args)
             if again[stmt.name] >= HOLDING and stmt.name in used and stmt.name in inside_later:
                 result[stmt.name], again[stmt.name] = row * stmt.dtype.itemsize, 0

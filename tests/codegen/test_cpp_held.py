@@ -52,3 +52,15 @@ def test_nothing_waits_in_an_input_that_is_read_again(size: int, tmp_path: Path)
     assert len(held) == 2 and len(hosted) == 1 and hosted <= held, text
     unit = CppUnit({"fn": lowered}, DiskCache(tmp_path))
     assert_same(unit.run("fn", lowered, args, shared={"o0": "i0"}), (scaled_softmax(*args),))
+
+
+@pytest.mark.parametrize("size", [48, 300])
+def test_what_all_rows_share_is_computed_before_them(size: int, tmp_path: Path) -> None:
+    """And what each row has for itself still waits for its next sweep."""
+    torch.manual_seed(0)
+    args = torch.randn(65, size), torch.rand(9, size) * 100
+    lowered = lower(scaled_softmax, *args)
+    before, _, rows = print_function(lowered.group.kernel, "kernel").partition("for (int64_t t = 0;")
+    assert "sqrt" in before and "sqrt" not in rows and "* const held_" in rows
+    unit = CppUnit({"fn": lowered}, DiskCache(tmp_path))
+    assert_same(unit.run("fn", lowered, args, shared={"o0": "i0"}), (scaled_softmax(*args),))
