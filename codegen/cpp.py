@@ -186,6 +186,9 @@ class NestPrinter(ScanBlocks):
         return name in later or any(self._needs(n, later, made) for n in operands(made[name]))
 
     def _print_pointwise(self, parallel: list[Axis]) -> None:
+        tile = self._tile()
+        if tile is not None:
+            return self._print_tile(*tile)
         lane = parallel[-1]
         opened, chunked = self._threads(parallel[:-1], lane)
         body, loops = self.phases[0].body, [*self._rest, lane]

@@ -203,6 +203,53 @@ static inline void rf_streams_end() {  // before others may read what was writte
   asm volatile("sfence" ::: "memory");
 #endif
 }
+// A block of N by N elements transposed in registers: each of log2(N) steps interleaves rows i and i + N / 2.
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+#define RF_TURNS(T) (sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8)
+template <typename T> struct rf_row {
+  static constexpr int N = sizeof(T) == 8 ? 8 : 16;
+  typedef T row __attribute__((vector_size(N * sizeof(T)), aligned(1), may_alias));
+};
+template <int N, typename V> static inline V rf_interleaved(V a, V b, int high) {
+  if constexpr (N == 8)
+    return high ? __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+                : __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+  else
+    return high ? __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+                : __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+template <typename T> static inline void rf_turn_block(const T* from, int64_t pitch, T* to, int64_t stride) {
+  constexpr int N = rf_row<T>::N;
+  typedef typename rf_row<T>::row row;
+  row r[N], s[N];
+#pragma GCC unroll 16
+  for (int k = 0; k < N; ++k) r[k] = *(const row*)(from + k * pitch);
+#pragma GCC unroll 4
+  for (int step = 1; step < N; step *= 2) {
+#pragma GCC unroll 8
+    for (int k = 0; k < N / 2; ++k) {
+      s[2 * k] = rf_interleaved<N, row>(r[k], r[k + N / 2], 0);
+      s[2 * k + 1] = rf_interleaved<N, row>(r[k], r[k + N / 2], 1);
+    }
+#pragma GCC unroll 16
+    for (int k = 0; k < N; ++k) r[k] = s[k];
+  }
+#pragma GCC unroll 16
+  for (int k = 0; k < N; ++k) *(row*)(to + k * stride) = r[k];
+}
+#else
+#define RF_TURNS(T) false
+template <typename T> struct rf_row { static constexpr int N = 16; };
+template <typename T> static inline void rf_turn_block(const T*, int64_t, T*, int64_t) {}
+#endif
+// ``to[a * stride + b] = tile[b][a]``.
+template <int B, int A, typename T> static inline void rf_turn(const T (&tile)[B][A], T* to, int64_t stride) {
+  constexpr int N = rf_row<T>::N, b0 = RF_TURNS(T) ? B / N * N : 0, a0 = b0 ? A / N * N : 0;
+  for (int a = 0; a < a0; a += N)
+    for (int b = 0; b < b0; b += N) rf_turn_block<T>(&tile[b][a], A, to + a * stride + b, stride);
+  for (int a = 0; a < A; ++a)
+    for (int b = a < a0 ? b0 : 0; b < B; ++b) to[a * stride + b] = tile[b][a];
+}
 // Philox4x32-10 (Salmon et al., 2011) for a 64-bit key and counter: word W of four. Its rounds are spelled out: a loop
 // inside of a loop isn't vectorised.
 template <int W> static inline int32_t rf_philox(int64_t seed, int64_t position) {

@@ -8,7 +8,7 @@ import torch
 from .cpp_nans import short_nans
 from .cpp_prelude import UNARY_MATH
 from .float8 import FLOAT8
-from .ir import Compute, Const, Index, Load, Store
+from .ir import Compute, Const, Index, Load, Stmt, Store
 from .printer import Printer, Spelling, float_literal
 from .signs import never_positive
 
@@ -157,6 +157,8 @@ class CppStatements(Printer):
 
     def narrow(self, text: str, name: str, dtype: torch.dtype) -> str:
         """``text``, whose NaNs are those of the value ``name``, as an element of ``dtype``."""
+        if text == name and self.copied.get(name) == dtype:
+            return f"{name}_bits"
         if dtype == torch.bfloat16:
             return f"rf_to_bf16{self.unchecked(name)}({text})"
         return NARROW.get(dtype, "{}").format(text)
@@ -173,6 +175,29 @@ class CppStatements(Printer):
     def spell_index_value(self, stmt: Index) -> str:
         return f"({COMPUTE[stmt.dtype]})({self.spell_index(stmt.expr)})"
 
+    @cached_property
+    def copied(self) -> dict[str, torch.dtype]:
+        """Loaded values that are stored as they are, with the type that they come from and go to: they needn't be
+        converted there and back."""
+        if self.nest.reduction:
+            return {}  # whose values may wait from one sweep to the next in the type they are computed in
+        stored = {(s.value, self.kernel.buffer(s.buffer).dtype)
+                  for s in self.nest.body if isinstance(s, Store) and not s.accumulate}
+        loads = [s for s in self.nest.body if isinstance(s, Load) and s.mask is None]
+        found = [(s.name, self.kernel.buffer(s.buffer).dtype) for s in loads]
+        return {name: dtype for name, dtype in found if dtype in WIDEN and (name, dtype) in stored}
+
+    def line(self, stmt: Stmt) -> str:
+        if not isinstance(stmt, Load) or stmt.name not in self.copied:
+            return super().line(stmt)
+        kind, bits = STORAGE[self.copied[stmt.name]], f"{stmt.name}_bits"
+        value = self.declare(stmt.name, stmt.dtype, self.widen(stmt, bits))
+        return f"const {kind} {bits} = {self.element(stmt)}; {value}"
+
+    def element(self, stmt: Load) -> str:
+        """Where an unmasked load finds its element."""
+        return f"{stmt.buffer}[{self.spell_place(stmt)}]"
+
     def widen(self, stmt: Load, element: str) -> str:
         """The element of memory that a load reads, in the type it is computed in."""
         return WIDEN.get(self.kernel.buffer(stmt.buffer).dtype, "{}").format(element)
@@ -182,7 +207,7 @@ class CppStatements(Printer):
         return self.spell_index(stmt.index)
 
     def spell_load(self, stmt: Load) -> str:
-        text = self.widen(stmt, f"{stmt.buffer}[{self.spell_place(stmt)}]")
+        text = self.widen(stmt, self.element(stmt))
         return text if stmt.mask is None else f"{stmt.mask} ? {text} : {literal(stmt.other, stmt.dtype)}"
 
     def spell_store(self, stmt: Store) -> str:

@@ -11,8 +11,8 @@ from types import MappingProxyType
 
 from sympy import Expr
 
-from .cpp_cuts import CutLoops
 from .cpp_spelling import STORAGE
+from .cpp_turned import TurnedTiles
 from .index import affine
 from .ir import Axis, Compute, Load, Stmt, Store, operands
 from .operations import operation_cost
@@ -28,7 +28,7 @@ Place = tuple[str, Expr]
 _NONE: Mapping[Place, str] = MappingProxyType({})
 
 
-class StagedLoops(CutLoops):
+class StagedLoops(TurnedTiles):
     """Prints the loop over a lane axis; ``_staged`` has the elements that it finds in an array, with their names."""
 
     _staged = _NONE
@@ -107,9 +107,9 @@ class StagedLoops(CutLoops):
             self.add(line)
         self.close()
 
-    def spell_load(self, stmt: Load) -> str:
+    def element(self, stmt: Load) -> str:
         staged = self._staged.get((stmt.buffer, stmt.index)) if stmt.mask is None else None
-        return super().spell_load(stmt) if staged is None else self.widen(stmt, staged)
+        return super().element(stmt) if staged is None else staged
 
     def spell_store(self, stmt: Store) -> str:
         staged = self._staged.get((stmt.buffer, stmt.index)) if stmt.mask is None else None

@@ -12,13 +12,14 @@ from .index import affine, symbol
 from .ir import Axis, Kernel, Load, Nest, Store
 from .simplify import substitute_axes
 
-#: Elements of a tile's side: a cache line of float32, and the most that are tried where the size isn't a multiple.
-SIDE, LONGEST_SIDE = 16, 64
+#: Elements of a tile's side, a cache line of float32, and how many of narrower types at most; the most that are tried
+#: where the size isn't a multiple.
+SIDE, NARROW_SIDE, LONGEST_SIDE = 16, 32, 64
 
 
 def turn_in_tiles(kernel: Kernel) -> Kernel:
     """``kernel`` with its transposing nests in tiles, where the sizes of both axes are whole numbers of them."""
-    nests = tuple(map(_tiled, kernel.nests))
+    nests = tuple(_tiled(kernel, nest) for nest in kernel.nests)
     return kernel if nests == kernel.nests else replace(kernel, nests=nests)
 
 
@@ -38,16 +39,18 @@ def crosses(kernel: Kernel, nest: Nest, fits: int) -> bool:
     return len({along for elements, along in found if elements == widest}) > 1
 
 
-def _tiled(nest: Nest) -> Nest:
+def _tiled(kernel: Kernel, nest: Nest) -> Nest:
     across = _read_along(nest)
     if across is None:
         return nest
+    narrow = all(kernel.buffer(s.buffer).dtype.itemsize < 4 for s in nest.body if isinstance(s, Store))
+    wanted = NARROW_SIDE if narrow else SIDE
     turned = (across, nest.axes[-1])
     outer: list[Axis] = []
     inner: list[Axis] = []
     replaced = {}
     for axis in turned:
-        side = _side(axis.size)
+        side = _side(axis.size, wanted)
         if side in (None, axis.size):
             inner.append(axis)
             continue
@@ -61,11 +64,12 @@ def _tiled(nest: Nest) -> Nest:
 
 def _read_along(nest: Nest) -> Axis | None:
     """The axis along which the widest load runs, if all wide stores run along another, the last; None for nests that
-    reduce, or load or store under conditions, and where a side of the tiles can't be had."""
+    reduce, store under conditions, or load under such that change along that axis, and where a side of the tiles can't
+    be had."""
     if nest.reduction or nest.strip or len(nest.axes) < 2:
         return None
     accesses = [s for s in nest.body if isinstance(s, Load | Store)]
-    if any(s.mask is not None or (isinstance(s, Store) and s.accumulate) for s in accesses):
+    if any(isinstance(s, Store) and (s.mask is not None or s.accumulate) for s in accesses):
         return None
     last = nest.axes[-1]
     strides = {s: affine(s.index)[0] for s in accesses}
@@ -75,11 +79,14 @@ def _read_along(nest: Nest) -> Axis | None:
     widest = max(loads, key=lambda s: prod(nest.ranges[x] for x in strides[s] if x in nest.ranges), default=None)
     if widest is None:
         return None
-    found = [a for a in nest.axes[:-1] if strides[widest].get(a.symbol) == 1]
-    return found[0] if found and _side(found[0].size) and _side(last.size) else None
+    masks = [nest.scopes[s.mask] for s in accesses if s.mask is not None]
+    found = [a for a in nest.axes[:-1] if strides[widest].get(a.symbol) == 1 and not any(a.symbol in m for m in masks)]
+    if masks and not all(strides[s].get(a.symbol) == 1 for a in found for s in loads):
+        return None
+    return found[0] if found and _side(found[0].size, SIDE) and _side(last.size, SIDE) else None
 
 
-def _side(size: int) -> int | None:
-    """The divisor of ``size`` that is nearest to ``SIDE``, from a quarter of it to ``LONGEST_SIDE``."""
+def _side(size: int, wanted: int) -> int | None:
+    """The divisor of ``size`` that is nearest to ``wanted``, from a quarter of `SIDE` to ``LONGEST_SIDE``."""
     found = [n for n in range(SIDE // 4, LONGEST_SIDE + 1) if size % n == 0]
-    return min(found, key=lambda n: (abs(n - SIDE), n), default=None)
+    return min(found, key=lambda n: (abs(n - wanted), n), default=None)
