@@ -242,13 +242,14 @@ template <typename T> static inline void rf_turn_block(const T* from, int64_t pi
 template <typename T> struct rf_row { static constexpr int N = 16; };
 template <typename T> static inline void rf_turn_block(const T*, int64_t, T*, int64_t) {}
 #endif
-// ``to[a * stride + b] = tile[b][a]``.
-template <int B, int A, typename T> static inline void rf_turn(const T (&tile)[B][A], T* to, int64_t stride) {
+// ``to[a * stride + b] = from[b * pitch + a]``.
+template <int B, int A, typename T>
+static inline void rf_turn(const T* from, int64_t pitch, T* to, int64_t stride) {
   constexpr int N = rf_row<T>::N, b0 = RF_TURNS(T) ? B / N * N : 0, a0 = b0 ? A / N * N : 0;
   for (int a = 0; a < a0; a += N)
-    for (int b = 0; b < b0; b += N) rf_turn_block<T>(&tile[b][a], A, to + a * stride + b, stride);
+    for (int b = 0; b < b0; b += N) rf_turn_block<T>(from + b * pitch + a, pitch, to + a * stride + b, stride);
   for (int a = 0; a < A; ++a)
-    for (int b = a < a0 ? b0 : 0; b < B; ++b) to[a * stride + b] = tile[b][a];
+    for (int b = a < a0 ? b0 : 0; b < B; ++b) to[a * stride + b] = from[b * pitch + a];
 }
 // Philox4x32-10 (Salmon et al., 2011) for a 64-bit key and counter: word W of four. Its rounds are spelled out: a loop
 // inside of a loop isn't vectorised.

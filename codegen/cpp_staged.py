@@ -11,8 +11,8 @@ from types import MappingProxyType
 
 from sympy import Expr
 
+from .cpp_cuts import CutLoops
 from .cpp_spelling import STORAGE
-from .cpp_turned import TurnedTiles
 from .index import affine
 from .ir import Axis, Compute, Load, Stmt, Store, operands
 from .operations import operation_cost
@@ -28,7 +28,7 @@ Place = tuple[str, Expr]
 _NONE: Mapping[Place, str] = MappingProxyType({})
 
 
-class StagedLoops(TurnedTiles):
+class StagedLoops(CutLoops):
     """Prints the loop over a lane axis; ``_staged`` has the elements that it finds in an array, with their names."""
 
     _staged = _NONE
@@ -38,7 +38,9 @@ class StagedLoops(TurnedTiles):
         loads |= self._far_loads(lane, body)
         shared = {buffer for buffer, _ in loads} & {buffer for buffer, _ in stores}
         looked_up = self._narrow_gathers(lane, body)
-        moved = {p: f"stage{k}[l]" for k, p in enumerate((*looked_up, *loads, *stores)) if p[0] not in shared}
+        outside = self._staged
+        moved = {p: f"stage{k}[l]" for k, p in enumerate((*looked_up, *loads, *stores))
+                 if p[0] not in shared and p not in outside}
         if not moved or lane.symbol in self.colliding:
             super()._print_loop(lane, first, last, body)
             return
@@ -50,9 +52,9 @@ class StagedLoops(TurnedTiles):
         before = [self.line(s) for s in self._needed(body, [p for p in looked_up if p in moved])]
         moves = [f"{name} = {elements[p]};" for p, name in moved.items() if p in loads or p in looked_up]
         self._move(lane, [*before, *moves])
-        self._staged = moved
+        self._staged = {**outside, **moved}
         self._print_lane_loop(lane, "int64_t l = 0; l < lanes; ++l", body, f"const int64_t {lane.symbol} = base + l;")
-        self._staged = _NONE
+        self._staged = outside
         self._move(lane, [f"{elements[p]} = {name};" for p, name in moved.items() if p in stores])
         self.close()
 

@@ -5,12 +5,12 @@ from math import prod
 
 from .cpp_scans import STEPS
 from .cpp_spelling import COMPUTE
-from .cpp_staged import StagedLoops
+from .cpp_turned import TurnedTiles
 from .ir import Reduce
 from .sweeps import finale, strip_reduces, strip_scans
 
 
-class StripForm(StagedLoops):
+class StripForm(TurnedTiles):
     """Declares, fills and stores what the columns of a nest with strip axes come to."""
 
     def _open_strip(self, k: int) -> None:

@@ -1,64 +1,91 @@
-"""Tiles of a transposing loop, computed along what is loaded and stored from an array of the tile's elements.
+"""Tiles of a transposing loop, whose elements are turned in registers instead of taken one by one.
 
-A loop along what is stored gathers each element that it loads, and vectors of a library's functions aren't called on
-those. Where more is loaded than stored, as by the taps of a window, one transposition of the results takes the place of
-several of what they are made of.
+A loop along what is stored gathers each element that it loads across. Here a tile is either computed along what it
+loads, and its results are turned on their way to memory, or what it loads is turned before it is computed along what is
+stored: whichever turns fewer tiles. The taps of a window make one result, a sum of two layouts turns one of the two.
 """
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sympy import Integer
 
-from .cpp_cuts import CutLoops
 from .cpp_spelling import STORAGE
+from .cpp_staged import Place, StagedLoops
 from .index import affine
 from .ir import Axis, Load, Store
 from .turned import LONGEST_SIDE
 
 
-class TurnedTiles(CutLoops):
-    """Prints nests whose last two axes are a tile's."""
+class TurnedTiles(StagedLoops):
+    """Prints nests whose last two axes are a tile's: one that loads run along, and the last, that stores do."""
 
-    def _tile(self) -> tuple[Axis, Axis] | None:
-        """The axes of a tile, the one that more loads run along and the one that all stores do; None without such."""
+    def _tile(self) -> tuple[list[Place], list[Place]] | None:
+        """What of a tile is turned: loads or stores. None for a nest that isn't in tiles."""
         if self.nest.reduction or len(self.nest.parallel) < 2 or self.colliding:
             return None
         across, last = self.nest.parallel[-2:]
-        accesses = [s for s in self.nest.body if isinstance(s, Load | Store)]
-        if max(across.size, last.size) > LONGEST_SIDE:
-            return None
-        runs: dict[Axis, int] = {across: 0, last: 0}
-        for stmt in accesses:
-            coefficients, _, others = affine(stmt.index)
-            if isinstance(stmt, Load):
-                for axis in runs:
-                    runs[axis] += coefficients.get(axis.symbol) == 1
+        loads: dict[Axis, dict[Place, bool]] = {across: {}, last: {}}
+        stores: list[Place] = []
+        for stmt in self.nest.body:
+            if not isinstance(stmt, Load | Store):
                 continue
-            whole = coefficients.get(last.symbol) == 1 and across.symbol in coefficients and not others
-            if not whole or stmt.accumulate or stmt.mask is not None:
+            coefficients, _, others = affine(stmt.index)
+            plain = not others and coefficients.keys() <= self.nest.ranges.keys()
+            if isinstance(stmt, Load):
+                for axis, found in loads.items():
+                    if coefficients.get(axis.symbol) == 1:
+                        whole = plain and stmt.mask is None and across.symbol in coefficients
+                        found[stmt.buffer, stmt.index] = whole and last.symbol in coefficients
+            elif not plain or stmt.accumulate or stmt.mask is not None or coefficients.get(
+                    last.symbol) != 1 or across.symbol not in coefficients:
                 return None
-        return (across, last) if runs[across] > runs[last] else None
+            else:
+                stores.append((stmt.buffer, stmt.index))
+        if max(across.size, last.size) > LONGEST_SIDE or not loads[across]:
+            return None
+        if len(stores) + sum(loads[last].values()) <= len(loads[across]):
+            return [], stores
+        turned = [place for place, whole in loads[across].items() if whole]
+        return (turned, []) if len(turned) == len(loads[across]) else None
 
-    def _print_tile(self, across: Axis, last: Axis) -> None:
+    def _print_tile(self, loads: list[Place], stores: list[Place]) -> None:
         """All loops of the nest."""
+        across, last = self.nest.parallel[-2:]
         opened, _ = self._threads(self.nest.parallel[:-2])
-        loops = [*self._rest, last, across]
+        inner = [across, last] if loads else [last, across]
+        loops = [*self._rest, *inner]
         *levels, points = self._by_depth(self.nest.body, loops)
-        stores = [s for s in self.nest.body if isinstance(s, Store)]
-        tiles = {(s.buffer, s.index): f"tile{k}[{last.symbol}][{across.symbol}]" for k, s in enumerate(stores)}
+        place = "".join(f"[{a.symbol}]" for a in inner)
         for axis, statements in zip(loops, levels):
             self.add_all(statements)
-            if axis is last:
-                for k, store in enumerate(stores):
-                    kind = STORAGE[self.kernel.buffer(store.buffer).dtype]
-                    self.add(f"{kind} tile{k}[{last.size}][{across.size}];")
-            if axis is not across:
+            if axis is inner[0]:
+                tiles = self._declare_tiles((*loads, *stores), inner)
+                self._turn(loads, across, last)
+            if axis is not inner[1]:
                 self.open(self._loop(axis))
-        self._blocks = tiles
-        self._print_points(across, "0", str(across.size), points)
-        self._blocks = {}
+        self._staged = {p: tiles[p] + place for p in loads}
+        self._blocks = {p: tiles[p] + place for p in stores}
+        self._print_points(inner[1], "0", str(inner[1].size), points)
+        self._staged, self._blocks = {}, {}
         self.close()
-        for (buffer, index), element in tiles.items():
-            start = self.spell_index(index.xreplace({across.symbol: Integer(0), last.symbol: Integer(0)}))
-            stride = affine(index)[0][across.symbol]
-            self.add(f"rf_turn({element.partition('[')[0]}, &{buffer}[{start}], {stride});")
+        self._turn(stores, across, last)
         self.close(opened + len(self._rest))
+
+    def _declare_tiles(self, places: Iterable[Place], axes: list[Axis]) -> dict[Place, str]:
+        tiles = {p: f"tile{k}" for k, p in enumerate(places)}
+        for (buffer, _), name in tiles.items():
+            sides = "".join(f"[{a.size}]" for a in axes)
+            self.add(f"{STORAGE[self.kernel.buffer(buffer).dtype]} {name}{sides};")
+        return tiles
+
+    def _turn(self, places: Iterable[Place], across: Axis, last: Axis) -> None:
+        """Lines that turn what ``places`` have into their tiles, or the tiles into those."""
+        for k, (buffer, index) in enumerate(places):
+            start = self.spell_index(index.xreplace({across.symbol: Integer(0), last.symbol: Integer(0)}))
+            memory, tile, strides = f"&{buffer}[{start}]", f"&tile{k}[0][0]", affine(index)[0]
+            if strides[last.symbol] == 1:
+                moves = f"{tile}, {across.size}, {memory}, {strides[across.symbol]}"
+            else:
+                moves = f"{memory}, {strides[last.symbol]}, {tile}, {last.size}"
+            self.add(f"rf_turn<{last.size}, {across.size}>({moves});")
