@@ -12,9 +12,13 @@ from sympy import Integer
 
 from .cpp_spelling import STORAGE
 from .cpp_staged import Place, StagedLoops
+from .cpp_streams import LINE_BYTES
 from .index import affine
 from .ir import Axis, Load, Store
 from .turned import LONGEST_SIDE
+
+#: Bytes from line to line from which on, as powers of two, few sets of the first-level cache hold all of a tile.
+FAR_LINES = 2048
 
 
 class TurnedTiles(StagedLoops):
@@ -44,10 +48,24 @@ class TurnedTiles(StagedLoops):
                 stores.append((stmt.buffer, stmt.index))
         if max(across.size, last.size) > LONGEST_SIDE or not loads[across]:
             return None
+        (load, *more) = loads[across]
+        if not more and self._near(load, last) and all(self._straddles(p, across) for p in stores):
+            return None
         if len(stores) + sum(loads[last].values()) <= len(loads[across]):
             return [], stores
         turned = [place for place, whole in loads[across].items() if whole]
         return (turned, []) if len(turned) == len(loads[across]) else None
+
+    def _straddles(self, store: Place, across: Axis) -> bool:
+        """Whether vectors of a tile's rows are as wide as a line of the cache and lie in two. Sixteen of those after each
+        other took a third longer than as many gathers with a store between."""
+        itemsize = self.kernel.buffer(store[0]).dtype.itemsize
+        return itemsize >= 4 and affine(store[1])[0][across.symbol] * itemsize % LINE_BYTES != 0
+
+    def _near(self, load: Place, last: Axis) -> bool:
+        """Whether the lines of a gather don't all fall into a few sets of the first-level cache."""
+        distance = affine(load[1])[0].get(last.symbol, 0) * self.kernel.buffer(load[0]).dtype.itemsize
+        return distance % FAR_LINES != 0
 
     def _print_tile(self, loads: list[Place], stores: list[Place]) -> None:
         """All loops of the nest."""

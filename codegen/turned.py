@@ -10,16 +10,17 @@ from math import prod
 
 from .index import affine, symbol
 from .ir import Axis, Kernel, Load, Nest, Store
+from .jam import moved
 from .simplify import substitute_axes
 
-#: Elements of a tile's side, a cache line of float32, and how many of narrower types at most; the most that are tried
-#: where the size isn't a multiple.
+#: Elements of a block's side, a cache line of float32; of a tile's side where they are narrower, and the most of them.
 SIDE, NARROW_SIDE, LONGEST_SIDE = 16, 32, 64
 
 
 def turn_in_tiles(kernel: Kernel) -> Kernel:
-    """``kernel`` with its transposing nests in tiles, where the sizes of both axes are whole numbers of them."""
-    nests = tuple(_tiled(kernel, nest) for nest in kernel.nests)
+    """``kernel`` with its transposing nests in tiles of whole blocks. What is left over of their sizes becomes nests of
+    its own."""
+    nests = tuple(part for nest in kernel.nests for part in _tiled(kernel, nest))
     return kernel if nests == kernel.nests else replace(kernel, nests=nests)
 
 
@@ -39,33 +40,45 @@ def crosses(kernel: Kernel, nest: Nest, fits: int) -> bool:
     return len({along for elements, along in found if elements == widest}) > 1
 
 
-def _tiled(kernel: Kernel, nest: Nest) -> Nest:
+def _tiled(kernel: Kernel, nest: Nest) -> list[Nest]:
     across = _read_along(nest)
     if across is None:
-        return nest
+        return [nest]
+    last = nest.axes[-1]
+    for axis in (last, across):
+        rest = axis.size % SIDE if axis.size > SIDE else 0
+        if rest:
+            whole = axis.size - rest
+            parts = _part(nest, axis, 0, whole), _part(nest, axis, whole, axis.size)
+            return [tiled for part in parts for tiled in _tiled(kernel, part)]
     narrow = all(kernel.buffer(s.buffer).dtype.itemsize < 4 for s in nest.body if isinstance(s, Store))
-    wanted = NARROW_SIDE if narrow else SIDE
-    turned = (across, nest.axes[-1])
     outer: list[Axis] = []
     inner: list[Axis] = []
     replaced = {}
-    for axis in turned:
-        side = _side(axis.size, wanted)
-        if side in (None, axis.size):
+    for axis in (across, last):
+        side = _side(axis.size, NARROW_SIDE if narrow else SIDE)
+        if side == axis.size:
             inner.append(axis)
             continue
         high, low = symbol(f"{axis.symbol.name}h"), symbol(f"{axis.symbol.name}l")
         outer.append(replace(axis, symbol=high, size=axis.size // side))
         inner.append(replace(axis, symbol=low, size=side))
         replaced[axis.symbol] = high * side + low
-    kept = [a for a in nest.axes if a not in turned]
-    return substitute_axes(nest, (*kept, *outer, *inner), replaced)
+    kept = [a for a in nest.axes if a not in (across, last)]
+    return [substitute_axes(nest, (*kept, *outer, *inner), replaced)]
+
+
+def _part(nest: Nest, axis: Axis, begin: int, end: int) -> Nest:
+    """The nest over some places of an axis."""
+    place = {axis.symbol: axis.symbol + begin}
+    ranges = {**nest.ranges, axis.symbol: end - begin}
+    axes = tuple(replace(a, size=end - begin) if a == axis else a for a in nest.axes)
+    return Nest(axes, tuple(moved(s, "", frozenset(), place, ranges) for s in nest.body))
 
 
 def _read_along(nest: Nest) -> Axis | None:
     """The axis along which the widest load runs, if all wide stores run along another, the last; None for nests that
-    reduce, store under conditions, or load under such that change along that axis, and where a side of the tiles can't
-    be had."""
+    reduce, store under conditions, or load under such that change along that axis, and where either axis is short."""
     if nest.reduction or nest.strip or len(nest.axes) < 2:
         return None
     accesses = [s for s in nest.body if isinstance(s, Load | Store)]
@@ -83,10 +96,10 @@ def _read_along(nest: Nest) -> Axis | None:
     found = [a for a in nest.axes[:-1] if strides[widest].get(a.symbol) == 1 and not any(a.symbol in m for m in masks)]
     if masks and not all(strides[s].get(a.symbol) == 1 for a in found for s in loads):
         return None
-    return found[0] if found and _side(found[0].size, SIDE) and _side(last.size, SIDE) else None
+    return found[0] if found and min(found[0].size, last.size) >= SIDE // 4 else None
 
 
-def _side(size: int, wanted: int) -> int | None:
-    """The divisor of ``size`` that is nearest to ``wanted``, from a quarter of `SIDE` to ``LONGEST_SIDE``."""
-    found = [n for n in range(SIDE // 4, LONGEST_SIDE + 1) if size % n == 0]
-    return min(found, key=lambda n: (abs(n - wanted), n), default=None)
+def _side(size: int, wanted: int) -> int:
+    """All of a size of less than a block, else the divisor in whole blocks that is nearest to ``wanted``."""
+    found = [n for n in range(SIDE, LONGEST_SIDE + 1, SIDE) if size % n == 0] or [size]
+    return min(found, key=lambda n: (abs(n - wanted), n))

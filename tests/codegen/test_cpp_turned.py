@@ -39,17 +39,23 @@ FORMS: dict[str, tuple[Callable[..., Any], Callable[[torch.dtype], list[Tensor]]
     "copy": (lambda x: x.t().contiguous(), matrices((64, 96)), EVERY),
     "copy_of_parts": (lambda x: x.t().contiguous(), matrices((60, 84)), EVERY),
     "copy_of_few": (lambda x: x.t().contiguous(), matrices((7, 128)), EVERY),
+    "copy_of_a_prime_number": (lambda x: x.t().contiguous(), matrices((67, 197)), EVERY),
+    "copy_of_just_more": (lambda x: x.t().contiguous(), matrices((17, 33)), EVERY),
+    "prime_sum": (lambda x, y: (x.t() + y).tanh().contiguous(), matrices((67, 101), (101, 67)), FLOATS),
     "batched": (lambda x: x.transpose(1, 2).contiguous(), matrices((3, 40, 24)), (torch.float32, torch.bfloat16)),
     "computed": (lambda x: (x.t() * 2 + 1).sigmoid().contiguous(), matrices((48, 80)), FLOATS),
     "two_results": (lambda x: ((x.t() * 2).contiguous(), x.t().exp().contiguous()), matrices((64, 32)), FLOATS[:2]),
     "two_types": (lambda x: (x.t().contiguous(), x.t().half().contiguous()), matrices((64, 32)), FLOATS[:2]),
     "with_what_lies_so": (lambda x, y: (x.t() + y).contiguous(), matrices((64, 32), (32, 64)), FLOATS[:2]),
     "with_a_row": (lambda x, y, z: ((x + y).t() * z).contiguous(), matrices((64, 32), (64, 32), (64,)), FLOATS[:2]),
+    "pooled_odd": (lambda x: F.max_pool2d(x, 3, 2, 1).contiguous(), images(2, 37, 15, 45), FLOATS[:2]),
     "pooled": (lambda x: F.avg_pool2d(x, 2).contiguous(), images(2, 32, 16, 48), FLOATS),
     "pooled_with_border": (lambda x: F.max_pool2d(x, 3, 2, 1).contiguous(), images(2, 24, 16, 48), FLOATS),
     "activated": (lambda x: F.mish(x).contiguous(), images(2, 32, 8, 24), FLOATS),
 }
 CASES = [pytest.param(name, dtype, id=f"{name}_{dtype}") for name, form in FORMS.items() for dtype in form[2]]
+#: Forms with one load whose results begin anywhere in a line.
+RAGGED = ("copy_of_parts", "copy_of_a_prime_number", "copy_of_just_more", "prime_sum", "batched")
 #: Without vectors of this width, blocks aren't transposed in registers.
 NARROWER = ("-mno-avx512bw", "-mno-avx512vl")
 
@@ -75,7 +81,8 @@ def unit(kernels: dict[str, tuple[Lowered, list[Tensor]]], tmp_path_factory: pyt
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_tiles(name: str, dtype: torch.dtype, kernels: dict[str, tuple[Lowered, list[Tensor]]], unit: CppUnit) -> None:
     kernel, inputs = kernels[f"{name}_{dtype}"]
-    if name != "copy_of_few":
+    straddling = name in RAGGED and dtype.itemsize >= 4
+    if name != "copy_of_few" and not straddling:
         assert "rf_turn<" in print_function(kernel.group.kernel, "kernel")
     found, wanted = unit.run(f"{name}_{dtype}", kernel, inputs), FORMS[name][0](*inputs)
     if name.startswith("copy"):

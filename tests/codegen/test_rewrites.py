@@ -112,19 +112,23 @@ def test_long_rows_are_taken_together_for_what_they_share(fn, at_once) -> None:
 
 
 def test_a_transposition_goes_in_tiles_of_whole_lines() -> None:
-    def turned(*shape: int) -> list[int]:
-        kernel = lower(lambda x: x.clone(memory_format=torch.contiguous_format), torch.empty(shape).mT).group.kernel
-        return [a.size for a in turn_in_tiles(kernel).nests[0].axes]
+    def turned(*shape: int, dtype: torch.dtype = torch.float32) -> list[list[int]]:
+        x = torch.empty(shape, dtype=dtype).mT
+        kernel = lower(lambda x: x.clone(memory_format=torch.contiguous_format), x).group.kernel
+        return [[a.size for a in nest.axes] for nest in turn_in_tiles(kernel).nests]
 
-    assert turned(3, 64, 160) == [3, 10, 4, 16, 16]
-    assert turned(48, 7) == [3, 7, 16]
-    assert turned(48, 67) == [67, 48]  # a prime number of rows has no tiles
+    assert turned(3, 64, 160) == [[3, 10, 4, 16, 16]]
+    assert turned(3, 64, 160, dtype=torch.bfloat16) == [[3, 5, 2, 32, 32]]
+    assert turned(48, 7) == [[3, 7, 16]]
+    assert turned(3, 48) == [[48, 3]]
+    assert turned(48, 67) == [[4, 3, 16, 16], [3, 48]]
+    assert turned(55, 40) == [[2, 3, 16, 16], [3, 8, 16], [2, 16, 7], [8, 7]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_lies_apart_is_loaded_before_it_is_computed_at_length(dtype, tmp_path) -> None:
-    """g++ calls no vector of a library's functions on elements that lie apart, as they do where there are no tiles."""
-    x = torch.randn(3, 67, 160, dtype=dtype).mT
+    """g++ calls no vector of a library's functions on elements that lie apart, as in rows too short for tiles."""
+    x = torch.randn(160, 3, 160, dtype=dtype).mT
     calls = {"mish": lambda x: F.mish(x).contiguous(), "relu": lambda x: x.relu().contiguous()}
     lowered = {name: lower(fn, x) for name, fn in calls.items()}
     assert all(turn_in_tiles(k.group.kernel) == k.group.kernel for k in lowered.values())
