@@ -57,8 +57,8 @@ class TurnedTiles(StagedLoops):
         return (turned, []) if len(turned) == len(loads[across]) else None
 
     def _straddles(self, store: Place, across: Axis) -> bool:
-        """Whether vectors of a tile's rows are as wide as a line of the cache and lie in two. Sixteen of those after each
-        other took a third longer than as many gathers with a store between."""
+        """Whether vectors of a tile's rows are as wide as a line of the cache and lie in two. Sixteen of those at once
+        took a third longer than as many gathers with a store between."""
         itemsize = self.kernel.buffer(store[0]).dtype.itemsize
         return itemsize >= 4 and affine(store[1])[0][across.symbol] * itemsize % LINE_BYTES != 0
 
