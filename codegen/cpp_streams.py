@@ -46,6 +46,9 @@ class StreamedStores(LoopWriter):
         line = LINE_BYTES // self.kernel.buffer(store.buffer).dtype.itemsize
         if others or coefficients.get(lane.symbol) != 1 or not coefficients.keys() <= self.nest.ranges.keys():
             return False
+        # A store that loops of a row repeat is only done in the first of them.
+        if not {a.symbol for a in self.nest.reduction if a.size > 1} <= coefficients.keys():
+            return False
         steps = [c for s, c in coefficients.items() if s != lane.symbol]
         return not any(n % line for n in (*steps, constant, start))
 

@@ -5,20 +5,25 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from rooffuse.codegen import cpp_streams
 from rooffuse.codegen.cache import DiskCache
 from rooffuse.codegen.cpp_schedule import Schedule
 from rooffuse.codegen.cpp_unit import print_function
+from rooffuse.codegen.errors import NotLowerable
 from rooffuse.cost_model import get_device
 from rooffuse.targets import target_for
 from torch import Tensor
 
-from .kernels import CppUnit, Lowered, Memory, assert_same, lower
+from .cases import BY_NAME, CASES
+from .kernels import CppUnit, Lowered, Memory, assert_same, lower, lower_case
 
 
 def added_norm(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,6 +34,11 @@ def added_norm(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
 def norm_gradients(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of scaled rows, and sums over some of those."""
     return g - x * (g * x).mean(-1, keepdim=True), (g * x).sum(1)
+
+
+def plane_and_row(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The second result is stored in the first of the loops over a plane's rows."""
+    return x * y[:, None] - x.mean((1, 2), keepdim=True), y + x.sum((1, 2))[:, None]
 
 
 ROWS, COLUMNS = (37, 1024), (640, 1024)
@@ -46,6 +56,7 @@ FORMS: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]], int]] = {
     "softmax": (lambda x: x.softmax(-1), [ROWS], 1),
     "layer_norm": (lambda x: F.layer_norm(x, x.shape[-1:]), [(5, 16384)], 1),
     "row_and_total": (lambda x: (x + 1, x.sum(-1)), [ROWS], 1),
+    "plane_and_row": (plane_and_row, [(3, 6, 1024), (3, 1024)], 1),
     "norm_gradients": (norm_gradients, [(64, 11, 1024)] * 2, 1),
     "column_softmax": (lambda x: x.softmax(0), [COLUMNS], 1),
     "odd_rows": (lambda x: x.softmax(-1), [(37, 1021)], 0),
@@ -128,3 +139,20 @@ def test_memory_from_within_a_line_is_written_too(offset: int, kernels: dict[str
     assert unit.library.rooffuse_run(number, number + 1, ctypes.addressof(unit.table)) == 0
     assert_same(out.view(torch.float32).view(x.shape), x.softmax(-1))
     assert bool((block[:256 + offset] == 0xFD).all() and (block[256 + offset + x.nbytes:] == 0xFD).all())
+
+
+def test_other_kernels_whose_lines_go_past_the_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All that store sixteen lanes or more one after the other, in the form that a CPU gets."""
+    monkeypatch.setattr(cpp_streams, "STREAMED_LANES", 16)
+    target, found = target_for(get_device("cpu")), {}
+    for case in CASES:
+        with suppress(NotLowerable):
+            kernel = lower_case(case)
+            kernel = replace(kernel, group=replace(kernel.group, kernel=target.finish(kernel.group.kernel)))
+            if "rf_stream(" in source_of(kernel):
+                found[case.name] = kernel
+    assert len(found) > 20
+    library = CppUnit(found, DiskCache(tmp_path), {name: streamed(kernel) for name, kernel in found.items()})
+    for name, kernel in found.items():
+        inputs = BY_NAME[name].inputs()
+        assert_same(library.run(name, kernel, inputs), BY_NAME[name].fn(*inputs))
