@@ -13,9 +13,9 @@ import torch
 from sympy import Integer
 
 from .cpp_held import held_values, hosting_stores, shared_row_values
-from .cpp_prefetch import PREFETCH_LANES, PREFETCH_ROW
+from .cpp_pointwise import PointwiseForm
+from .cpp_prefetch import PREFETCH_ROW
 from .cpp_reduce import ONLINE_BLOCK
-from .cpp_scan_blocks import ScanBlocks
 from .cpp_schedule import Schedule
 from .cpp_spelling import COMPUTE, STORAGE
 from .index import affine
@@ -30,7 +30,7 @@ SUM_BLOCK = 4096
 LOOP_TERMS = 1024
 
 
-class NestPrinter(ScanBlocks):
+class NestPrinter(PointwiseForm):
     """Prints one nest; ``lines`` holds the result."""
 
     def __init__(self, kernel: Kernel, nest: Nest, schedule: Schedule) -> None:
@@ -184,36 +184,6 @@ class NestPrinter(ScanBlocks):
     def _needs(self, name: str, later: set[str], made: Mapping[str, Stmt]) -> bool:
         """Whether a value depends on one of ``later``."""
         return name in later or any(self._needs(n, later, made) for n in operands(made[name]))
-
-    def _print_pointwise(self, parallel: list[Axis]) -> None:
-        tile = self._tile()
-        if tile is not None:
-            return self._print_tile(*tile)
-        lane = parallel[-1]
-        opened, chunked = self._threads(parallel[:-1], lane)
-        body, loops = self.phases[0].body, [*self._rest, lane]
-        levels = self._by_depth(body, loops)
-        points = levels.pop()
-        for axis, statements in zip(loops, levels):
-            self.add_all(statements)
-            if axis is not lane:
-                self.open(self._loop(axis))
-                opened += 1
-        pieces = self._pieces(lane, body)
-        for low, high in pieces:
-            first, last = str(low), str(high)
-            if chunked:
-                first = "begin" if low == 0 else f"RF_MAX(begin, INT64_C({low}))"
-                last = "end" if high == lane.size else f"RF_MIN(end, INT64_C({high}))"
-            with self._in_piece(lane, (low, high)):
-                streams = self._lane_streams(points, lane, high - low)
-                if streams:
-                    self.open(f"for (int64_t block = {first}; block < {last}; block += {PREFETCH_LANES})")
-                    self._prefetch(streams, lane, "block", PREFETCH_LANES)
-                    first, last = "block", f"RF_MIN(block + {PREFETCH_LANES}, {last})"
-                self._print_points(lane, first, last, points)
-                self.close(bool(streams))
-        self.close(opened)
 
     def _print_sweep(self, phase: Phase, computed: set[str]) -> None:
         """One pass over a row: accumulators, loops over the reduction axes, results."""

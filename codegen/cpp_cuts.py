@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from types import MappingProxyType
 
 from sympy import Expr, Symbol
 
@@ -24,9 +25,10 @@ _OPPOSITE = {"lt": "ge", "ge": "lt", "le": "gt", "gt": "le"}
 
 class CutLoops(ColumnForm):
     """Knows where conditions change along an axis, and prints those that are decided as constants. ``_vector`` is the
-    axis whose loop is vectorised."""
+    axis whose loop is vectorised; ``_arrays`` says where values lie that were computed, and checked, before it."""
 
     _vector: Axis | None = None
+    _arrays: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, kernel: Kernel, nest: Nest) -> None:
         super().__init__(kernel, nest)
@@ -160,7 +162,7 @@ class CutLoops(ColumnForm):
     def _looking_up(self, body: Sequence[Stmt]) -> Iterator[None]:
         """Around loops over lanes: whether a place that is looked up is out of range is asked of all of them together,
         as a branch for each would leave them no vectors."""
-        self._gathers = any(isinstance(s, Compute) and s.op == "bounded" for s in body)
+        self._gathers = any(isinstance(s, Compute) and s.op == "bounded" and s.name not in self._arrays for s in body)
         if self._gathers:
             self.open("")
             self.add("int outside = 0;")
@@ -196,6 +198,7 @@ class CutLoops(ColumnForm):
 
     def spell_place(self, stmt: Load | Store) -> str:
         text = super().spell_place(stmt)
-        looked_up = self._gathers and not stmt.index.free_symbols <= self.nest.ranges.keys()
+        values = stmt.index.free_symbols - self.nest.ranges.keys()
+        looked_up = bool(values) and (self._gathers or any(v.name in self._arrays for v in values))
         small = self.kernel.buffer(stmt.buffer).size < 1 << 31
         return f"(int32_t){text}" if looked_up and small else text  # of wider places g++ makes no vectors

@@ -34,10 +34,12 @@ class StagedLoops(CutLoops):
     _staged = _NONE
 
     def _print_loop(self, lane: Axis, first: str, last: str, body: Sequence[Stmt]) -> None:
-        loads, stores = (self._row_apart(lane, [s for s in body if isinstance(s, kind)]) for kind in (Load, Store))
-        loads |= self._far_loads(lane, body)
+        loaded = [s for s in body if isinstance(s, Load) and s.name not in self._arrays]
+        loads, stores = (self._row_apart(lane, found) for found in (
+            loaded, [s for s in body if isinstance(s, Store)]))
+        loads |= self._far_loads(lane, body, loaded)
         shared = {buffer for buffer, _ in loads} & {buffer for buffer, _ in stores}
-        looked_up = self._narrow_gathers(lane, body)
+        looked_up = self._narrow_gathers(lane, loaded)
         outside = self._staged
         moved = {p: f"stage{k}[l]" for k, p in enumerate((*looked_up, *loads, *stores))
                  if p[0] not in shared and p not in outside}
@@ -70,23 +72,23 @@ class StagedLoops(CutLoops):
                 group[stmt.buffer, stmt.index] = None
         return {p: None for (_, stride, _), group in groups.items() if 2 * len(group) >= stride for p in group}
 
-    def _far_loads(self, lane: Axis, body: Sequence[Stmt]) -> dict[Place, None]:
+    def _far_loads(self, lane: Axis, body: Sequence[Stmt], loads: Sequence[Load]) -> dict[Place, None]:
         """Places of what lies apart where much is computed of it: g++ calls no vector of a library's functions on lanes
         that it would gather."""
         if not any(isinstance(s, Compute) and operation_cost(s.op) >= COSTLY for s in body):
             return {}
-        strides = [(s, affine(s.index)) for s in body if isinstance(s, Load) and s.mask is None]
+        strides = [(s, affine(s.index)) for s in loads if s.mask is None]
         return {(s.buffer, s.index): None for s, (coefficients, _, others) in strides
                 if not others and coefficients.keys() <= self.nest.ranges.keys()
                 and coefficients.get(lane.symbol, 0) > NATIVE_STRIDE}
 
-    def _narrow_gathers(self, lane: Axis, body: Sequence[Stmt]) -> dict[Place, None]:
+    def _narrow_gathers(self, lane: Axis, loads: Sequence[Load]) -> dict[Place, None]:
         """Places of elements of less than four bytes that each lane looks up: processors gather none."""
         def varies(stmt: Load) -> bool:
             values = [s.name for s in stmt.index.free_symbols if s not in self.nest.ranges]
             return any(lane.symbol in self.nest.scopes[v] for v in values)
 
-        return {(s.buffer, s.index): None for s in body if isinstance(s, Load) and s.mask is None
+        return {(s.buffer, s.index): None for s in loads if s.mask is None
                 and self.kernel.buffer(s.buffer).dtype.itemsize < 4 and s.buffer not in self.kernel.written
                 and varies(s)}
 

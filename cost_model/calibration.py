@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 # Bumped when the meaning of a stored figure changes; older files are then ignored.
 _FORMAT = 1
 _DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# What is measured beside the peaks, as `Device` names it.
+_RATES = ("bandwidth", "l2_bandwidth", "launch_s", "dispatch_s")
 # Below the resolution of the clock; a fixed cost of zero would make every merge look free.
 _LEAST_LAUNCH_S = 1e-7
 
@@ -108,11 +110,10 @@ def _least_disturbed(torch_device: str) -> Callable[[list[float]], float]:
     return statistics.median if torch.device(torch_device).type == "cuda" else min
 
 
-def _bandwidth(torch_device: str, budget_s: float) -> float:
-    """B/s of the better of copy and triad (``a = b + s·c``, STREAM by McCalpin) on arrays far above any cache."""
-    cuda = torch.device(torch_device).type == "cuda"
+def _bandwidth(torch_device: str, budget_s: float, array_bytes: int) -> float:
+    """B/s of the better of copy and triad (``a = b + s·c``, STREAM by McCalpin) on fp32 arrays of that size."""
     best = _least_disturbed(torch_device)
-    count = (512 if cuda else 256) * 1024**2 // 4
+    count = array_bytes // 4
     a, b, c = (torch.ones(count, dtype=torch.float32, device=torch_device) for _ in range(3))
     copy = 2 * a.nbytes / _seconds(lambda: a.copy_(b), torch_device, budget_s / 2, best)
     triad = 3 * a.nbytes / _seconds(lambda: torch.add(b, c, alpha=2.0, out=a), torch_device, budget_s / 2, best)
@@ -129,14 +130,19 @@ def _matmul_peaks(torch_device: str, budget_s: float, progress: Progress) -> dic
     previous = torch.backends.cuda.matmul.allow_tf32
     for key, dtype, tf32 in cases:
         progress(f"matmul {key}")
-        # Large enough for the matrix units of a CPU to be busy: AMX does a third more at 2048 than at 1024.
-        size = (4096 if key in ("fp64", "fp32") else 8192) if cuda else 2048
+        budget = budget_s / len(cases)
+        # Large enough for the matrix units of a CPU to be busy: AMX does a third more at 2048 than at 1024. A type that
+        # it multiplies one element at a time is told from a small product.
+        sizes = ((4096 if key in ("fp64", "fp32") else 8192),) if cuda else (256, 2048)
         try:
             torch.backends.cuda.matmul.allow_tf32 = tf32
-            x = torch.randn(size, size, device=torch_device).to(dtype)
-            y, out = x.clone(), torch.empty_like(x)
-            took = _seconds(partial(torch.mm, x, y, out=out), torch_device, budget_s / len(cases),
-                            _least_disturbed(torch_device))
+            for size in sizes:
+                x = torch.randn(size, size, device=torch_device).to(dtype)
+                y, out = x.clone(), torch.empty_like(x)
+                took = _seconds(partial(torch.mm, x, y, out=out), torch_device, budget if size == sizes[-1] else 0,
+                                _least_disturbed(torch_device))
+                if took * (sizes[-1] / size)**3 > budget:
+                    break
         except (RuntimeError, NotImplementedError) as error:
             _log.info("no %s matmul on %s: %s", key, torch_device, error)
             continue
@@ -178,13 +184,18 @@ def _launch(torch_device: str) -> dict[str, float]:
     return {"dispatch_s": dispatch, "launch_s": _seconds(graph.replay, torch_device, 0.5) / repeats}
 
 
-def measure(torch_device: str, progress: Progress) -> Mapping[str, Any]:
-    """Measured ``bandwidth`` (B/s), ``peaks`` (FLOP/s by key), ``launch_s`` and ``dispatch_s``; under a minute."""
+def measure(torch_device: str, progress: Progress, cache_bytes: int) -> Mapping[str, Any]:
+    """Measured ``bandwidth`` (B/s), ``peaks`` (FLOP/s by key), ``launch_s`` and ``dispatch_s``; of CPUs with caches of
+    ``cache_bytes`` also ``l2_bandwidth`` (B/s), on arrays that fill half of it. Takes under a minute."""
+    cpu = torch.device(torch_device).type == "cpu"
     progress("streaming bandwidth")
-    bandwidth = _bandwidth(torch_device, 4.0)
+    measured = {"bandwidth": _bandwidth(torch_device, 4.0, (256 if cpu else 512) * 1024**2)}
+    if cpu:
+        progress("cache bandwidth")
+        measured["l2_bandwidth"] = max(_bandwidth(torch_device, 1.0, cache_bytes // 6), measured["bandwidth"])
     peaks = _matmul_peaks(torch_device, 12.0, progress)
     progress("launch cost")
-    return {"bandwidth": bandwidth, "peaks": peaks, **_launch(torch_device)}
+    return {**measured, "peaks": peaks, **_launch(torch_device)}
 
 
 def calibrate(
@@ -198,7 +209,7 @@ def calibrate(
     ``progress`` is called with the name of each step. ``folder`` defaults to the user's cache.
     """
     base = detect(torch_device)
-    measured = measure(torch_device, progress or (lambda step: None))
+    measured = measure(torch_device, progress or (lambda step: None), base.l2_bytes)
     rates = dict(measured["peaks"])
     if "fp64_tc" in base.peaks and "fp64" in rates:
         # The measurement is a matmul, which runs on the matrix units where they take fp64.
@@ -207,16 +218,14 @@ def calibrate(
     stamp = f"measured with torch {torch.__version__}, {torch.get_num_threads()} threads"
     sources = {
         **base.sources,
-        **dict.fromkeys(("bandwidth", "launch_s", "dispatch_s"), stamp),
+        **dict.fromkeys((key for key in _RATES if key in measured), stamp),
         "peaks": f"{', '.join(sorted(rates))}: {stamp}; others: {base.sources.get('peaks', 'unknown')}",
     }
     device = replace(
         base,
         peaks=peaks,
-        bandwidth=measured["bandwidth"],
-        launch_s=measured["launch_s"],
-        dispatch_s=measured["dispatch_s"],
-        l2_bandwidth=max(base.l2_bandwidth, measured["bandwidth"]),
+        **{"l2_bandwidth": max(base.l2_bandwidth, measured["bandwidth"]),
+           **{key: measured[key] for key in _RATES if key in measured}},
         sources=sources,
         calibrated=True,
     )

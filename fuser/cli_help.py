@@ -50,9 +50,9 @@ examples:
 """
 
 CALIBRATE = """\
-Measure this machine's streaming bandwidth, the matmul peak of each type and the fixed cost of a kernel, in under a
-minute, and keep them in the user's cache folder. Every later plan, report and profile for this machine uses them;
-a report's first line says which rates it used.
+Measure this machine's bandwidth from memory and from a CPU's caches, the matmul peak of each type and the fixed cost of
+a kernel, in under a minute, and keep them in the user's cache folder. Every later plan, report and profile for this
+machine uses them; a report's first line says which rates it used.
 """
 
 REPORT = f"""\

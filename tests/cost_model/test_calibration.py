@@ -1,22 +1,25 @@
 """Calibration: measured, stored, read back."""
 
 import logging
+import time
 
 import pytest
 import torch
 from rooffuse.cost_model import calibrate, calibration, get_device, local_device
 
 MEASURED = {"bandwidth": 5e10, "peaks": {"fp32": 2e11, "bf16": 9e11}, "launch_s": 2e-6, "dispatch_s": 4e-6}
+CACHED = {**MEASURED, "l2_bandwidth": 9e10}
 
 
 @pytest.fixture
 def measured(monkeypatch):
     steps = []
 
-    def measure(torch_device, progress):
+    def measure(torch_device, progress, cache_bytes):
+        assert cache_bytes > 0
         progress("pretending")
         steps.append(torch_device)
-        return MEASURED
+        return CACHED
 
     monkeypatch.setattr(calibration, "measure", measure)
     return steps
@@ -29,7 +32,7 @@ def test_a_calibration_is_stored_and_read_back(tmp_path, measured):
     assert measured == ["cpu"] and heard == ["pretending"]
     assert device.calibrated and not before.calibrated
     assert device.bandwidth == 5e10 and device.peaks["fp32"] == 2e11
-    assert (device.launch_s, device.dispatch_s) == (2e-6, 4e-6)
+    assert (device.launch_s, device.dispatch_s, device.l2_bandwidth) == (2e-6, 4e-6, 9e10)
     assert local_device("cpu", tmp_path) == device == get_device("cpu", tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -39,7 +42,7 @@ def test_unmeasured_figures_keep_their_value_and_source(tmp_path, measured):
     device = calibrate("cpu", folder=tmp_path)
     assert device.peaks["int8"] == before.peaks["int8"]
     assert device.sources["l2_bytes"] == before.sources["l2_bytes"]
-    assert "measured with torch" in device.sources["bandwidth"]
+    assert "measured with torch" in device.sources["bandwidth"] == device.sources["l2_bandwidth"]
     assert "bf16, fp32: measured" in device.sources["peaks"]
 
 
@@ -80,10 +83,37 @@ def test_without_a_usable_cache_variable_it_is_below_home(monkeypatch, tmp_path,
 
 def test_a_real_measurement_is_plausible(monkeypatch):
     monkeypatch.setattr(calibration, "_DTYPES", {"fp32": torch.float32})
-    assert 1e8 < calibration._bandwidth("cpu", 0.02) < 1e13
+    for size in (1 << 20, 256 << 20):
+        assert 1e8 < calibration._bandwidth("cpu", 0.02, size) < 1e13
     assert 1e8 < calibration._matmul_peaks("cpu", 0.02, lambda step: None)["fp32"] < 1e15
     launch = calibration._launch("cpu")
     assert 0 < launch["launch_s"] < 1e-2 and 1e-8 < launch["dispatch_s"] < 1e-2
+
+
+def test_a_type_that_is_multiplied_one_by_one_takes_a_small_product(monkeypatch):
+    multiplied = []
+
+    def slow(x, y, out):
+        multiplied.append(len(x))
+        time.sleep(0.005)
+
+    monkeypatch.setattr(calibration, "_DTYPES", {"fp16": torch.float16})
+    monkeypatch.setattr(torch, "mm", slow)
+    peaks = calibration._matmul_peaks("cpu", 1.0, lambda step: None)
+    assert set(multiplied) == {256} and 0 < peaks["fp16"] < 2 * 256**3 / 0.005
+    multiplied.clear()
+    calibration._matmul_peaks("cpu", 60.0, lambda step: None)
+    assert set(multiplied) == {256, 2048}
+
+
+def test_only_of_a_cpu_the_caches_are_measured(monkeypatch):
+    monkeypatch.setattr(calibration, "_bandwidth", lambda device, budget_s, size: 4e10 if size > 1 << 27 else 3e10)
+    monkeypatch.setattr(calibration, "_matmul_peaks", lambda *args: {})
+    monkeypatch.setattr(calibration, "_launch", lambda *args: {"launch_s": 1e-6, "dispatch_s": 1e-6})
+    heard = []
+    assert calibration.measure("cpu", heard.append, 1 << 24)["l2_bandwidth"] == 4e10  # no less than memory's
+    assert heard == ["streaming bandwidth", "cache bandwidth", "launch cost"]
+    assert "l2_bandwidth" not in calibration.measure("cuda", heard.append, 1 << 24)
 
 
 def test_an_fp64_matmul_measures_the_matrix_units(tmp_path, monkeypatch):

@@ -81,17 +81,18 @@ def test_command(capsys, tmp_path):
         main(["profile", f"{path}:f", "--budget", "-1"])
 
 
-MEASURED = {"bandwidth": 5e10, "peaks": {"fp32": 2e11, "bf16": 9e11}, "launch_s": 2e-6, "dispatch_s": 3e-6}
+MEASURED = {"bandwidth": 5e10, "l2_bandwidth": 9e10, "peaks": {"fp32": 2e11, "bf16": 9e11}, "launch_s": 2e-6,
+            "dispatch_s": 3e-6}
 
 
 def test_calibrate_is_used_by_everything_after_it(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(calibration, "measure", lambda kind, progress: MEASURED)
+    monkeypatch.setattr(calibration, "measure", lambda kind, progress, cache_bytes: MEASURED)
     before = local_target(()).device
     assert not before.calibrated
     assert main(["calibrate"]) == 0
     out = capsys.readouterr().out
-    assert "(measured here): 50 GB/s" in out and str(tmp_path) in out
+    assert "(measured here): 50 GB/s" in out and "moves at 90 GB/s" in out and str(tmp_path) in out
     assert local_device("cpu").bandwidth == local_target(()).device.bandwidth == 5e10
     path = tmp_path / "small.py"
     path.write_text("import torch\ndef f():\n    return torch.sin, (torch.empty(1000, device='meta'),)\n")

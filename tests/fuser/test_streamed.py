@@ -23,7 +23,7 @@ COLUMNS, CACHE = 256, 256 * 256 * 4
 def plan(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[KernelStep]]:
     """Plans as on a processor with such stores and a cache of `CACHE` bytes."""
     monkeypatch.setattr(streamed.platform, "machine", lambda: "x86_64")
-    device = replace(get_device("cpu"), l2_bytes=CACHE)
+    device = replace(get_device("cpu"), l2_bytes=CACHE, bandwidth=2e10, l2_bandwidth=3e10)
     return lambda fn, *args: kernel_steps(streamed.stream_results(planned(fn, *args).program, device))
 
 
@@ -39,6 +39,14 @@ def test_a_result_that_leaves(plan: Any, fn: Callable[..., Any], dtype: torch.dt
     (below,), (at,) = plan(fn, caches(least * 0.98, dtype)), plan(fn, caches(least, dtype))
     assert not below.streamed and at.streamed == ("o0",)
     assert "rf_stream(&" in cpp_source([at]) and "rf_stream(&" not in cpp_source([below])
+
+
+def test_quick_caches_keep_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streamed.platform, "machine", lambda: "x86_64")
+    device = replace(get_device("cpu"), l2_bytes=CACHE, bandwidth=2e10, l2_bandwidth=4e10)
+    for times, wanted in ((0.9, ()), (1, ("o0",))):
+        program = streamed.stream_results(planned(torch.relu, caches(times)).program, device)
+        assert [s.streamed for s in kernel_steps(program)] == [wanted]
 
 
 def test_a_result_that_the_program_reads(plan: Any) -> None:
