@@ -20,6 +20,10 @@ _BY_NAME: Mapping[str, Device] = {device.name: device for device in DEVICES}
 _FP32_PER_CYCLE = {"avx512": 64, "avx2": 32, "other": 8}
 _ASSUMED_HZ = 2.5e9
 _ASSUMED_BYTES_PER_CORE = 12e9
+# Flags of instructions that multiply float16. Without any torch multiplies its elements one by one: at 1/60 to 1/480 of
+# the fp32 rate on two cores with AVX-512, by size.
+_FP16_FLAGS = frozenset({"avx512_fp16", "amx_fp16", "fphp", "asimdhp"})
+_ONE_BY_ONE = 1 / 60
 # A virtual machine shows the whole cache of its host, of which a few cores cannot count on more than their share.
 _MOST_CACHE_PER_CORE = 8 * 1024**2
 
@@ -66,13 +70,15 @@ def describe_cpu(info: Mapping[str, str], cores: int, cache_bytes: int | None, m
     """A CPU from its flags and core count, with estimated rates.
 
     Peaks are two FMA pipes a core at the reported clock (2.5 GHz if none is reported); bf16 counts its matrix or
-    dot-product instructions where the flags show them. Bandwidth is a constant per core. Calibrate for real figures.
+    dot-product instructions where the flags show them, and fp16 is slow where they show none. Bandwidth is a constant
+    per core. Calibrate for real figures.
     """
     flags = set(info.get("flags", info.get("Features", "")).split())
     width = "avx512" if "avx512f" in flags else "avx2" if "avx2" in flags else "other"
     hertz = float(info.get("cpu MHz", 0)) * 1e6 or _ASSUMED_HZ
     fp32 = _FP32_PER_CYCLE[width] * hertz * cores
     bf16 = fp32 * (16 if "amx_bf16" in flags else 2 if "avx512_bf16" in flags else 1)
+    fp16 = fp32 * (1 if flags & _FP16_FLAGS else _ONE_BY_ONE)
     int8 = fp32 * (32 if "amx_int8" in flags else 4 if "avx512_vnni" in flags or "avx_vnni" in flags else 1)
     bandwidth = _ASSUMED_BYTES_PER_CORE * cores
     name = info.get("model name") or platform.processor() or platform.machine() or "CPU"
@@ -81,7 +87,7 @@ def describe_cpu(info: Mapping[str, str], cores: int, cache_bytes: int | None, m
         name=name,
         vendor={"GenuineIntel": "Intel", "AuthenticAMD": "AMD"}.get(info.get("vendor_id", ""), "unknown"),
         kind="cpu",
-        peaks={"fp64": fp32 / 2, "fp32": fp32, "bf16": bf16, "fp16": fp32, "int8": int8},
+        peaks={"fp64": fp32 / 2, "fp32": fp32, "bf16": bf16, "fp16": fp16, "int8": int8},
         bandwidth=bandwidth,
         l2_bytes=min(cache_bytes or 32 * 1024**2, _MOST_CACHE_PER_CORE * cores),
         l2_bandwidth=4 * bandwidth,

@@ -24,6 +24,7 @@ from rooffuse.passes import (
     channels_last_pass,
     interpolations_pass,
     large_windows_pass,
+    quick_types_pass,
     run_passes,
     scatters_pass,
     split_reductions_pass,
@@ -112,7 +113,7 @@ def plan_graph(gm: GraphModule, target: Target, options: Options, dump: Dump | N
               channels_last_pass(target.device, lambda n: refusal(n) is None, layout),
               interpolations_pass(target.language == "triton"), large_windows_pass(target.language == "cpp"),
               *PIPELINE,
-              vector_products_pass(target.language == "cpp"),
+              vector_products_pass(target.language == "cpp"), quick_types_pass(target.device),
               split_variance_pass(limits), split_softmax_pass(limits), split_scans_pass(limits),
               split_reductions_pass(limits),
               CSE_PASS,  # the parts of a sum and of a scan of the same are equal

@@ -25,6 +25,7 @@ from rooffuse.passes.memory_plan import (
 from rooffuse.passes.op_sets import GATHERS, LIBRARY, POINTWISE, PRIMITIVES, REDUCTIONS, VIEWS, aot_decompositions
 from rooffuse.passes.pipeline import CSE_PASS, PIPELINE, Pass, run_passes
 from rooffuse.passes.pooled_places import pooled_places
+from rooffuse.passes.quick_types import quick_types_pass
 from rooffuse.passes.random import RANDOM_PASS
 from rooffuse.passes.reduced_pieces import reduced_pieces
 from rooffuse.passes.row_limits import RowLimits
@@ -69,6 +70,7 @@ __all__ = [
     "peak_live_bytes",
     "plan_memory",
     "pooled_places",
+    "quick_types_pass",
     "reduced_pieces",
     "run_passes",
     "scan_totals",

@@ -161,6 +161,8 @@ def test_cpu_peaks_follow_the_flags():
     assert avx512["bf16"] == avx512["fp32"]
     assert peaks("avx512f avx512_bf16")["bf16"] == 2 * avx512["fp32"]
     assert peaks("avx512f amx_bf16")["bf16"] == 1024 * 2 * 2e9 * 4 / 2
+    assert avx512["fp16"] == avx512["fp32"] / 60  # one element after the other
+    assert peaks("avx2 avx512f avx512_fp16")["fp16"] == avx512["fp32"]
 
 
 def test_a_cpu_without_proc_is_still_described():
