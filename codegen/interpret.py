@@ -104,7 +104,7 @@ class _NestRun:
         ops: dict[str, Callable[[Tensor], Tensor]] = {
             "sum": lambda x: x.sum(-1, dtype=stmt.dtype), "prod": lambda x: x.prod(-1, dtype=stmt.dtype),
             "max": lambda x: x.amax(-1), "min": lambda x: x.amin(-1), "any": lambda x: x.any(-1),
-            "expsum": lambda x: (x - x.amax(-1, keepdim=True)).exp().sum(-1),
+            "expsum": lambda x: (x - _finite(x.amax(-1, keepdim=True), stmt.strip)).exp().sum(-1),
             "devsum": lambda x: (x - x.mean(-1, keepdim=True)).square().sum(-1),
             "all": lambda x: x.all(-1), "argmax": lambda x: x.argmax(-1), "argmin": lambda x: x.argmin(-1)}
         if stmt.fold > 1:  # the neighbours' rows are one, which each of them has
@@ -129,6 +129,11 @@ class _NestRun:
             mask = self.values[stmt.mask].expand(index.shape)
             value, index = value[mask], index[mask]
         flat.index_put_((index,), value, accumulate=stmt.accumulate)
+
+
+def _finite(top: Tensor, wanted: bool) -> Tensor:
+    """Maxima with zeros for infinities, if that is ``wanted``."""
+    return torch.where(top.isinf(), 0, top) if wanted else top
 
 
 def interpret(kernel: Kernel, buffers: Mapping[str, Tensor]) -> None:

@@ -57,6 +57,7 @@ OPS: Mapping[str, int] = {
 
 #: Reductions and the value each starts from (for floats; the printers know the integer limits).
 #: "expsum" is the sum of ``exp(x - max(x))``, "devsum" that of ``(x - mean(x))²``: both need one sweep.
+#: Down a strip, where "expsum" is the only one of them, an infinite maximum counts as zero.
 ONLINE = ("expsum", "devsum")
 REDUCTIONS = ("sum", "prod", "max", "min", "any", "all", "argmax", "argmin", *ONLINE)
 #: Those that also go down the columns of a strip, from row to row.

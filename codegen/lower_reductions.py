@@ -14,6 +14,7 @@ from .errors import NotLowerable
 from .fxinfo import argument, dtype_of, op_name, reduced_dims, shape_of
 from .ir import compute_dtype
 from .lower_contractions import is_contraction, product_shape
+from .online import exponentials_down_strip
 
 #: operator -> IR reduction
 REDUCTION_OPS = {"sum": "sum", "mean": "sum", "prod": "prod", "amax": "max", "amin": "min", "max": "max", "min": "min",
@@ -123,7 +124,20 @@ def _reduce(builder: NestBuilder, reduction: Reduction, value: str, dtype: torch
             strip: bool = False, along: tuple[Symbol, ...] = ()) -> str:
     if reduction.count == 1:
         return builder.const(0, dtype) if reduction.op in ("argmax", "argmin") else value
+    online = exponentials_down_strip(builder.body, value) if strip and reduction.op == "sum" else None
+    if online is not None:
+        return _exponential_sum(builder, *online, dtype)
     return builder.reduce(reduction.op, value, dtype, strip, along)
+
+
+def _exponential_sum(builder: NestBuilder, x: str, top: str, endless: bool, dtype: torch.dtype) -> str:
+    """The sum down a strip of exponentials of ``x`` relative to ``top``; of infinities it isn't a number, or infinite
+    if they are ``endless``, relative to zero."""
+    total = builder.reduce("expsum", x, dtype, strip=True)
+    if endless:
+        return total
+    infinite = builder.compute("eq", top, builder.const(float("inf"), dtype))
+    return builder.compute("where", infinite, builder.const(float("nan"), dtype), total)
 
 
 def source_coords(reduction: Reduction, coords: tuple[Expr, ...], inner: tuple[Expr, ...]) -> tuple[Expr, ...]:

@@ -11,7 +11,7 @@ the mean and the deviations of what it has met (Welford, 1962) until these are p
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -19,6 +19,7 @@ import torch
 
 from .ir import Compute, Const, Kernel, Nest, Reduce, Stmt, Store, needed_statements
 
+_WIDE = (torch.float32, torch.float64)
 #: A sum over the rows of a nest, given all that the nest makes, as other statements, of which the last has its name.
 _Rule = Callable[[Reduce, Mapping[str, Stmt], Nest], list[Stmt]]
 
@@ -57,7 +58,7 @@ def _deviations(total: Reduce, made: Mapping[str, Stmt], nest: Nest) -> list[Stm
     count = made.get(size)
     if not (isinstance(count, Const) and count.value == prod(a.size for a in nest.reduction)):
         return [total]
-    same = made.get(whole) == replace(total, name=whole, value=x) and total.dtype in (torch.float32, torch.float64)
+    same = made.get(whole) == replace(total, name=whole, value=x) and total.dtype in _WIDE
     return [replace(total, op="devsum", value=x)] if same else [total]
 
 
@@ -87,3 +88,34 @@ def _operands(made: Mapping[str, Stmt], name: str, op: str) -> tuple[str, ...]:
     """The operands of the value ``name`` if it is computed by ``op``; none otherwise."""
     stmt = made.get(name)
     return stmt.args if isinstance(stmt, Compute) and stmt.op == op else ()
+
+
+def exponentials_down_strip(body: Sequence[Stmt], value: str) -> tuple[str, str, bool] | None:
+    """What the exponentials ``value`` of a column of a strip are of, if they are relative to the column's own maximum,
+    or zero where there is none: the names of ``x`` and ``max(x)``, and whether zero stands for infinity, too. None for
+    anything else. A column's maximum is known only at the strip's end, by when their sum is, too, if it is kept
+    relative to what the maximum has come to."""
+    made = {s.name: s for s in body if not isinstance(s, Store)}
+    difference = _operands(made, value, "exp")
+    x, shift = (_operands(made, difference[0], "sub") if difference else ()) or ("", "")
+    replaced = set()
+    while chosen := _operands(made, shift, "where"):
+        condition, zero, rest = chosen
+        compared, limit = _operands(made, condition, "eq") or ("", "")
+        if compared != rest or _constant(made, zero) != 0:
+            return None
+        replaced.add(_constant(made, limit))
+        shift = rest
+    top = made.get(shift)
+    if not (isinstance(top, Reduce) and top.op == "max" and top.strip and top.value == x and top.dtype in _WIDE):
+        return None
+    endless = replaced == {float("inf"), float("-inf")}
+    return (x, top.name, endless) if endless or replaced == {float("-inf")} else None
+
+
+def _constant(made: Mapping[str, Stmt], name: str) -> float | None:
+    """The number that a value is, also in another type."""
+    stmt = made[name]
+    while isinstance(stmt, Compute) and stmt.op == "cast":
+        stmt = made[stmt.args[0]]
+    return stmt.value if isinstance(stmt, Const) else None

@@ -65,6 +65,8 @@ def kernel_operations(kernel: Kernel, conditional_load: int = 0, special_units: 
             mask = stmt.mask if conditional_load and isinstance(stmt, Load) else None
             conditional = mask is not None and mask not in free and len(nest.scopes[mask]) > 1
             cost = operation_cost(stmt.op, special_units) if isinstance(stmt, Compute) else 1
+            if isinstance(stmt, Reduce) and stmt.op == "expsum":
+                cost += operation_cost("exp", special_units)
             if form is not None:
                 points *= _evaluations(nest, form, stmt.name)
             part = parts.get(stmt.name, 1.0)

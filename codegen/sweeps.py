@@ -64,6 +64,12 @@ def strip_reduces(nest: Nest) -> tuple[Reduce, ...]:
     return tuple(s for s in nest.body if isinstance(s, Reduce) and s.strip)
 
 
+def strip_holder(nest: Nest, reduce: Reduce) -> Reduce | None:
+    """The sum of exponentials down a strip that knows the maximum ``reduce`` as well, or None."""
+    return next((r for r in strip_reduces(nest) if (r.op, r.value, r.dtype) == ("expsum", reduce.value, reduce.dtype)
+                 and reduce.op == "max"), None)
+
+
 def strip_scans(nest: Nest) -> tuple[Scan, ...]:
     """The scans down the columns of a strip."""
     return tuple(s for s in nest.body if isinstance(s, Scan) and s.strip)

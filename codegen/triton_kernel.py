@@ -19,7 +19,7 @@ from .summed_products import contracts_only_sums
 from .sweeps import Phase, after_strips, finale, plan_phases, strip_reduces, strip_scans
 from .triton_dot import DotPrinter, DotTile
 from .triton_reductions import ReductionTiles
-from .triton_spelling import POINTERS, PRELUDE, TYPES
+from .triton_spelling import POINTERS, PRELUDE
 from .triton_tiles import Tile, power_of_two
 from .triton_tilings import default_tiles
 
@@ -155,20 +155,14 @@ class NestPrinter(ReductionTiles):
         """A strip's rows, ``xblock`` at a time, and then what follows from what their columns came to."""
         t, x, at = self.tile, self.name("x"), self.name("at")
         self._open_row("", 0)
-        for reduce in strip_reduces(self.nest):
-            start = f"{self._start(reduce)}, {TYPES[reduce.dtype]}"
-            width = t.rblock if self.nest.scopes[reduce.value] & self.reduction else 1
-            self.add(f"{self.name('strip_' + reduce.name)} = tl.full([{t.xblock}, {width}], {start})")
-        for text in self._first_totals(strip_scans(self.nest), t.xblock):
+        for text in (*self._first_in_strip(), *self._first_totals(strip_scans(self.nest), t.xblock)):
             self.add(text)
         self.add(f"for {at} in range(0, {t.strip}, {t.xblock}):")
         self._decode(x, self.nest.parallel, 1, self._open_rows(f"{number} * {t.strip} + {at}", 1))
         ending = after_strips(self.nest)
         for stmt in self.nest.body:
             if isinstance(stmt, Reduce) and stmt.strip:
-                kept, value = self.name("strip_" + stmt.name), self.name(stmt.value)
-                self.add(f"{kept} += {value}" if stmt.op == "sum" else
-                         f"{kept} = {self._combine(stmt)}({kept}, {value})", 1)
+                self._add_to_strip(stmt)
             elif isinstance(stmt, Reduce):
                 self._reduce_tile(stmt, self.name(stmt.value), 1)
             elif isinstance(stmt, Scan):
@@ -180,9 +174,7 @@ class NestPrinter(ReductionTiles):
         self.add(f"{x} = {number} * {t.strip}")
         self._decode(x, self.nest.parallel, 0)
         for reduce in strip_reduces(self.nest):
-            kept = self.name("strip_" + reduce.name)
-            total = f"tl.sum({kept}, 0)" if reduce.op == "sum" else f"tl.reduce({kept}, 0, {self._combine(reduce)})"
-            self.add(f"{self.name(reduce.name)} = {total}[None, :]")
+            self._finish_strip(reduce)
         for stmt in finale(self.nest):
             self.add(self.line(stmt))
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from sympy import Symbol
 
 from .ir import Kernel, Nest, Reduce
+from .sweeps import strip_holder, strip_reduces
 from .triton_scans import ScanTiles
 from .triton_spelling import TYPES
 from .triton_tiles import Tile, holder_of, neighbours
@@ -187,3 +188,40 @@ class ReductionTiles(ScanTiles):
             self.add(f"{acc}, {at} = {self._combine(reduce)}({acc}, {at}, {value}, {here})", 1)
         else:
             self.add(f"{acc} = {self._combine(reduce)}({acc}, {value})", 1)
+
+    # -- down the columns of strips -----------------------------------------------------------------------------
+
+    def _first_in_strip(self) -> list[str]:
+        """What columns have come to before the first row of a strip."""
+        lines = []
+        for reduce in strip_reduces(self.nest):
+            width = self.tile.rblock if self.nest.scopes[reduce.value] & self.reduction else 1
+            tile = f"tl.full([{self.tile.xblock}, {width}], {{}}, {TYPES[reduce.dtype]})"
+            if not strip_holder(self.nest, reduce):
+                lines.append(f"{self.name('strip_' + reduce.name)} = {tile.format(self._start(reduce))}")
+            if reduce.op == "expsum":
+                lines.append(f"{self.name('top_' + reduce.name)} = " + tile.format('float("-inf")'))
+        return lines
+
+    def _add_to_strip(self, reduce: Reduce) -> None:
+        kept, value = self.name("strip_" + reduce.name), self.name(reduce.value)
+        if reduce.op == "expsum":
+            top = self.name("top_" + reduce.name)
+            self.add(f"{kept}, {top} = rf_online({kept}, {top}, {value} + tl.zeros_like({kept}), 1)", 1)
+        elif not strip_holder(self.nest, reduce):
+            self.add(f"{kept} += {value}" if reduce.op == "sum" else
+                     f"{kept} = {self._combine(reduce)}({kept}, {value})", 1)
+
+    def _finish_strip(self, reduce: Reduce) -> None:
+        """What columns came to, as a row."""
+        holder = strip_holder(self.nest, reduce)
+        of = holder or reduce
+        kept, top = self.name("strip_" + of.name), self.name("top_" + of.name)
+        if reduce.op == "expsum":
+            total = f"rf_expsum_down({kept}, {top})"
+        elif reduce.op == "sum":
+            total = f"tl.sum({kept}, 0)"
+        else:
+            kept = f"tl.where({kept} == {kept}, {top}, {kept})" if holder else kept  # it is what isn't a number, too
+            total = f"tl.reduce({kept}, 0, {self._combine(reduce)})"
+        self.add(f"{self.name(reduce.name)} = {total}[None, :]")

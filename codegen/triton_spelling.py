@@ -104,6 +104,14 @@ def rf_expsum(total, top):
 
 
 @triton.jit
+def rf_expsum_down(total, top):
+    largest = tl.max(top, 0)
+    base = tl.where(tl.abs(largest) == float("inf"), 0.0, largest)
+    shifted = total * tl.exp(top - base[None, :])
+    return tl.sum(tl.where(top == float("-inf"), tl.where(total == total, 0.0, total), shifted), 0)
+
+
+@triton.jit
 def rf_deviate(squares, mean, x, count):
     away = x - mean
     mean += away * (1.0 / tl.full([1, 1], count, x.dtype))

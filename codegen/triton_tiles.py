@@ -9,7 +9,7 @@ import torch
 from .index import affine
 from .ir import Axis, Compute, Kernel, Load, Nest, Reduce, Scan, Store, operands
 from .operations import operation_cost
-from .sweeps import inner_values, plan_phases, strip_reduces, strip_scans
+from .sweeps import inner_values, plan_phases, strip_holder, strip_reduces, strip_scans
 from .traffic import row_bytes, sweeps
 
 #: Elements that a program keeps in registers: 32 in each of 1024 threads, half of what the register file has.
@@ -250,7 +250,8 @@ def _strip_tile(nest: Nest, rows: int, full: int) -> Tile:
     """Rows of a strip side by side as long as they and their column sums stay in registers."""
     strip = prod(a.size for a in nest.strip)
     row = {a.symbol for a in nest.reduction}
-    columns = sum(bool(nest.scopes[s.value] & row) for s in strip_reduces(nest)) + len(strip_scans(nest))
+    reduced = [r for r in strip_reduces(nest) if nest.scopes[r.value] & row and not strip_holder(nest, r)]
+    columns = sum(1 + (r.op == "expsum") for r in reduced) + len(strip_scans(nest))
     kept, most, lane = kept_tiles(nest) + columns, PERSISTENT_ELEMENTS // 2 if columns else 2048, 8 if columns else 16
     xblock = 1
     while 2 * xblock * full * kept <= most and strip % (2 * xblock) == 0:

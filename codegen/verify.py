@@ -69,7 +69,7 @@ def _reduction_problem(nest: Nest, stmt: Stmt) -> str | None:
             return f"the nest has no {'strip' if stmt.strip else 'reduction'} axis"
         row = {a.symbol for a in nest.reduction}
         whole = not row & nest.scopes[stmt.value] or nest.scopes[stmt.value] >= row
-        if stmt.strip and (stmt.op not in DOWN_STRIPS or not whole):
+        if stmt.strip and (stmt.op not in (*DOWN_STRIPS, "expsum") or not whole):
             return f"over a strip there is only {', '.join(DOWN_STRIPS)}, of whole rows or what is one for each"
         if stmt.fold > 1 and (stmt.strip or stmt.along or not nest.parallel or nest.parallel[-1].size % stmt.fold):
             return "neighbours are folded in whole numbers of groups, along the last parallel axis"

@@ -188,13 +188,16 @@ class GroupPricer:
         """Each outside buffer once (as much of it as is looked at), each output once, FLOPs of all members."""
         touched: dict[Node, dict[Node, int]] = {}
         flops = written = added = 0
-        evaluations = self._evaluations(members)
+        outputs = frozenset(outputs)
+        evaluations, sought = self._evaluations(members), self._sought(members, outputs)
         for node in members:
             facts = self._facts(node)
-            flops += facts.flops * evaluations[node] // max(facts.elements, 1)
+            flops += facts.flops * min(evaluations[node], sought.get(node, evaluations[node])) // max(facts.elements, 1)
             for source, argument, size in facts.reads:
                 if source not in members:
                     parts = touched.setdefault(source, {})
+                    if node in sought:
+                        size = min(size, sought[node] * argument.meta["val"].dtype.itemsize)
                     parts[argument] = max(parts.get(argument, 0), size)
             written += facts.written
             added += facts.added
@@ -202,6 +205,28 @@ class GroupPricer:
                          for source, parts in touched.items())
         written += sum(distinct_bytes(o) for o in outputs)
         return Cost(flops, bytes_read + added, written)
+
+    def _sought(self, members: Collection[Node], outputs: Collection[Node]) -> dict[Node, int]:
+        """How many elements of a member are computed where the group only looks some up, as a loss those of its labels:
+        no more than these are read for it."""
+        found: dict[Node, int] = {}
+        if not any(op_name(n) in LOOKUPS for n in members):
+            return found
+        for node in sorted(members, key=self.units.position.__getitem__, reverse=True):
+            users = self.units.users(node)
+            if not users or node in outputs or is_reduction(node) or is_store(node):
+                continue
+            looks = [found.get(u, self._looks_up(u, node) if u in members else None) for u in users]
+            if None not in looks:
+                found[node] = sum(n for n in looks if n is not None)
+        return found
+
+    def _looks_up(self, user: Node, node: Node) -> int | None:
+        """How many elements of ``node`` a user looks up, if that is all that it reads of it."""
+        if op_name(user) not in LOOKUPS:
+            return None
+        only = all(r.argument is user.args[0] for r in self.units.reads(user) if r.source is node)
+        return self._facts(user).elements if only else None
 
     def _facts(self, node: Node) -> _Facts:
         if node not in self._known:

@@ -85,8 +85,9 @@ def _rewrite(node: Node, slow: Collection[torch.dtype], mode: FakeTensorMode) ->
         for part in parts:
             result = made if part is node else call(operator.getitem, made, part.args[1])
             value = tensor_meta(part)
-            narrow = value is not None and value.dtype != result.meta["val"].dtype
-            results[part] = call(aten._to_copy.default, result, dtype=value.dtype) if narrow else result
+            if value is not None and value.dtype != result.meta["val"].dtype:
+                result = call(aten._to_copy.default, result, dtype=value.dtype)
+            results[part] = result
     if not all(tensor_meta(part) is None or same_strides(part.meta["val"], result.meta["val"])
                for part, result in results.items()):
         while node.prev is not before:

@@ -92,7 +92,7 @@ def split_reductions(gm: GraphModule, limits: RowLimits) -> GraphModule:
     Requires: ``meta["val"]`` fake tensors with concrete sizes (others are left alone). Ensures: equal sizes, dtype and
     strides of every value; sums accumulate in float32 between the stages where the input is narrower.
     """
-    meeting, wide = _rows_reduced(gm)
+    meeting, wide = rows_reduced(gm)
     whole, short = whole_rows(gm, limits), _short_rows(gm)
     mode = detect_fake_mode([node.meta.get("val") for node in gm.graph.nodes])
     if mode is None:
@@ -103,7 +103,7 @@ def split_reductions(gm: GraphModule, limits: RowLimits) -> GraphModule:
         name = packet_name(node.target) if node.op == "call_function" else ""
         if name not in _OPS or _scanned(node):
             continue
-        plan = (_strips(node, limits, meeting) or _rows_first(node, meeting, wide)
+        plan = (strips_of(node, limits, meeting) or _rows_first(node, meeting, wide)
                 or _rows_together(node, limits, short) or split_of(node, limits, whole))
         if plan is not None:
             stages = _rewrite(gm, node, name, plan, mode)
@@ -121,7 +121,7 @@ def _scanned(node: Node) -> bool:
         reduced_dims(node, source.dim()) == (argument(u, "dim") % source.dim(),) for u in scans)
 
 
-def _rows_reduced(gm: GraphModule) -> tuple[Rows, Rows]:
+def rows_reduced(gm: GraphModule) -> tuple[Rows, Rows]:
     """Numbers and sizes of the rows that the graph reduces: those of one dimension, and those of several."""
     rows, wide = set[tuple[int, int]](), set[tuple[int, int]]()
     for node in gm.graph.nodes:
@@ -140,7 +140,7 @@ def _rows_reduced(gm: GraphModule) -> tuple[Rows, Rows]:
     return frozenset(rows), frozenset(wide)
 
 
-def _strips(node: Node, limits: RowLimits, meeting: Rows) -> Split | None:
+def strips_of(node: Node, limits: RowLimits, meeting: Rows) -> Split | None:
     """The cut of a reduction down columns whose rows are reduced, too; None for any other, where no number of strips
     near that of programs divides the rows, and where a row and its columns' results don't stay on chip."""
     source, result = tensor_meta(node.args[0]), tensor_meta(node)
