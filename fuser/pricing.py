@@ -213,10 +213,10 @@ class GroupPricer:
         if not any(op_name(n) in LOOKUPS for n in members):
             return found
         for node in sorted(members, key=self.units.position.__getitem__, reverse=True):
-            users = self.units.users(node)
+            users = [u for u in self.units.users(node) if u in members]
             if not users or node in outputs or is_reduction(node) or is_store(node):
                 continue
-            looks = [found.get(u, self._looks_up(u, node) if u in members else None) for u in users]
+            looks = [found.get(u, self._looks_up(u, node)) for u in users]
             if None not in looks:
                 found[node] = sum(n for n in looks if n is not None)
         return found

@@ -26,6 +26,9 @@ MAX_CHAIN = 32
 #: How many times fewer the results of a reduction are than what is computed from them, so that to store them is next
 #: to nothing.
 SMALLER = 16
+#: Part of the time for bytes that they take even where operations bound a kernel: its loads and stores are operations,
+#: too, and no processor hides all that they wait for.
+HIDDEN = 0.25
 
 
 def recompute_producers(grouper: Grouper) -> int:
@@ -56,13 +59,18 @@ def _move(grouper: Grouper, k: int, value: Node, mutated: Collection[Node], soug
     if not chain or chain & sought or any(r.source in mutated for n in chain for r in units.reads(n)):
         return False
     rest = _still_needed(grouper, k, value, stored)
-    before = sum(grouper.time_of(g) for g in (*consumers, k))
+    moving, before = _bytes(grouper, (*consumers, k)), sum(grouper.time_of(g) for g in (*consumers, k))
+    computing = _computing(grouper, [g for g in (*consumers, k)
+                                     if not grouper.pricer.is_library_call(state.members[g])])
     changed = {c: state.members[c] | chain for c in consumers} | {k: rest}
     old = {g: state.members[g] for g in changed}
     state.members.update(changed)
     after = sum(grouper.price(changed[g], grouper.outputs_of(g)) for g in changed if changed[g])
     kernels = [g for g in changed if changed[g] and not grouper.pricer.is_library_call(changed[g])]
-    if after >= before or not _affordable(grouper, kernels, before):
+    spared = moving - _bytes(grouper, [g for g in changed if changed[g]])
+    worth = HIDDEN * max(spared, 0) / grouper.pricer.device.bandwidth
+    # Lowered kernels are priced more closely than members are: what they compute is compared with what others did.
+    if after >= before + worth or not _affordable(grouper, kernels, max(before, computing) + worth):
         state.members.update(old)
         return False
     for c in consumers:
@@ -77,6 +85,11 @@ def _move(grouper: Grouper, k: int, value: Node, mutated: Collection[Node], soug
         del state.members[k]
         state.graph.remove_node(k)
     return True
+
+
+def _bytes(grouper: Grouper, groups: Collection[int]) -> int:
+    """Bytes that kernels of these groups move."""
+    return sum(int(grouper.pricer.cost(grouper.state.members[g], grouper.outputs_of(g)).bytes) for g in groups)
 
 
 def _chain(grouper: Grouper, k: int, value: Node) -> tuple[frozenset[Node], frozenset[Node]]:
@@ -116,11 +129,13 @@ def _still_needed(grouper: Grouper, k: int, value: Node, stored: Collection[Node
 
 def _affordable(grouper: Grouper, groups: Collection[int], seconds: float) -> bool:
     """Whether every group still lowers, to kernels that compute for no more than ``seconds`` in all."""
-    computing = 0.0
     try:
-        for k in groups:
-            group = extract(grouper.units, grouper.state.members[k], grouper.outputs_of(k))
-            computing += grouper.pricer.computing(grouper.lower(group).kernel)
+        return _computing(grouper, groups) <= seconds
     except NotLowerable:
         return False
-    return computing <= seconds
+
+
+def _computing(grouper: Grouper, groups: Collection[int]) -> float:
+    """Seconds that the kernels of these groups compute; raises NotLowerable if one isn't a kernel."""
+    return sum(grouper.pricer.computing(grouper.lower(
+        extract(grouper.units, grouper.state.members[k], grouper.outputs_of(k))).kernel) for k in groups)
