@@ -87,8 +87,10 @@ class _Places:
 
     def _assume(self, start: Node) -> bool:
         """Once nothing follows any more, find what is computed from slices in one place, and then put what is found
-        nowhere yet where the nest might as well have it: what is reduced along an axis of as many elements, and what
-        spreads a row's results over elements like ``start``'s where those are. Returns whether there was any."""
+        nowhere yet where the nest might as well have it: what is reduced along an axis of as many elements, or along
+        all of a row, and what spreads a row's results over elements like ``start``'s where those are. Returns whether
+        there was any.
+        """
         sliced = follow_slices(self.known, self.order, self.ranges)
         for node, slices in sliced.items():
             if len(slices) == 1:
@@ -102,9 +104,11 @@ class _Places:
             if reduction.source in self.known or reduction.source in sliced:
                 continue
             here = self.known.get(node) or self._row(reduction)
-            along = next((a for a in self.rows if a.size == reduction.count), None)
-            if here is not None and along is not None:
-                self._learn_reduced(reduction, here, (along,))
+            along: tuple[Axis, ...] = next(((a,) for a in self.rows if a.size == reduction.count), ())
+            if tuple(a.size for a in self.rows) == tuple(n for n in reduction.sizes if n != 1):
+                along = self.rows
+            if here is not None and along:
+                self._learn_reduced(reduction, here, along)
         for node in self.order if self.rows and not self.work else ():
             if op_name(node) in lower_pointwise.RULES and shape_of(node) == shape_of(start) and any(
                     source in self.known for source in node.all_input_nodes):

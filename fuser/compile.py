@@ -18,6 +18,7 @@ from rooffuse.codegen.lower import refusal
 from rooffuse.codegen.triton_kernel import TritonSource
 from rooffuse.passes import (
     CSE_PASS,
+    EQUAL_EXTENTS_PASS,
     PIPELINE,
     RANDOM_PASS,
     Layout,
@@ -114,7 +115,7 @@ def plan_graph(gm: GraphModule, target: Target, options: Options, dump: Dump | N
               interpolations_pass(target.language == "triton"), large_windows_pass(target.language == "cpp"),
               *PIPELINE,
               vector_products_pass(target.language == "cpp"), quick_types_pass(target.device),
-              split_variance_pass(limits), split_softmax_pass(limits), split_scans_pass(limits),
+              EQUAL_EXTENTS_PASS, split_variance_pass(limits), split_softmax_pass(limits), split_scans_pass(limits),
               split_reductions_pass(limits),
               CSE_PASS,  # the parts of a sum and of a scan of the same are equal
               scatters_pass(lambda n: refusal(n) is None))

@@ -7,6 +7,7 @@ A pass takes a ``torch.fx.GraphModule`` over functional ATen operators, as AOTAu
 from rooffuse.passes.added_scatters import added_scatters
 from rooffuse.passes.channels_last import Layout, channels_last_pass
 from rooffuse.passes.complex_pairs import complex_pairs
+from rooffuse.passes.equal_extents import EQUAL_EXTENTS_PASS
 from rooffuse.passes.exclusive_scans import exclusive_scans
 from rooffuse.passes.foreach import expand_foreach
 from rooffuse.passes.graph import hazard_edges
@@ -40,6 +41,7 @@ from rooffuse.passes.verify import GraphError, verify
 
 __all__ = [
     "CSE_PASS",
+    "EQUAL_EXTENTS_PASS",
     "GATHERS",
     "LIBRARY",
     "PIPELINE",

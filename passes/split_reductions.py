@@ -288,14 +288,14 @@ def _rewrite(gm: GraphModule, node: Node, name: str, plan: Split | _RowsFirst, m
         else:
             if plan.padding:
                 pads = [0, 0] * (value.dim() - 1 - plan.dim) + [0, plan.padding]
-                current = call(aten.constant_pad_nd.default, current, pads, _neutral(name, value.dtype))
+                current = call(aten.constant_pad_nd.default, current, pads, neutral_element(name, value.dtype))
             around = ((), ()) if plan.flat else (value.shape[:plan.dim], value.shape[plan.dim + 1:])
             shape = [*around[0], plan.parts, plan.share, *around[1]]
             current = call(aten.reshape.default, current, shape)
             first = [d if d < plan.dim else d + 1 for d in plan.dims]
             second = [plan.dim - sum(d < plan.dim for d in plan.dims)]
         if name in ("aten.sum", "aten.mean"):
-            wide = _accumulation(value.dtype, result.dtype)
+            wide = accumulation_type(value.dtype, result.dtype)
             stage = call(aten.sum.dim_IntList, current, first, dtype=wide)
             last = current = call(aten.sum.dim_IntList, stage, second)
             if name == "aten.mean":
@@ -314,13 +314,13 @@ def _rewrite(gm: GraphModule, node: Node, name: str, plan: Split | _RowsFirst, m
     return stage, last
 
 
-def _accumulation(source: torch.dtype, result: torch.dtype) -> torch.dtype:
+def accumulation_type(source: torch.dtype, result: torch.dtype) -> torch.dtype:
     if result in (torch.float16, torch.bfloat16) or source in (torch.float16, torch.bfloat16):
         return torch.float32 if result != torch.float64 else result
     return result
 
 
-def _neutral(name: str, dtype: torch.dtype) -> Any:
+def neutral_element(name: str, dtype: torch.dtype) -> Any:
     if name in ("aten.sum", "aten.mean"):
         return 0
     largest = name == "aten.amin"
