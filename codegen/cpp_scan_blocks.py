@@ -26,6 +26,10 @@ class ScanBlocks(LaneForm):
         scans = any(isinstance(s, Scan) and not s.strip for s in body)
         return scans and any(isinstance(s, Compute) or not self._as_it_is(s) for s in body)
 
+    def _collides(self, stmt: Stmt) -> bool:
+        """Whether several points of a row may store to one place."""
+        return isinstance(stmt, Store) and self.nest.axes[-1].symbol in self.colliding
+
     def _as_it_is(self, stmt: Stmt) -> bool:
         """Whether a load or store, if it is one, takes a value as it lies in memory."""
         if not isinstance(stmt, Load | Store):
@@ -35,7 +39,7 @@ class ScanBlocks(LaneForm):
 
     def _stages(self, body: Sequence[Stmt]) -> list[list[Stmt]]:
         """The statements by how many scans they come after: what is computed, and the scans that take it, in turns. A
-        total that is stored as it is goes there at once."""
+        total that is stored as it is goes there at once, and so, one after the other, do stores that may collide."""
         depth: dict[str, int] = {}
         stages: dict[int, list[Stmt]] = {}
         totals = {s.name for s in body if isinstance(s, Scan) and not s.strip}
@@ -45,7 +49,8 @@ class ScanBlocks(LaneForm):
             if not isinstance(stmt, Store):
                 depth[stmt.name] = below + scan
             at_once = isinstance(stmt, Store) and stmt.value in totals and not stmt.accumulate and self._as_it_is(stmt)
-            stages.setdefault(2 * below + scan - at_once, []).append(stmt)
+            one_by_one = scan or self._collides(stmt)
+            stages.setdefault(2 * below + one_by_one - at_once, []).append(stmt)
         return [stages[k] for k in sorted(stages)]
 
     def _print_scan_blocks(self, body: Sequence[Stmt], lane: Axis, bounds: tuple[str, str],
@@ -71,8 +76,8 @@ class ScanBlocks(LaneForm):
         for stage, names in zip(stages, wanted):
             if not stage:
                 continue
-            simd = None if any(isinstance(s, Scan) and not s.strip for s in stage) else clauses(
-                [s for s in stage if isinstance(s, Reduce)])
+            one_by_one = any((isinstance(s, Scan) and not s.strip) or self._collides(s) for s in stage)
+            simd = None if one_by_one else clauses([s for s in stage if isinstance(s, Reduce)])
             if simd is not None:
                 self.add(f"#pragma omp simd{simd}{self._asked}")
             self.open(f"for (int64_t {lane.symbol} = piece; {lane.symbol} < stop; ++{lane.symbol})")

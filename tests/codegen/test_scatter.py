@@ -45,6 +45,12 @@ def _heads(cache: Tensor, position: Tensor, k: Tensor) -> None:
     aten.index_put_(cache, [None, None, position], k * torch.rsqrt(k.pow(2).mean(-1, keepdim=True)))
 
 
+def _beside_totals(x: Tensor, i: Tensor, v: Tensor, totals: Tensor) -> None:
+    """Elements added in rows while totals run along them, one after the other as these do."""
+    x.scatter_add_(1, i, v * v)
+    totals.copy_(v.sin().cumsum(1).cos())
+
+
 WRITES: dict[str, tuple[Callable[..., Any], Callable[[], list[Tensor]]]] = {
     "rows_added": (lambda x, i, v: x.index_add_(0, i, v * 2),
                    lambda: [torch.randn(9, 65), integers(9, 50), torch.randn(50, 65)]),
@@ -56,6 +62,8 @@ WRITES: dict[str, tuple[Callable[..., Any], Callable[[], list[Tensor]]]] = {
                        lambda: [torch.randn(17), integers(17, 1000), torch.randn(1000)]),
     "elements_added_in_rows": (lambda x, i, v: x.scatter_add_(1, i, v * v),
                                lambda: [torch.randn(4, 7), integers(7, 4, 33), torch.randn(4, 33)]),
+    "added_beside_totals": (_beside_totals, lambda: [torch.randn(4, 7), integers(7, 4, 333), torch.randn(4, 333),
+                                                     torch.randn(4, 333)]),
     "elements_added_down_columns": (lambda x, i, v: x.scatter_add_(0, i, v * v),
                                     lambda: [torch.randn(7, 20), integers(7, 33, 20), torch.randn(33, 20)]),
     "integers_added": (lambda x, i, v: x.index_add_(0, i, v + 1),
