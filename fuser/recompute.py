@@ -60,8 +60,7 @@ def _move(grouper: Grouper, k: int, value: Node, mutated: Collection[Node], soug
         return False
     rest = _still_needed(grouper, k, value, stored)
     moving, before = _bytes(grouper, (*consumers, k)), sum(grouper.time_of(g) for g in (*consumers, k))
-    computing = _computing(grouper, [g for g in (*consumers, k)
-                                     if not grouper.pricer.is_library_call(state.members[g])])
+    computing = sum(_computed_now(grouper, g) for g in (*consumers, k))
     changed = {c: state.members[c] | chain for c in consumers} | {k: rest}
     old = {g: state.members[g] for g in changed}
     state.members.update(changed)
@@ -133,6 +132,16 @@ def _affordable(grouper: Grouper, groups: Collection[int], seconds: float) -> bo
         return _computing(grouper, groups) <= seconds
     except NotLowerable:
         return False
+
+
+def _computed_now(grouper: Grouper, k: int) -> float:
+    """Seconds that the kernel of a group computes; 0 for one that isn't a kernel, as a call that runs as it is."""
+    if grouper.pricer.is_library_call(grouper.state.members[k]):
+        return 0.0
+    try:
+        return _computing(grouper, [k])
+    except NotLowerable:
+        return 0.0
 
 
 def _computing(grouper: Grouper, groups: Collection[int]) -> float:
