@@ -3,43 +3,57 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
-import torch
 from rooffuse.codegen.errors import NotLowerable
 from rooffuse.codegen.fxinfo import op_name
 from rooffuse.codegen.lower_stores import is_store
 from rooffuse.codegen.lower_views import SPLITTERS
-from rooffuse.passes.graph import rounding_marks
 from torch.fx import Graph, Node
 
-from .units import Units
+from .units import Units, tensor_kind
 
 
 @dataclass(frozen=True)
 class GroupGraph:
-    """A group as a graph: its placeholders stand for ``inputs``, its results for ``outputs`` of the whole graph."""
+    """A group as a graph: its placeholders stand for ``inputs``, its results for ``outputs`` of the whole graph.
 
-    graph: Graph
+    ``body`` are its members with the views and constants between them. Most groups that are tried are like others that
+    were, which ``key`` tells; the graph itself is made when somebody looks at it.
+    """
+
     inputs: tuple[Node, ...]
+    body: tuple[Node, ...]
     outputs: tuple[Node, ...]
     key: Hashable
 
+    @cached_property
+    def graph(self) -> Graph:
+        graph = Graph()
+        copies: dict[Node, Node] = {}
+        for k, node in enumerate(self.inputs):
+            copies[node] = graph.placeholder(f"arg{k}")
+            copies[node].meta = {"val": node.meta["val"]}
+        for node in self.body:
+            copies[node] = graph.node_copy(node, lambda n: copies[n])
+            copies[node].meta = node.meta
+        graph.output(tuple(copies[n] for n in self.outputs))
+        return graph
+
 
 def extract(units: Units, members: Collection[Node], outputs: Sequence[Node]) -> GroupGraph:
-    """Copy ``members`` with the views and constants between them into a graph with one placeholder per outside buffer.
+    """Cut out ``members`` with the views and constants between them; every buffer outside becomes one input.
 
     ``outputs`` are the members that somebody outside reads; copies into an input return nothing. Raises NotLowerable
     where a member writes into memory that others read under another name.
     """
     inside = set(members)
-    graph = Graph()
-    copies: dict[Node, Node] = {}
+    seen: set[Node] = set()
     inputs: list[Node] = []
     body: list[Node] = []
 
     def visit(node: Node) -> None:
-        if node in copies or node in seen:
+        if node in seen:
             return
         seen.add(node)
         if node in inside or node in units.inline or (op_name(node) in SPLITTERS and node not in units.fusible and \
@@ -50,19 +64,12 @@ def extract(units: Units, members: Collection[Node], outputs: Sequence[Node]) ->
         else:
             inputs.append(node)
 
-    seen: set[Node] = set()
     for node in sorted(inside, key=units.position.__getitem__):
         visit(node)
     inputs.sort(key=units.position.__getitem__)
+    body.sort(key=units.position.__getitem__)
     _refuse_shared_writes(units, inside, inputs)
-    for k, node in enumerate(inputs):
-        copies[node] = graph.placeholder(f"arg{k}")
-        copies[node].meta = {"val": node.meta["val"]}
-    for node in sorted(body, key=units.position.__getitem__):
-        copies[node] = graph.node_copy(node, lambda n: copies[n])
-        copies[node].meta = node.meta
-    graph.output(tuple(copies[n] for n in outputs))
-    return GroupGraph(graph, tuple(inputs), tuple(outputs), structure_key(graph))
+    return GroupGraph(tuple(inputs), tuple(body), tuple(outputs), structure_key(units, inputs, body, outputs))
 
 
 def _refuse_shared_writes(units: Units, members: Collection[Node], inputs: Sequence[Node]) -> None:
@@ -82,28 +89,8 @@ def _splits_inside(node: Node, units: Units) -> bool:
     return all(u in units.inline for u in node.users)
 
 
-def structure_key(graph: Graph) -> Hashable:
-    """Equal for graphs that compute the same on inputs of the same shapes, strides and types."""
-    numbers: dict[Node, int] = {}
-
-    def spell(value: Any) -> Hashable:
-        if isinstance(value, Node):
-            return ("node", numbers[value])
-        if isinstance(value, list | tuple):
-            return tuple(spell(v) for v in value)
-        if isinstance(value, dict):
-            return tuple((k, spell(v)) for k, v in value.items())
-        if isinstance(value, slice):
-            return ("slice", value.start, value.stop, value.step)
-        return (type(value).__name__, repr(value)) if isinstance(value, float | bool) else str(value)
-
-    rows = []
-    for k, node in enumerate(graph.nodes):
-        numbers[node] = k
-        value = node.meta.get("val")
-        kind = None
-        if isinstance(value, torch.Tensor):
-            kind = (tuple(value.shape), tuple(value.stride()), str(value.dtype))
-        rows.append((node.op, str(node.target) if node.op == "call_function" else "", spell(node.args),
-                     spell(node.kwargs), kind, rounding_marks(node)))
-    return tuple(rows)
+def structure_key(units: Units, inputs: Sequence[Node], body: Sequence[Node], outputs: Sequence[Node]) -> Hashable:
+    """Equal for groups that compute the same on inputs of the same shapes, strides and types."""
+    numbers = {node: k for k, node in enumerate((*inputs, *body))}
+    calls = tuple((units.spelling(node), *(numbers[n] for n in node.all_input_nodes)) for node in body)
+    return tuple(map(tensor_kind, inputs)), calls, tuple(numbers[n] for n in outputs)

@@ -1,6 +1,7 @@
 """The graph of groups while merges are made."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import networkx as nx
@@ -11,7 +12,8 @@ from torch.fx import Node
 class GroupState:
     """The contracted graph while merges are made: node ``k`` of ``graph`` is a group.
 
-    ``rank`` is a topological order of the groups, kept through merges, and ``at`` its inverse.
+    ``rank`` is a topological order of the groups, kept through merges, and ``at`` its inverse; ``groups`` says which
+    groups compute a node.
     """
 
     members: dict[int, frozenset[Node]]
@@ -20,6 +22,31 @@ class GroupState:
     first: dict[int, int] = field(default_factory=dict)
     rank: dict[int, int] = field(default_factory=dict)
     at: dict[int, int] = field(default_factory=dict)
+    groups: dict[Node, set[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for k, members in self.members.items():
+            self.put(k, members)
+
+    def put(self, k: int, members: frozenset[Node]) -> None:
+        """Let a new group be these members."""
+        self.members[k] = members
+        for node in members:
+            self.groups.setdefault(node, set()).add(k)
+
+    def take(self, k: int) -> frozenset[Node]:
+        """Take a group out; returns its members."""
+        for node in self.members[k]:
+            self.groups[node].remove(k)
+        return self.members.pop(k)
+
+    def replace(self, changed: Mapping[int, frozenset[Node]]) -> dict[int, frozenset[Node]]:
+        """Let groups be other members, and be no more where these are none; returns what they were."""
+        before = {k: self.take(k) for k in changed if k in self.members}
+        for k, members in changed.items():
+            if members:
+                self.put(k, members)
+        return before
 
     def reachable(self, start: int, last: int) -> set[int]:
         """Groups that come after ``start`` along edges, as far as rank ``last``, without ``start`` itself."""

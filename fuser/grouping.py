@@ -17,9 +17,6 @@ from rooffuse.codegen.errors import NotLowerable
 from rooffuse.codegen.fxinfo import op_name
 from rooffuse.codegen.ir import Kernel
 from rooffuse.codegen.lower_group import LoweredGroup, lower_group
-from rooffuse.codegen.lower_reductions import is_reduction
-from rooffuse.codegen.lower_scans import is_scan
-from rooffuse.codegen.lower_stores import is_store
 from rooffuse.codegen.verify import verify
 from rooffuse.passes import hazard_edges
 from rooffuse.passes.graph import is_impure
@@ -28,7 +25,7 @@ from torch.fx import GraphModule, Node
 from .extract import GroupGraph, extract
 from .group_state import GroupState
 from .merging import BETWEEN, merge_best_first
-from .pricing import PIECEWISE, GroupPricer
+from .pricing import GroupPricer
 from .recompute import recompute_producers
 from .side_by_side import pack_small
 from .traffic_prices import TrafficPrices
@@ -158,25 +155,22 @@ class Grouper:
 
     def outputs(self, members: Collection[Node]) -> tuple[Node, ...]:
         """Members that somebody outside of the group reads from memory."""
-        found = [n for n in members if not is_store(n) and any(u not in members for u in self.units.users(n))]
+        found = [n for n in members if any(u not in members for u in self.units.users(n))
+                 and not self.pricer.facts(n).stores]
         return tuple(sorted(found, key=self.units.position.__getitem__))
 
     def outputs_of(self, k: int) -> tuple[Node, ...]:
         """The same for group ``k`` once producers are computed in several groups: what a group that doesn't compute
         it for itself reads, and only if ``k`` is its owner."""
         members = self.state.members[k]
-        found = [n for n in members if not is_store(n) and self.state.owner[n] == k
+        found = [n for n in members if not self.pricer.facts(n).stores and self.state.owner[n] == k
                  and any(self._needs_stored(n, user) for user in self.units.users(n))]
         return tuple(sorted(found, key=self.units.position.__getitem__))
 
     def _needs_stored(self, node: Node, user: Node) -> bool:
         if user not in self.state.owner:
             return True
-        return any(node not in self.state.members[g] for g in self.groups_with(user))
-
-    def groups_with(self, node: Node) -> list[int]:
-        """Groups that compute ``node``: its own, and those that compute it again."""
-        return [g for g, members in self.state.members.items() if node in members]
+        return not self.state.groups[user] <= self.state.groups[node]
 
     def with_those_between(self, a: int, b: int) -> list[int]:
         """``a``, ``b`` and all groups on paths from one to the other; nothing where those are many, or one of them is a
@@ -297,11 +291,8 @@ class Grouper:
     def _needs_lowering(self, union: Collection[Node]) -> bool:
         """Whether a merge can fail or compute more than the graph says: with reductions, writes, and parts of values
         taken apart inside of the kernel. Plain elementwise chains can't."""
-        if any(is_reduction(n) or is_scan(n) or is_store(n) or op_name(n) in PIECEWISE for n in union):
-            return True
-        return any(read.source in union and read.argument is not read.source
-                   and read.argument.meta["val"].numel() != read.source.meta["val"].numel()
-                   for n in union for read in self.units.reads(n))
+        facts = [self.pricer.facts(n) for n in union]
+        return any(f.needs_lowering for f in facts) or any(not f.parts_of.isdisjoint(union) for f in facts)
 
     def merge_in_order(self, groups: Sequence[int]) -> int:
         """Merge groups between which no other has to run, the first ones first."""
@@ -313,7 +304,7 @@ class Grouper:
     def merge(self, a: int, b: int) -> int:
         state, k = self.state, self._next
         self._next += 1
-        state.members[k] = state.members.pop(a) | state.members.pop(b)
+        state.put(k, state.take(a) | state.take(b))
         state.first[k] = min(state.first.pop(a), state.first.pop(b))
         state.rank_merged(a, b, k)
         before = (set(state.graph.predecessors(a)) | set(state.graph.predecessors(b))) - {a, b}

@@ -52,7 +52,7 @@ def _move(grouper: Grouper, k: int, value: Node, mutated: Collection[Node], soug
     if value in mutated:
         return False
     users = [u for u in units.users(value) if u not in state.members[k]]
-    consumers = sorted({g for u in users for g in grouper.groups_with(u)} - {k})
+    consumers = sorted({g for u in users for g in state.groups.get(u, ())} - {k})
     if not consumers or any(u not in units.fusible or u not in state.owner for u in users):
         return False
     chain, stored = _chain(grouper, k, value)
@@ -62,15 +62,14 @@ def _move(grouper: Grouper, k: int, value: Node, mutated: Collection[Node], soug
     moving, before = _bytes(grouper, (*consumers, k)), sum(grouper.time_of(g) for g in (*consumers, k))
     computing = sum(_computed_now(grouper, g) for g in (*consumers, k))
     changed = {c: state.members[c] | chain for c in consumers} | {k: rest}
-    old = {g: state.members[g] for g in changed}
-    state.members.update(changed)
+    old = state.replace(changed)
     after = sum(grouper.price(changed[g], grouper.outputs_of(g)) for g in changed if changed[g])
     kernels = [g for g in changed if changed[g] and not grouper.pricer.is_library_call(changed[g])]
     spared = moving - _bytes(grouper, [g for g in changed if changed[g]])
     worth = HIDDEN * max(spared, 0) / grouper.pricer.device.bandwidth
     # Lowered kernels are priced more closely than members are: what they compute is compared with what others did.
     if after >= before + worth or not _affordable(grouper, kernels, max(before, computing) + worth):
-        state.members.update(old)
+        state.replace(old)
         return False
     for c in consumers:
         grouper.times.pop(c, None)
@@ -81,7 +80,6 @@ def _move(grouper: Grouper, k: int, value: Node, mutated: Collection[Node], soug
                     state.graph.add_edge(state.owner[source], c)
     grouper.times.pop(k, None)
     if not rest:
-        del state.members[k]
         state.graph.remove_node(k)
     return True
 

@@ -16,8 +16,8 @@ from torch.fx import Graph, Node
 from .autotune import Outcome, chosen_candidates, known_outcomes
 from .compile import Plan, kernel_steps, step_source
 from .cuda_graphs import decide
+from .node_facts import LOOKUPS, distinct_bytes, node_price
 from .options import Options
-from .pricing import LOOKUPS, distinct_bytes, node_price
 from .program import CallStep, KernelStep
 from .provenance import module_path, shape_text, source_line
 from .report import FallbackRow, GraphReport, KernelRow, NodeRow, RefusedMerge

@@ -18,7 +18,7 @@ from rooffuse.codegen.lower_reductions import is_reduction, reduction_of
 from torch.fx import Node
 
 from .extract import extract
-from .pricing import distinct_bytes
+from .node_facts import distinct_bytes
 
 if TYPE_CHECKING:
     from .grouping import Grouper

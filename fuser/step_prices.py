@@ -10,7 +10,7 @@ from rooffuse.cost_model import Cost, Estimate, estimate
 from rooffuse.cost_model.cost import Unit
 
 from .computing import computing_seconds
-from .pricing import node_price
+from .node_facts import node_price
 from .program import CallStep, KernelStep
 from .targets import Target
 

@@ -1,7 +1,7 @@
 """The graph as the grouping sees it: units that do work, and the views and constants between them that cost nothing."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +12,14 @@ from rooffuse.codegen.lower import refusal
 from rooffuse.codegen.lower_contractions import is_matrix_product
 from rooffuse.codegen.lower_stores import is_store, written_value
 from rooffuse.codegen.lower_views import SPLITTERS, is_alias
-from rooffuse.passes.graph import graph_device, mutated_roots, storage_roots, tensor_meta
+from rooffuse.passes.graph import (
+    argument_key,
+    graph_device,
+    mutated_roots,
+    rounding_marks,
+    storage_roots,
+    tensor_meta,
+)
 from torch.fx import Graph, Node
 
 #: Operators on positions that kernels make anew wherever they need them.
@@ -50,6 +57,8 @@ class Units:
         self._constants: dict[Node, int] = {}
         self._reads: dict[Node, tuple[Read, ...]] = {}
         self._users: dict[Node, tuple[Node, ...]] = {}
+        self._spellings: dict[Node, Hashable] = {}
+        self._equal_spellings: dict[Hashable, Hashable] = {}
         for node in graph.nodes:
             if node.op != "call_function":
                 continue
@@ -140,6 +149,20 @@ class Units:
             self._users[buffer] = tuple(self._find_users(buffer))
         return self._users[buffer]
 
+    def spelling(self, node: Node) -> Hashable:
+        """A call without the names of its arguments: equal for calls that compute the same on inputs of equal kind, in
+        the order of ``all_input_nodes``."""
+        if node not in self._spellings:
+            numbers = {n: k for k, n in enumerate(node.all_input_nodes)}
+
+            def place(n: Node) -> Hashable:
+                return "input", numbers[n]
+
+            found = (str(node.target), argument_key(node.args, place), argument_key(node.kwargs, place),
+                     tensor_kind(node), rounding_marks(node))
+            self._spellings[node] = self._equal_spellings.setdefault(found, found)
+        return self._spellings[node]
+
     def _find_users(self, buffer: Node) -> Iterator[Node]:
         seen: set[Node] = set()
         work = [buffer]
@@ -153,6 +176,14 @@ class Units:
                     work.append(user)
                 else:
                     yield user
+
+
+def tensor_kind(node: Node) -> Hashable:
+    """Shape, strides and type of a tensor; None for other results."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return None
+    return tuple(value.shape), tuple(value.stride()), str(value.dtype)
 
 
 def _whole_numbers(node: Node) -> bool:
