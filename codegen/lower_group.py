@@ -50,6 +50,10 @@ class LoweredGroup:
 Form = Callable[[Node, set[Node], dict[Node, str], bool], Domain | None]
 
 
+#: In which order a nest of a target's own is tried.
+_FORMS: tuple[Form, ...] = (folded_domain, open_domain, strip_domain, first_domain)
+
+
 @dataclass
 class _OpenNest:
     domain: Domain
@@ -73,17 +77,26 @@ def lower_group(graph: Graph, name: str = "fused", eager_rounding: bool = False)
     targets += [Part(n, "") for n in graph.nodes if lower_stores.is_store(n)]
     targets.sort(key=lambda t: (-reduced_elements(t.node, buffers), widest_across(t.node, buffers),
                                 -longest_row(t.node, buffers), -numel_of(t.node)))
-    forms = (folded_domain, open_domain, strip_domain, first_domain)
-    nests = _nests(targets, members, buffers, eager_rounding, forms)
-    if len(nests) > 1 and any(a.strip for n in nests for a in n.domain.builder.axes):
-        try:  # what is in nests of its own may fit into that with strips
-            again = _nests(targets, members, buffers, eager_rounding, (strip_domain, folded_domain, open_domain))
-            nests = min(nests, again, key=len)
+    nests = _nests(targets, members, buffers, eager_rounding, _FORMS)
+    for others in _other_forms(nests, targets, buffers) if len(nests) > 1 else ():
+        try:
+            nests = min(nests, _nests(targets, members, buffers, eager_rounding, others), key=len)
         except NotLowerable:
-            pass
+            continue
     finished = tuple(simplify_nest(n.domain.builder.finish()) for n in nests)
     _refuse_twice(graph, [n.lowering.computed(nest) for n, nest in zip(nests, finished)])
     return _assemble(name, finished, placeholders, buffers, outputs)
+
+
+def _other_forms(nests: list[_OpenNest], targets: list[Part], buffers: dict[Node, str]) -> list[tuple[Form, ...]]:
+    """Orders of forms in which several nests may turn out fewer: what is in nests of its own may fit into one with
+    strips, and pieces of rows of different lengths into one of whole rows."""
+    found: list[tuple[Form, ...]] = []
+    if any(a.strip for n in nests for a in n.domain.builder.axes):
+        found.append((strip_domain, folded_domain, open_domain))
+    if any(t.way and reduced_elements(t.node, buffers) for t in targets):
+        found.append((open_domain, folded_domain, strip_domain, first_domain))
+    return found
 
 
 def _nests(targets: list[Part], members: set[Node], buffers: dict[Node, str], eager_rounding: bool,
@@ -137,7 +150,7 @@ def _places(domain: Domain, target: Part, visited: Node, own: bool) -> tuple[Coo
     coords = domain.placed(visited, target.in_place)
     if coords is None and not target.in_place and (slices := domain.sliced(visited)):
         return slices
-    if coords is None and not target.in_place and not target.way:
+    if coords is None and not target.in_place:
         coords = domain.cut_out(visited)
     if coords is None and own:
         coords = domain.counted(visited)

@@ -22,8 +22,10 @@ from .lower_views import BIJECTIVE, forward_coords
 Coords = tuple[Expr, ...]
 
 CONCATENATIONS = frozenset({"cat", "concat", "stack"})
+#: Copies of which each piece can be copied by itself, to another type or not.
+_COPIES = frozenset({"clone", "_to_copy"})
 #: What a piece may go through on its way to memory without being read: copies, and views that hit each element once.
-PASSED_ON = CONCATENATIONS | {"clone"}
+PASSED_ON = CONCATENATIONS | _COPIES
 #: Longest body that a piece joins without having anything to do with it: copies of several inputs are one loop, but
 #: long computations side by side run out of registers.
 JOINED_STATEMENTS = 64
@@ -55,14 +57,14 @@ class Part:
         for node, position in self.way:
             if op_name(node) in CONCATENATIONS:
                 coords = concatenated_coords(node, position, coords)
-            elif op_name(node) != "clone":
+            elif op_name(node) not in _COPIES:
                 found = forward_coords(node, coords, ranges)
                 assert found is not None
                 coords = found
         return coords
 
     def converted(self, value: str, builder: NestBuilder) -> str:
-        """The piece's ``value`` in the types that concatenations promote it to."""
+        """The piece's ``value`` in the types that concatenations promote it to and copies are of."""
         for node, _ in self.way:
             value = builder.cast(value, dtype_of(node))
         return value
@@ -92,7 +94,7 @@ def parts_of(output: Node, buffer: str, is_input: Callable[[Node], bool]) -> lis
         last = way[0][0] if way else None
         if is_input(node) or any(u is not last and (way or u.op != "output") for u in node.users):
             return False
-        if op_name(node) in BIJECTIVE | {"clone"}:
+        if op_name(node) in BIJECTIVE | _COPIES:
             return visit(node.args[0], ((node, 0), *way))
         if op_name(node) not in CONCATENATIONS:
             return False

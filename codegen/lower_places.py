@@ -12,6 +12,7 @@ from . import lower_pointwise, lower_views
 from .fxinfo import numel_of, op_name, shape_of, value_of
 from .index import Ranges, ravel, unravel
 from .ir import Axis
+from .lower_pieces import CONCATENATIONS, pieces
 from .lower_reductions import Reduction, is_reduction, reduction_of, source_coords
 from .lower_scans import is_scan
 from .lower_slices import follow_slices
@@ -88,8 +89,8 @@ class _Places:
     def _assume(self, start: Node) -> bool:
         """Once nothing follows any more, find what is computed from slices in one place, and then put what is found
         nowhere yet where the nest might as well have it: what is reduced along an axis of as many elements, or along
-        all of a row, and what spreads a row's results over elements like ``start``'s where those are. Returns whether
-        there was any.
+        all of a row; and where ``start`` is, what spreads a row's results over as many elements, or puts parts of rows
+        in another order. Returns whether there was any.
         """
         sliced = follow_slices(self.known, self.order, self.ranges)
         for node, slices in sliced.items():
@@ -110,8 +111,11 @@ class _Places:
             if here is not None and along:
                 self._learn_reduced(reduction, here, along)
         for node in self.order if self.rows and not self.work else ():
-            if op_name(node) in lower_pointwise.RULES and shape_of(node) == shape_of(start) and any(
-                    source in self.known for source in node.all_input_nodes):
+            if op_name(node) in lower_pointwise.RULES:
+                beside = any(source in self.known for source in node.all_input_nodes)
+            else:
+                beside = op_name(node) in CONCATENATIONS and all(_behind(s) in self.known for s in pieces(node))
+            if beside and shape_of(node) == shape_of(start):
                 self.learn(node, self.known[start])
         return bool(self.work)
 
@@ -123,6 +127,13 @@ class _Places:
         symbols = iter([a.symbol for a in self.parallel])
         coords = [next(symbols) if n != 1 else Integer(0) for n in kept]
         return tuple(c for d, c in enumerate(coords) if reduction.keepdim or d not in reduction.dims)
+
+
+def _behind(node: Node) -> Node:
+    """What ``node`` is a view of, through all that lie between."""
+    while node.op != "placeholder" and lower_views.is_alias(node):
+        node = node.args[0]
+    return node
 
 
 def _one_of_each_row(gather: Node, here: Coords) -> Coords | None:

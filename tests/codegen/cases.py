@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from rooffuse.passes.philox import philox
 from torch import Tensor
 
-from . import length_cases, scan_cases, tile_cases  # noqa: F401  (fill the table)
+from . import length_cases, rotary_cases, scan_cases, tile_cases  # noqa: F401  (fill the table)
 from .case_table import CASES, FLOATS, INTEGERS, RAGGED, case, integers
 from .row_parts import (
     best_groups,

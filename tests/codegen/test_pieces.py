@@ -68,3 +68,10 @@ def test_long_computations_that_share_nothing_stay_apart() -> None:
     x, y = torch.empty(5, 3), torch.empty(5, 3)
     assert len(kernel_of(lambda x, y: torch.cat([x.exp(), y.exp()]), x, y).nests) == 1
     assert len(kernel_of(lambda x, y: torch.cat([long(x), long(y)]), x, y).nests) == 2
+
+
+@pytest.mark.parametrize("name", ["rope_part", "rope_quarter", "rope_part_of_odd_rows", "rope_last_part", "rope_halves",
+                                  "rope_three_pieces", "rope_interleaved", "rope_turned_groups"])
+def test_pieces_of_a_normalised_row_are_stored_where_it_is_normalised(name: str) -> None:
+    kernel = kernel_of(BY_NAME[name].fn, *BY_NAME[name].inputs())
+    assert len(kernel.nests) == 1 and count(kernel, Reduce) <= 2
