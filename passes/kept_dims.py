@@ -24,6 +24,8 @@ aten = torch.ops.aten
 
 _KEEPING = {aten.sum.dim_IntList: ("dtype",), aten.mean.dim: ("dtype",), aten.amax.default: (),
             aten.amin.default: ()}
+#: Reductions of everything, and those that do the same along dimensions.
+_OF_ALL = {aten.sum.default: aten.sum.dim_IntList, aten.mean.default: aten.mean.dim}
 
 
 def kept_dims(gm: GraphModule) -> GraphModule:
@@ -44,7 +46,7 @@ def kept_dims(gm: GraphModule) -> GraphModule:
             alike.setdefault(key, []).append(node)
     returned, merged = set(returned_nodes(gm.graph)), 0
     for (target, source, dims, *kinds), nodes in alike.items():
-        if len({_keeps(n) for n in nodes}) == 2 and sum(n in returned for n in nodes) <= 1:
+        if len(nodes) > 1 and sum(n in returned for n in nodes) <= 1:
             _merge(nodes, target, (source, list(dims), True), dict(zip(_KEEPING[target], kinds)), mode)
             merged += 1
     log.debug("kept_dims: %d reductions instead of several each", merged)
@@ -53,16 +55,19 @@ def kept_dims(gm: GraphModule) -> GraphModule:
 
 def _key(node: Node) -> tuple[Any, ...] | None:
     """What is reduced, how, and along which dimensions; None for other nodes."""
-    value = tensor_meta(node.args[0]) if node.target in _KEEPING else None
-    dims = argument(node, "dim") if value is not None else None
-    if not isinstance(dims, (list, tuple)) or not dims or value is None or value.dim() == 0:
+    target = _OF_ALL.get(node.target, node.target)  # type: ignore[arg-type]
+    value = tensor_meta(node.args[0]) if target in _KEEPING else None
+    if value is None or value.dim() == 0:
         return None
-    return (node.target, node.args[0], tuple(sorted(d % value.dim() for d in dims)),
-            *(argument(node, name) for name in _KEEPING[node.target]))
+    dims = argument(node, "dim") if target is node.target else None
+    if not isinstance(dims, (list, tuple)) or not dims:
+        dims = range(value.dim())
+    return (target, node.args[0], tuple(sorted(d % value.dim() for d in dims)),
+            *(argument(node, name) for name in _KEEPING[target]))
 
 
 def _keeps(node: Node) -> bool:
-    return bool(argument(node, "keepdim"))
+    return node.target not in _OF_ALL and bool(argument(node, "keepdim"))
 
 
 def _merge(nodes: list[Node], target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], mode: FakeTensorMode) -> None:

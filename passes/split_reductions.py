@@ -260,8 +260,8 @@ def split_of(node: Node, limits: RowLimits, whole: Rows) -> Split | None:
     running, programs = result.numel() if along_rows else max(result.numel() // STRIP, 1), limits.programs
     if running >= BUSY * programs or reduced < (LONG_ROW if along_rows else LONG_COLUMN):
         return None
-    largest = reduced // ROW_SHARE if along_rows else reduced // COLUMN_SHARE
-    wanted = min(padded(-(-programs // running)), largest)
+    wanted = (parts_along_rows(running, reduced, programs) if along_rows else
+              min(padded(-(-programs // running)), reduced // COLUMN_SHARE))
     dim = max(dims, key=lambda d: (source.shape[d] >= wanted and d != innermost(source), source.shape[d]))
     size = source.shape[dim]
     parts = min(wanted, size)
@@ -270,6 +270,12 @@ def split_of(node: Node, limits: RowLimits, whole: Rows) -> Split | None:
     share = -(-size // parts)
     parts = -(-size // share)
     return Split(dims, dim, parts, share, parts * share - size)
+
+
+def parts_along_rows(rows: int, length: int, programs: int) -> int:
+    """Into how many parts each of a few rows is cut, so that ``programs`` have one: the same for all that is reduced of
+    such rows."""
+    return min(padded(-(-programs // rows)), length // ROW_SHARE)
 
 
 def _rewrite(gm: GraphModule, node: Node, name: str, plan: Split | _RowsFirst, mode: FakeTensorMode

@@ -21,6 +21,7 @@ import torch
 from rooffuse.passes.graph import call_like, is_concrete, packet_name, tensor_meta
 from rooffuse.passes.pipeline import Pass
 from rooffuse.passes.row_limits import LONG_ROW, RowLimits, Rows, innermost, whole_rows, width_in_memory
+from rooffuse.passes.split_reductions import parts_along_rows
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
@@ -134,9 +135,13 @@ def _cut(variance: _Variance, limits: RowLimits, whole: Rows) -> tuple[int, int]
             return None
     if row <= row_elements and (results >= programs or row < shortest):
         return None
-    dim = max(variance.dims, key=lambda d: value.shape[d])
+    wanted = -(-row // row_elements)
+    if results < programs:
+        along_rows = innermost(value) in variance.dims
+        wanted = max(wanted, parts_along_rows(results, row, programs) if along_rows else -(-programs // results))
+    # Neighbours in memory stay together where another dimension is long enough.
+    dim = max(variance.dims, key=lambda d: (value.shape[d] >= wanted and d != innermost(value), value.shape[d]))
     size = value.shape[dim]
-    wanted = max(-(-row // row_elements), -(-programs // results) if results < programs else 1)
     parts = next((p for p in range(wanted, min(8 * wanted, size) + 1) if size % p == 0), None)
     return None if parts is None or parts < 2 else (dim, parts)
 

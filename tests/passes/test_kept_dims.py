@@ -31,6 +31,16 @@ def test_one_reduction_for_both(reduce, dims, kept_first):
     assert merged(fn, torch.randn(2, 3, 5, 6).permute(0, 3, 1, 2)[:, 1]) == 1
 
 
+@pytest.mark.parametrize("reduce", [torch.mean, torch.sum])
+def test_a_reduction_of_everything_is_one_along_all_dimensions(reduce):
+    def fn(x):
+        return x - reduce(x, [0, 1, 2], keepdim=True), reduce(x) * 2
+
+    assert merged(fn, torch.randn(4, 5, 6)) == 1
+    assert merged(lambda x: (reduce(x, [0, -2]) + 1, reduce(x) * 2), torch.randn(4, 5, 6)) == 2
+    assert merged(lambda x: (reduce(x, [0, -1]) + 1, reduce(x, []) * 2, x), torch.randn(4, 5)) == 1
+
+
 def test_what_differs_otherwise_or_is_returned_as_two_tensors():
     x = torch.randn(4, 6)
     assert merged(lambda x: (x.sum(0), x.sum(1, keepdim=True) + 1), x) == 2
