@@ -31,8 +31,9 @@ MOST_FACTORS = 4
 #: Fewest neighbours that a program takes across rows whose elements lie apart: what memory hands out at once, 32 bytes
 #: of bfloat16.
 NARROWEST = 16
-#: Most neighbours that a program takes.
-WIDEST = 64
+#: Most neighbours that a program takes, but of rows so short that it would have fewer elements than these: eight for
+#: each of 256 threads.
+WIDEST, LEAST = 64, 2048
 #: Cost in plain operations from which on values are worth being shared, the most rows side by side that share them, and
 #: elements of those that a thread keeps: a row among few threads takes fewer steps to add up, 96 registers on sm_90.
 COSTLY, MOST_BESIDE, BESIDE_LANE = 16, 8, 64
@@ -233,7 +234,7 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
             warps, lane = (MAX_WARPS // 2, 8) if scans else (MAX_WARPS, 16 if accumulators(nest) <= 2 else 8)
             return Tile(1, 32 * warps * lane, False, warps, min(rows, processors), resident=True)
         return Tile(1, 4096, False, 16, rows)
-    xblock = min(power_of_two(rows), WIDEST)
+    xblock = min(power_of_two(rows), max(WIDEST, LEAST // full))
     while xblock > 16 and rows // xblock < programs_wanted:
         xblock //= 2
     rblock = min(full, max(4096 // xblock, 16))

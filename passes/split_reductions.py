@@ -62,15 +62,15 @@ _SUMS = frozenset({"aten.sum", "aten.mean"})
 
 @dataclass(frozen=True)
 class Split:
-    """Cut dimension ``dim`` (padded to ``parts * share``) of the reduced ``dims`` into ``parts`` pieces; ``flat``, all
-    dimensions as if they were one."""
+    """Cut dimension ``dim`` (padded to ``parts * share``) of the reduced ``dims`` into ``parts`` pieces; ``together``,
+    these, which are neighbours, as if they were one."""
 
     dims: tuple[int, ...]
     dim: int
     parts: int
     share: int
     padding: int
-    flat: bool = False
+    together: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def split_reductions(gm: GraphModule, limits: RowLimits) -> GraphModule:
         name = packet_name(node.target) if node.op == "call_function" else ""
         if name not in _OPS or _scanned(node):
             continue
-        plan = (strips_of(node, limits, meeting) or _rows_first(node, meeting, wide)
-                or _rows_together(node, limits, short) or split_of(node, limits, whole))
+        plan = (strips_of(node, limits, meeting) or _rows_first(node, meeting, wide) or _rows_together(
+            node, limits, short) or _results_together(node, limits, short) or split_of(node, limits, whole))
         if plan is not None:
             stages = _rewrite(gm, node, name, plan, mode)
             count += 1
@@ -233,7 +233,26 @@ def _rows_together(node: Node, limits: RowLimits, short: dict[int, int]) -> Spli
         share //= 2
     if rows % share or not limits.programs <= rows // share <= LONG_ROW or short[rows] > LONGEST_SHORT_ROW:
         return None
-    return Split((0,), 0, rows // share, share, 0, flat=True)
+    return Split(tuple(range(source.dim())), 0, rows // share, share, 0, together=True)
+
+
+def _results_together(node: Node, limits: RowLimits, short: dict[int, int]) -> Split | None:
+    """The same cut of a reduction over all short rows of an image to as many results as they have elements, as each
+    class's share of the pixels' probabilities: where images are too few for a program each."""
+    source = tensor_meta(node.args[0])
+    if source is None or not limits.strip_elements or not is_concrete(source.shape) or source.is_complex():
+        return None
+    dims = reduced_dims(node, source.dim())
+    size = prod(source.shape[d] for d in dims)
+    counts = [source.numel() // n for d, n in enumerate(source.shape) if d not in dims and 1 < n <= LONGEST_SHORT_ROW]
+    rows = next((rows for rows in counts if short.get(rows) == source.numel() // rows), 0)
+    if size < LONG_COLUMN or not 0 < rows < size * limits.programs:
+        return None
+    wanted = min(-(-MANY * limits.programs * size // rows), size // FEWEST_ROWS)
+    parts = next((p for p in range(wanted, size // FEWEST_ROWS + 1) if size % p == 0 and size // p <= LONGEST_STRIP), 0)
+    if parts * rows < limits.programs * size or dims[-1] - dims[0] >= len(dims):
+        return None
+    return Split(dims, dims[0], parts, size // parts, 0, together=True)
 
 
 def _trailing(dims: tuple[int, ...], rank: int) -> int:
@@ -295,19 +314,17 @@ def _rewrite(gm: GraphModule, node: Node, name: str, plan: Split | _RowsFirst, m
             if plan.padding:
                 pads = [0, 0] * (value.dim() - 1 - plan.dim) + [0, plan.padding]
                 current = call(aten.constant_pad_nd.default, current, pads, neutral_element(name, value.dtype))
-            around = ((), ()) if plan.flat else (value.shape[:plan.dim], value.shape[plan.dim + 1:])
-            shape = [*around[0], plan.parts, plan.share, *around[1]]
+            beyond = plan.dims[-1] + 1 if plan.together else plan.dim + 1
+            shape = [*value.shape[:plan.dim], plan.parts, plan.share, *value.shape[beyond:]]
             current = call(aten.reshape.default, current, shape)
-            first = [d if d < plan.dim else d + 1 for d in plan.dims]
+            first = [plan.dim + 1] if plan.together else [d if d < plan.dim else d + 1 for d in plan.dims]
             second = [plan.dim - sum(d < plan.dim for d in plan.dims)]
         if name in ("aten.sum", "aten.mean"):
             wide = accumulation_type(value.dtype, result.dtype)
             stage = call(aten.sum.dim_IntList, current, first, dtype=wide)
             last = current = call(aten.sum.dim_IntList, stage, second)
             if name == "aten.mean":
-                flat = isinstance(plan, Split) and plan.flat
-                count = value.numel() if flat else prod(value.shape[d] for d in plan.dims)
-                current = call(aten.div.Tensor, current, count)
+                current = call(aten.div.Tensor, current, prod(value.shape[d] for d in plan.dims))
             if current.meta["val"].dtype != result.dtype:
                 current = call(aten._to_copy.default, current, dtype=result.dtype)
         else:

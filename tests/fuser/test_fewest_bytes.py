@@ -118,6 +118,24 @@ def overlap_of_classes(logits: Tensor, target: Tensor) -> Tensor:
     return (2 * shared + 1) / (all_ + 1)
 
 
+def areas_and_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Each image's area of each class, and the mean entropy of the likeliest, which go through the same pixels."""
+    return logits.float().softmax(1).sum((2, 3)), classes_of_pixels(logits)
+
+
+def partly_rotated(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Half of each normalised head turned, as in several language models."""
+    n, size = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + 1e-6), cos.shape[-1]
+    turned, rest = (n.to(x.dtype) * weight).split([2 * size, x.shape[-1] - 2 * size], -1)
+    a, b = turned.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
+
+
+def scaled_advantages(advantages: Tensor, ratios: Tensor) -> Tensor:
+    a = (advantages - advantages.mean()) / (advantages.std() + 1e-6)
+    return torch.minimum(ratios * a, ratios.clamp(0.8, 1.2) * a).mean()
+
+
 def similarity(x: Tensor, y: Tensor) -> Tensor:
     x, y = x.float(), y.float()
     return (1 - (x * y).sum(-1) * torch.rsqrt(x.square().sum(-1) * y.square().sum(-1) + 1e-6)).mean()
@@ -156,10 +174,12 @@ def normalised_step(p: Tensor, g: Tensor, m: Tensor) -> None:
     (classes_of_pixels, [(16, 19, 512, 512)], 2),
     (similarity, [(1 << 18, 64)] * 2, 2),
     (overlap_of_classes, [(8, 4, 512, 512)] * 2, 2),
+    (areas_and_entropy, [(32, 19, 256, 256)], 2),
+    (partly_rotated, [(4, 2048, 32, 128), (128,), (4, 2048, 1, 32), (4, 2048, 1, 32)], 1),
 ], ids=["channels", "divergence", "router", "windows", "heads", "moments", "loss", "decay", "gated", "vocabulary",
         "vocabularies", "long rows", "images", "groups", "scan and total", "few rows", "words of few rows",
         "few long rows", "few images", "few sums", "overlap", "one of each row", "classes", "pixels", "similarity",
-        "overlap of classes"])
+        "overlap of classes", "areas", "partly rotated"])
 def test_everything_is_read_and_written_once(fn: Callable, shapes: list[tuple[int, ...]], launches: int) -> None:
     args = [torch.empty(s, dtype=torch.bfloat16, device="meta") for s in shapes]
     target = target_for(get_device("h100"))
@@ -200,6 +220,14 @@ def test_no_group_is_left_that_cant_be_one_kernel() -> None:
     plan = planned(fn, torch.empty(256, 32768, dtype=torch.bfloat16))
     assert any(r.reason == "its programs would read the same rows again and again" for r in plan.grouping.refusals)
     assert len([s for s in plan.program.steps if isinstance(s, KernelStep | CallStep)]) <= 4
+
+
+def test_a_mean_and_a_deviation_of_everything_are_found_together() -> None:
+    """Advantages are read for both, and once more beside the ratios."""
+    plan = planned(scaled_advantages, *[torch.empty(4096, 2048)] * 2)
+    steps = [s for s in plan.program.steps if isinstance(s, KernelStep | CallStep)]
+    moved = sum(step_price(s, target_for(get_device("h100"))).cost.bytes for s in steps)
+    assert len(steps) == 4 and moved <= 1.01 * 3 * 4 * 4096 * 2048
 
 
 def test_a_buffer_is_overwritten_in_the_sweep_that_reads_it() -> None:

@@ -190,3 +190,34 @@ def test_results_of_long_few_odd_and_very_many_rows_are_cut_as_others(shape):
         graph = traced(fn, torch.empty(shape))
     with_limits, without = (str(split_reductions(graph, RowLimits(264, strip_elements=n)).graph) for n in (40960, 0))
     assert with_limits == without
+
+
+def shares(x, dim):
+    return x.exp() / x.exp().sum(dim, keepdim=True)
+
+
+@pytest.mark.parametrize("shape,parts", [
+    ((4, 19, 256, 64), (4, 19, 256, 64)),
+    ((32, 5, 64, 256), (32, 5, 64, 256)),
+    ((32, 2, 512, 64), (32, 2, 64, 512)),
+    ((2, 3, 128, 1024), (2, 3, 1024, 128)),
+])
+@pytest.mark.parametrize("total", [torch.sum, torch.mean, torch.amax])
+def test_what_is_found_of_short_rows_is_reduced_so_many_rows_together(shape, parts, total):
+    def fn(x):
+        return total(shares(x, 1), (2, 3))
+
+    x = torch.randn(shape)
+    gm = split_reductions(traced(fn, x), RowLimits(264, strip_elements=40960))
+    gm.recompile()
+    verify(gm)
+    assert [tuple(n.meta["val"].shape) for n in gm.graph.nodes if n.target is aten.reshape.default] == [parts]
+    torch.testing.assert_close(gm(x), fn(x.double()).float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(300, 5, 64, 64), (4, 600, 64, 64), (2, 5, 32, 32)])
+def test_many_images_of_many_classes_or_few_pixels_are_left_alone(shape):
+    with FakeTensorMode():
+        gm = split_reductions(traced(lambda x: shares(x, 1).amax((2, 3)), torch.empty(shape)),
+                              RowLimits(264, strip_elements=40960))
+    assert "reshape" not in str(gm.graph)
