@@ -19,6 +19,7 @@ from torch.fx import Node
 
 from .program import OUT_CALLS, CallStep, KernelStep, Program, ViewStep, nbytes
 from .result_memory import LEAST_BYTES, RESULTS
+from .strided_calls import moved_arguments, places_moved
 
 Launch = Callable[..., Any]
 
@@ -62,7 +63,7 @@ class Arena:
 
 def _call(node: Node, values: Mapping[Node, Any]) -> Any:
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
-    return node.target(*args, **kwargs)
+    return node.target(*moved_arguments(node, args), **kwargs)
 
 
 class ArenaPool:
@@ -147,7 +148,10 @@ class _Assembler:
     def call(self, node: Node, function: Any, extra: str = "") -> str:
         name = f"rf_op_{node.name}"
         self.namespace[name] = function
-        parts = [self.spell(a) for a in node.args] + [f"{k}={self.spell(v)}" for k, v in node.kwargs.items()]
+        args = [self.spell(a) for a in node.args]
+        if (moved := places_moved(node)) is not None:
+            args[-1] = f"{args[0]}.storage_offset() + {moved}"
+        parts = args + [f"{k}={self.spell(v)}" for k, v in node.kwargs.items()]
         return f"{name}({', '.join(parts)}{extra})"
 
     def add(self, text: str) -> None:

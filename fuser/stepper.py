@@ -15,6 +15,7 @@ from .compile import Plan
 from .program import OUT_CALLS, CallStep, KernelStep, ViewStep
 from .runtime import Arena, Built
 from .step_trace import range_name
+from .strided_calls import moved_arguments
 
 #: Bytes that are written before each run, more than caches hold: predictions are of traffic from memory.
 _EVICTING_BYTES = 1 << 28
@@ -103,7 +104,7 @@ class Stepper:
             return lambda: OUT_CALLS[node.target](*args, **kwargs, out=values[node])
 
         def call() -> None:
-            values[node] = node.target(*args, **kwargs)
+            values[node] = node.target(*moved_arguments(node, args), **kwargs)
 
         return call
 

@@ -36,6 +36,7 @@ from rooffuse.passes.split_reductions import split_reductions, split_reductions_
 from rooffuse.passes.split_scans import split_scans, split_scans_pass
 from rooffuse.passes.split_softmax import split_softmax, split_softmax_pass
 from rooffuse.passes.split_variance import split_variance, split_variance_pass
+from rooffuse.passes.strided_places import STRIDED, strided_places
 from rooffuse.passes.vector_products import vector_products_pass
 from rooffuse.passes.verify import GraphError, verify
 
@@ -49,6 +50,7 @@ __all__ = [
     "PRIMITIVES",
     "RANDOM_PASS",
     "REDUCTIONS",
+    "STRIDED",
     "VIEWS",
     "BufferLife",
     "GraphError",
@@ -85,6 +87,7 @@ __all__ = [
     "split_softmax_pass",
     "split_variance",
     "split_variance_pass",
+    "strided_places",
     "vector_products_pass",
     "verify",
 ]

@@ -26,6 +26,7 @@ from rooffuse.passes.reduced_pieces import reduced_pieces
 from rooffuse.passes.redundant import redundant
 from rooffuse.passes.reinplace import reinplace
 from rooffuse.passes.scan_totals import scan_totals
+from rooffuse.passes.strided_places import strided_places
 from rooffuse.passes.verify import stale_reads, verify
 from torch.fx import Graph, GraphModule, Node
 from torch.fx._lazy_graph_module import _LazyGraphModule
@@ -56,9 +57,9 @@ def _pass(function: GraphPass) -> Pass:
 # that equal values reached through different views meet there, and again after, since merged sources make more chains
 # equal. What will be written in place needs single users, so dead readers go before the two passes that see to it.
 PIPELINE: tuple[Pass, ...] = tuple(
-    map(_pass, (negated_views, expand_foreach, pooled_places, decompose, complex_pairs, dce, constant_fold, one_device,
-                redundant, grouped_heads, exclusive_scans, scan_totals, reduced_pieces, cse, kept_dims, redundant, dce,
-                added_scatters, reinplace, dce))
+    map(_pass, (negated_views, strided_places, expand_foreach, pooled_places, decompose, complex_pairs, dce,
+                constant_fold, one_device, redundant, grouped_heads, exclusive_scans, scan_totals, reduced_pieces, cse,
+                kept_dims, redundant, dce, added_scatters, reinplace, dce))
 )
 
 
