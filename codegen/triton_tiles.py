@@ -6,6 +6,7 @@ from math import prod
 
 import torch
 
+from .crossed_axes import SIDE, crossed_axes
 from .index import affine
 from .ir import Axis, Compute, Kernel, Load, Nest, Reduce, Scan, Store, operands
 from .operations import operation_cost
@@ -37,6 +38,8 @@ WIDEST, LEAST = 64, 2048
 #: Cost in plain operations from which on values are worth being shared, the most rows side by side that share them, and
 #: elements of those that a thread keeps: a row among few threads takes fewer steps to add up, 96 registers on sm_90.
 COSTLY, MOST_BESIDE, BESIDE_LANE = 16, 8, 64
+#: Elements of a tile of two axes.
+CROSSING_ELEMENTS = SIDE * SIDE
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,11 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
     full = row_tile(nest)
     if nest.strip:
         return _strip_tile(nest, rows, full)
+    crossed = crossed_axes(kernel, nest) if nest.parallel else None
+    crossing = crossed is not None and set(crossed) == {nest.parallel[-1], nest.reduction[-1]}
     if not any(isinstance(s, Reduce | Scan) for s in nest.body):
+        if crossing:
+            return _crossing_tile(nest, rows, full, programs_wanted)
         # Rows of a map are gone through two places at a time: as many loads under way, and each thread has the row's
         # values to itself.
         block = min(128 * _lanes_held(nest, vector, 2), power_of_two(rows))
@@ -220,7 +227,10 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
             xblock, wanted, programs, lane = 1, 8192 if _shares_rows(nest) else 1024, programs_wanted, 16
             if _multiplies(nest):
                 wanted, programs, lane = 16384, 4 * programs_wanted, 128  # of fewer warps, more programs run at once
-            while xblock * full < wanted and rows // (2 * xblock) >= programs:
+            least, held = 1, full * max(kept_tiles(nest), _loaded_at_once(nest))
+            while crossing and 2 * least * held <= PERSISTENT_ELEMENTS and least < min(NARROWEST, rows):
+                least *= 2
+            while xblock < least or (xblock * full < wanted and rows // (2 * xblock) >= programs):
                 xblock *= 2
             warps = max(1, min(MAX_WARPS, xblock * full // (32 * lane)))
             while warps * (rows // xblock) < programs and xblock * full >= 1024 * warps and warps < MAX_WARPS:
@@ -245,6 +255,17 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
         if nest.segmented or held * full * kept_tiles(nest) <= PERSISTENT_ELEMENTS:
             xblock, rblock = held, full
     return Tile(xblock, rblock, rblock >= row, max(1, min(MAX_WARPS, xblock * rblock // 512)), -(-rows // xblock))
+
+
+def _crossing_tile(nest: Nest, rows: int, full: int, programs_wanted: int) -> Tile:
+    """A tile of two axes, along each of which some of what is accessed lies: 64 by 64 elements, fewer for few."""
+    rblock = min(full, SIDE)
+    xblock = min(CROSSING_ELEMENTS // rblock, power_of_two(rows))
+    while xblock > NARROWEST and rows // xblock < programs_wanted:
+        xblock //= 2
+    loads = sum(isinstance(s, Load) for s in nest.body)
+    lane = _lanes_held(nest, 16, 1) if loads else 16
+    return Tile(xblock, rblock, rblock == full, max(1, min(8, xblock * rblock // (32 * lane))), -(-rows // xblock))
 
 
 def _strip_tile(nest: Nest, rows: int, full: int) -> Tile:

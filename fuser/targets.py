@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from rooffuse.codegen.contraction import contraction_of, has_stray_product
+from rooffuse.codegen.crossed_axes import cross_in_tiles
 from rooffuse.codegen.errors import NotLowerable
 from rooffuse.codegen.exact_rounding import drop_exact_roundings
 from rooffuse.codegen.fxinfo import dtype_of, value_of
@@ -120,6 +121,7 @@ class Target:
             kernel = write_out_short_rows(take_groups_as_lanes(kernel))
             kernel = jam_rows(drop_exact_roundings(kernel), lambda k, nest: memory_along_rows(nest), rows)
             return write_out_short_axes(turn_in_tiles(kernel))
+        kernel = cross_in_tiles(kernel, self.programs)
         return go_along_invariant_axes(kernel, self.programs, self.kept_bytes)
 
     def _sweeps_far(self, kernel: Kernel, nest: Nest) -> bool:
