@@ -45,7 +45,7 @@ class NestPrinter(PointwiseForm):
         for name in self.held | self.shared_rows:  # which later sweeps read back
             self.products.pop(name, None)
         self._wanted: frozenset[str] = frozenset()
-        self._read_back: frozenset[str] = frozenset()
+        self._read_back = frozenset()
         self._short = False
         self._parts_at: int | None = None
 

@@ -25,9 +25,11 @@ _OPPOSITE = {"lt": "ge", "ge": "lt", "le": "gt", "gt": "le"}
 
 class CutLoops(ColumnForm):
     """Knows where conditions change along an axis, and prints those that are decided as constants. ``_vector`` is the
-    axis whose loop is vectorised; ``_arrays`` says where values lie that were computed, and checked, before it."""
+    axis whose loop is vectorised; ``_arrays`` says where values lie that were computed, and checked, before it, and
+    ``_read_back`` are those of an earlier sweep, of which this one has nothing that they were made of."""
 
     _vector: Axis | None = None
+    _read_back: frozenset[str] = frozenset()
     _arrays: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, kernel: Kernel, nest: Nest) -> None:
@@ -66,7 +68,7 @@ class CutLoops(ColumnForm):
                 continue
             if lane.symbol not in self.nest.scopes[name]:
                 found[name] = None
-            if isinstance(stmt, Compute) and stmt.op == "and":
+            if isinstance(stmt, Compute) and stmt.op == "and" and name not in self._read_back:
                 work.extend(stmt.args)
         return list(found)
 
