@@ -1,7 +1,7 @@
 """Which axes a nest runs over, and where that puts the nodes of its group."""
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -13,10 +13,10 @@ from .fxinfo import numel_of, shape_of, value_of
 from .index import ravel, symbol, unravel
 from .ir import Axis
 from .lower_cutouts import follow_cutouts, visits_cutout
+from .lower_needs import RowNeeds, row_length, width
 from .lower_places import places
 from .lower_reductions import COMBINED, Reduction
-from .lower_scans import rows_of, scan_prefix
-from .lower_segments import SEGMENTED_ROW, cut_segments
+from .lower_segments import cut_segments
 from .lower_slices import MOST_SLICES, follow_slices, visits_once
 from .lower_strips import along_rows, cut_strips, strip_sizes
 
@@ -98,62 +98,13 @@ def _axes(shape: tuple[int, ...], reduced: tuple[int, ...]) -> tuple[tuple[Axis,
     return tuple(sorted(axes, key=lambda a: a.reduction)), tuple(coords)
 
 
-def _ancestors(node: Node, buffers: dict[Node, str]) -> list[Node]:
-    """Nodes that ``node`` needs, itself first, buffers left out, nearest first."""
-    seen, work = {node: None}, [node]
-    while work:
-        for source in work.pop(0).all_input_nodes:
-            if source not in seen and source not in buffers:
-                seen[source] = None
-                work.append(source)
-    return list(seen)
-
-
-def _needed_rows(node: Node, buffers: dict[Node, str]) -> list[Reduction]:
-    """Rows of the reductions and scans that ``node`` needs, of scans no more than is needed."""
-    needed = _ancestors(node, buffers)
-    cut = {n.args[0] for n in needed if scan_prefix(n) is not None}
-    whole = {s for n in needed if scan_prefix(n) is None for s in n.all_input_nodes} | {node}
-    return [r for n in needed if (n not in cut or n in whole) and (r := rows_of(n)) is not None]
-
-
-def _width(reduction: Reduction) -> tuple[bool, int]:
-    """How much a reduction speaks for its space: short ones can be written out in any other."""
-    return reduction.count > MOST_SLICES, prod(reduction.shape)
-
-
-def reduced_elements(node: Node, buffers: dict[Node, str]) -> int:
-    """Elements that go into the widest reduction or scan that ``node`` needs; 0 if it needs none."""
-    return max(map(_width, _needed_rows(node, buffers)), default=(False, 0))[1]
-
-
-def row_length(reduction: Reduction) -> int:
-    """How long the rows are that a nest would have from a reduction; 0 where they are too long to reduce segments of
-    them beside."""
-    return reduction.count if reduction.count <= SEGMENTED_ROW else 0
-
-
-def longest_row(node: Node, buffers: dict[Node, str]) -> int:
-    """`row_length` of the widest reductions that ``node`` needs."""
-    found = _needed_rows(node, buffers)
-    widest = max(map(_width, found), default=None)
-    return max((row_length(r) for r in found if _width(r) == widest), default=0)
-
-
-def widest_across(node: Node, buffers: dict[Node, str]) -> bool:
-    """Whether the widest reductions that ``node`` needs all go down columns."""
-    found = _needed_rows(node, buffers)
-    widest = max(map(_width, found), default=None)
-    return not any(along_rows(r) for r in found if _width(r) == widest)
-
-
-def folded_domain(target: Node, inside: set[Node], buffers: dict[Node, str], eager_rounding: bool) -> Domain | None:
+def folded_domain(target: Node, inside: set[Node], needs: RowNeeds, eager_rounding: bool) -> Domain | None:
     """A domain of the elements of ``target`` where each is computed from several slices of a row that the target
     reduces (gates, each of its part of a normalised row): what is reduced is summed over the slices first. None where
     the target has no such form."""
-    reductions = _needed_rows(target, buffers)
+    reductions = needs.rows(target)
     shape = shape_of(target)
-    widest = max(reductions, key=_width, default=None)
+    widest = max(reductions, key=width, default=None)
     if widest is None or not shape or widest.dims != (len(shape) - 1,) or widest.shape[:-1] != shape[:-1]:
         return None
     folds = widest.count // shape[-1]
@@ -174,39 +125,39 @@ def _nearest(reduction: Reduction, coords: Coords, axes: tuple[Axis, ...]) -> Sy
     return coords[min((d for d, n in enumerate(value.shape) if n > 1), key=value.stride)]
 
 
-def open_domain(target: Node, inside: set[Node], buffers: dict[Node, str], eager_rounding: bool) -> Domain:
+def open_domain(target: Node, inside: set[Node], needs: RowNeeds, eager_rounding: bool) -> Domain:
     """A domain for ``target``: the space of the widest reduction or scan that it needs, else its own elements."""
-    domain = _opened(target, inside, buffers, eager_rounding, _widest)
+    domain = _opened(target, inside, needs, eager_rounding, _widest)
     assert domain is not None
     return domain
 
 
-def strip_domain(target: Node, inside: set[Node], buffers: dict[Node, str], eager_rounding: bool) -> Domain | None:
+def strip_domain(target: Node, inside: set[Node], needs: RowNeeds, eager_rounding: bool) -> Domain | None:
     """The same with strips over which what there is one of for each row is reduced; None where there is no such."""
-    return _opened(target, inside, buffers, eager_rounding, _widest, once_a_row=True)
+    return _opened(target, inside, needs, eager_rounding, _widest, once_a_row=True)
 
 
-def first_domain(target: Node, inside: set[Node], buffers: dict[Node, str], eager_rounding: bool) -> Domain | None:
+def first_domain(target: Node, inside: set[Node], needs: RowNeeds, eager_rounding: bool) -> Domain | None:
     """The same for rows that are reduced before other ones are, wherever their elements lie, and strips over which
     those are: the probabilities of a few classes for each pixel, and the sums over all pixels for each class."""
-    if len(_needed_rows(target, buffers)) < 2:
+    if len(needs.rows(target)) < 2:
         return None
-    return _opened(target, inside, buffers, eager_rounding, _first)
+    return _opened(target, inside, needs, eager_rounding, _first)
 
 
-def _widest(reductions: list[Reduction]) -> Reduction:
-    return max(reductions, key=lambda r: (_width(r), along_rows(r), row_length(r)))
+def _widest(reductions: Sequence[Reduction]) -> Reduction:
+    return max(reductions, key=lambda r: (width(r), along_rows(r), row_length(r)))
 
 
-def _first(reductions: list[Reduction]) -> Reduction:
+def _first(reductions: Sequence[Reduction]) -> Reduction:
     """Of the widest the one that is needed by way of most others: the last of ``reductions``."""
     widest = max(prod(r.shape) for r in reductions)
     return next(r for r in reversed(reductions) if prod(r.shape) == widest)
 
 
-def _opened(target: Node, inside: set[Node], buffers: dict[Node, str], eager_rounding: bool,
-            choose: Callable[[list[Reduction]], Reduction], once_a_row: bool = False) -> Domain | None:
-    reductions = _needed_rows(target, buffers)
+def _opened(target: Node, inside: set[Node], needs: RowNeeds, eager_rounding: bool,
+            choose: Callable[[Sequence[Reduction]], Reduction], once_a_row: bool = False) -> Domain | None:
+    reductions = needs.rows(target)
     if reductions:
         reduction = choose(reductions)
         axes, coords = _axes(reduction.shape, reduction.dims)

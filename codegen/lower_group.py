@@ -23,12 +23,10 @@ from .lower_domain import (
     Domain,
     first_domain,
     folded_domain,
-    longest_row,
     open_domain,
-    reduced_elements,
     strip_domain,
-    widest_across,
 )
+from .lower_needs import RowNeeds
 from .lower_pieces import Part
 from .lower_strips import refuse_early_sums
 from .scatter import is_scatter
@@ -47,7 +45,7 @@ class LoweredGroup:
 
 
 #: Opens a domain for a target, or says by None that the target has no such form.
-Form = Callable[[Node, set[Node], dict[Node, str], bool], Domain | None]
+Form = Callable[[Node, set[Node], RowNeeds, bool], Domain | None]
 
 
 #: In which order a nest of a target's own is tried.
@@ -75,12 +73,13 @@ def lower_group(graph: Graph, name: str = "fused", eager_rounding: bool = False)
         if node not in buffers and not lower_stores.is_store(node):
             targets += lower_pieces.parts_of(node, f"o{k}", buffers.__contains__)
     targets += [Part(n, "") for n in graph.nodes if lower_stores.is_store(n)]
-    targets.sort(key=lambda t: (-reduced_elements(t.node, buffers), widest_across(t.node, buffers),
-                                -longest_row(t.node, buffers), -numel_of(t.node)))
-    nests = _nests(targets, members, buffers, eager_rounding, _FORMS)
-    for others in _other_forms(nests, targets, buffers) if len(nests) > 1 else ():
+    needs = RowNeeds(graph, buffers)
+    targets.sort(key=lambda t: (-needs.elements(t.node), needs.across(t.node), -needs.longest(t.node),
+                                -numel_of(t.node)))
+    nests = _nests(targets, members, buffers, needs, eager_rounding, _FORMS)
+    for others in _other_forms(nests, targets, needs) if len(nests) > 1 else ():
         try:
-            nests = min(nests, _nests(targets, members, buffers, eager_rounding, others), key=len)
+            nests = min(nests, _nests(targets, members, buffers, needs, eager_rounding, others), key=len)
         except NotLowerable:
             continue
     finished = tuple(simplify_nest(n.domain.builder.finish()) for n in nests)
@@ -88,27 +87,27 @@ def lower_group(graph: Graph, name: str = "fused", eager_rounding: bool = False)
     return _assemble(name, finished, placeholders, buffers, outputs)
 
 
-def _other_forms(nests: list[_OpenNest], targets: list[Part], buffers: dict[Node, str]) -> list[tuple[Form, ...]]:
+def _other_forms(nests: list[_OpenNest], targets: list[Part], needs: RowNeeds) -> list[tuple[Form, ...]]:
     """Orders of forms in which several nests may turn out fewer: what is in nests of its own may fit into one with
     strips, and pieces of rows of different lengths into one of whole rows."""
     found: list[tuple[Form, ...]] = []
     if any(a.strip for n in nests for a in n.domain.builder.axes):
         found.append((strip_domain, folded_domain, open_domain))
-    if any(t.way and reduced_elements(t.node, buffers) for t in targets):
+    if any(t.way and needs.elements(t.node) for t in targets):
         found.append((open_domain, folded_domain, strip_domain, first_domain))
     return found
 
 
-def _nests(targets: list[Part], members: set[Node], buffers: dict[Node, str], eager_rounding: bool,
+def _nests(targets: list[Part], members: set[Node], buffers: dict[Node, str], needs: RowNeeds, eager_rounding: bool,
            forms: tuple[Form, ...]) -> list[_OpenNest]:
     """Nests that store the targets, opened in the first of ``forms`` that can be; NotLowerable without one."""
     nests: list[_OpenNest] = []
     for target in targets:
-        _place(target, nests, members, buffers, eager_rounding, forms)
+        _place(target, nests, members, buffers, needs, eager_rounding, forms)
     return nests
 
 
-def _place(target: Part, nests: list[_OpenNest], members: set[Node], buffers: dict[Node, str],
+def _place(target: Part, nests: list[_OpenNest], members: set[Node], buffers: dict[Node, str], needs: RowNeeds,
            eager_rounding: bool, forms: tuple[Form, ...]) -> None:
     """Add the store of ``target`` to the first nest that visits its elements once, else to a nest of its own."""
     node = target.node
@@ -117,7 +116,7 @@ def _place(target: Part, nests: list[_OpenNest], members: set[Node], buffers: di
     start = source if numel_of(source) == numel_of(visited) else visited
     reason = NotLowerable(f"{node.name}: no axes visit each of its elements once")
     for form in (None, *forms):
-        domain = form(start, members, buffers, eager_rounding) if form is not None else None
+        domain = form(start, members, needs, eager_rounding) if form is not None else None
         own = [] if domain is None else [_OpenNest(domain, NestLowering(domain.builder, buffers, domain.coords))]
         for nest in nests if form is None else own:
             places = _places(nest.domain, target, visited, form is open_domain)

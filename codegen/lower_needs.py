@@ -1,0 +1,73 @@
+"""Which rows the nodes of a group need to be reduced or scanned, and what that says of the space of a nest for them."""
+from __future__ import annotations
+
+from collections.abc import Container
+from functools import cache
+from math import prod
+
+from torch.fx import Graph, Node
+
+from .lower_reductions import Reduction
+from .lower_scans import rows_of, scan_prefix
+from .lower_segments import SEGMENTED_ROW
+from .lower_slices import MOST_SLICES
+from .lower_strips import along_rows
+
+
+def width(reduction: Reduction) -> tuple[bool, int]:
+    """How much a reduction speaks for its space: short ones can be written out in any other."""
+    return reduction.count > MOST_SLICES, prod(reduction.shape)
+
+
+def row_length(reduction: Reduction) -> int:
+    """How long the rows are that a nest would have from a reduction; 0 where they are too long to reduce segments of
+    them beside."""
+    return reduction.count if reduction.count <= SEGMENTED_ROW else 0
+
+
+class RowNeeds:
+    """Of one graph, whose nodes in ``buffers`` are in memory. A group is lowered again and again while it grows, and
+    each of its targets asks for the same rows: they are found once."""
+
+    def __init__(self, graph: Graph, buffers: Container[Node]) -> None:
+        self._buffers = buffers
+        self._rows = {n: rows for n in graph.nodes if n.op == "call_function" and n not in buffers
+                      and (rows := rows_of(n)) is not None}
+        self._prefixes = {n for n in self._rows if scan_prefix(n) is not None}
+        self.rows = cache(self._find)
+
+    def _find(self, node: Node) -> tuple[Reduction, ...]:
+        """Rows of the reductions and scans that ``node`` needs, of scans no more than is needed, nearest first."""
+        if not self._rows:
+            return ()
+        needed = self._ancestors(node)
+        found = [n for n in needed if n in self._rows]
+        cut = {n.args[0] for n in found if n in self._prefixes}
+        whole = {s for n in needed if n not in self._prefixes for s in n.all_input_nodes} | {node} if cut else set()
+        return tuple(self._rows[n] for n in found if n not in cut or n in whole)
+
+    def _ancestors(self, node: Node) -> list[Node]:
+        """Nodes that ``node`` needs, itself first, buffers left out, nearest first."""
+        found, seen = [node], {node}
+        for needed in found:
+            for source in needed.all_input_nodes:
+                if source not in seen and source not in self._buffers:
+                    seen.add(source)
+                    found.append(source)
+        return found
+
+    def elements(self, node: Node) -> int:
+        """Elements that go into the widest reduction or scan that ``node`` needs; 0 if it needs none."""
+        return max(map(width, self.rows(node)), default=(False, 0))[1]
+
+    def _widest(self, node: Node) -> list[Reduction]:
+        most = max(map(width, self.rows(node)), default=None)
+        return [r for r in self.rows(node) if width(r) == most]
+
+    def longest(self, node: Node) -> int:
+        """`row_length` of the widest reductions that ``node`` needs."""
+        return max(map(row_length, self._widest(node)), default=0)
+
+    def across(self, node: Node) -> bool:
+        """Whether the widest reductions that ``node`` needs all go down columns."""
+        return not any(map(along_rows, self._widest(node)))
