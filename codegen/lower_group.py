@@ -29,6 +29,7 @@ from .lower_domain import (
 from .lower_needs import RowNeeds
 from .lower_pieces import Part
 from .lower_strips import refuse_early_sums
+from .recursion import deep_recursion
 from .scatter import is_scatter
 from .simplify import simplify_nest
 from .sweeps import stored_again
@@ -73,6 +74,16 @@ def lower_group(graph: Graph, name: str = "fused", eager_rounding: bool = False)
         if node not in buffers and not lower_stores.is_store(node):
             targets += lower_pieces.parts_of(node, f"o{k}", buffers.__contains__)
     targets += [Part(n, "") for n in graph.nodes if lower_stores.is_store(n)]
+    with deep_recursion():
+        nests = _fewest_nests(graph, targets, members, buffers, eager_rounding)
+        finished = tuple(simplify_nest(n.domain.builder.finish()) for n in nests)
+        _refuse_twice(graph, [n.lowering.computed(nest) for n, nest in zip(nests, finished)])
+    return _assemble(name, finished, placeholders, buffers, outputs)
+
+
+def _fewest_nests(graph: Graph, targets: list[Part], members: set[Node], buffers: dict[Node, str],
+                  eager_rounding: bool) -> list[_OpenNest]:
+    """Nests that store the targets, the widest rows first."""
     needs = RowNeeds(graph, buffers)
     targets.sort(key=lambda t: (-needs.elements(t.node), needs.across(t.node), -needs.longest(t.node),
                                 -numel_of(t.node)))
@@ -82,9 +93,7 @@ def lower_group(graph: Graph, name: str = "fused", eager_rounding: bool = False)
             nests = min(nests, _nests(targets, members, buffers, needs, eager_rounding, others), key=len)
         except NotLowerable:
             continue
-    finished = tuple(simplify_nest(n.domain.builder.finish()) for n in nests)
-    _refuse_twice(graph, [n.lowering.computed(nest) for n, nest in zip(nests, finished)])
-    return _assemble(name, finished, placeholders, buffers, outputs)
+    return nests
 
 
 def _other_forms(nests: list[_OpenNest], targets: list[Part], needs: RowNeeds) -> list[tuple[Form, ...]]:
