@@ -31,8 +31,7 @@ def test_the_last_one_to_leave_puts_the_limit_back() -> None:
     second.__enter__()
     first.__exit__(None, None, None)
     assert sys.getrecursionlimit() >= FRAMES
-    with pytest.raises(ValueError):
-        with deep_recursion():
-            raise ValueError
+    with pytest.raises(ValueError), deep_recursion():
+        raise ValueError
     second.__exit__(None, None, None)
     assert sys.getrecursionlimit() == before
