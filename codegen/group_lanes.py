@@ -6,6 +6,7 @@ what lanes of one group have come to is joined at the end (``Reduce.fold``).
 """
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import replace
 
 from .index import FloorDiv, Mod, affine, symbol
@@ -23,12 +24,13 @@ FEWEST_LANES = 32
 
 def take_groups_as_lanes(kernel: Kernel) -> Kernel:
     """``kernel`` with runs of neighbours that several rows have side by side as lanes."""
-    nests = tuple(map(_rewritten, kernel.nests))
+    updated = kernel.read & kernel.written
+    nests = tuple(_rewritten(nest, updated) for nest in kernel.nests)
     return kernel if nests == kernel.nests else replace(kernel, nests=nests)
 
 
-def _rewritten(nest: Nest) -> Nest:
-    found = _side_by_side(nest)
+def _rewritten(nest: Nest, updated: Set[str]) -> Nest:
+    found = _side_by_side(nest, updated)
     if found is None:
         return nest
     group, run = found
@@ -42,9 +44,9 @@ def _rewritten(nest: Nest) -> Nest:
     return rename_axes(merge_axes(order_axes(Nest(axes, body))))
 
 
-def _side_by_side(nest: Nest) -> tuple[Axis, Axis] | None:
-    """The parallel axis of groups and the reduction axis of their runs; None where memory has no such runs, or a row
-    needs more than sums and extremes of whole rows."""
+def _side_by_side(nest: Nest, updated: Set[str]) -> tuple[Axis, Axis] | None:
+    """The parallel axis of groups and the reduction axis of their runs; None where memory has no such runs, a row
+    needs more than sums and extremes of whole rows, or each lane would update what there is one of for each group."""
     if len(nest.reduction) < 2 or not nest.parallel or nest.strip or nest.segmented:
         return None
     if any(isinstance(s, Scan) or (isinstance(s, Store) and is_scatter(s)) for s in nest.body):
@@ -53,6 +55,9 @@ def _side_by_side(nest: Nest) -> tuple[Axis, Axis] | None:
     row = {a.symbol for a in nest.reduction}
     if run.size > LONGEST_RUN or not all(
             s.op in JOINED and nest.scopes[s.value] >= row for s in nest.body if isinstance(s, Reduce)):
+        return None
+    stored = [s for s in nest.body if isinstance(s, Store) and s.buffer in updated]
+    if any(run.symbol not in s.index.free_symbols for s in stored):
         return None
     accesses = [affine(s.index)[0] for s in nest.body if isinstance(s, Load | Store)]
     for group in nest.parallel:

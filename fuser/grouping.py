@@ -203,6 +203,14 @@ class Grouper:
         union = self.state.members[groups[0]].union(*[self.state.members[k] for k in groups[1:]])
         return sum(map(self.time_of, groups)) - self.price(union, self.outputs(union))
 
+    def likely_saving(self, *groups: int) -> float:
+        """Seconds saved if what the groups' kernels move beyond their unique bytes is moved by the merged one, too."""
+        beyond = 0.0
+        for k in groups:
+            members = self.state.members[k]
+            beyond += self.time_of(k) - self.traffic.promised(members, self.outputs(members))
+        return self.saving(*groups) - beyond
+
     def candidates(self, k: int) -> Iterable[int]:
         """Groups that may merge with ``k``: its producers, its consumers, and neighbours that read the same buffer or
         results of the same producer."""

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 #: Why two groups can't be merged by themselves.
 BETWEEN = "another kernel has to run between them"
 
+#: The part of a saving that a merge counts for where it is there only if the merged kernel moves less than its parts do.
+LEAST_LIKELY = 0.001
+
 
 def merge_best_first(grouper: Grouper) -> None:
     """Best merge first until none saves time."""
@@ -28,6 +31,7 @@ def merge_best_first(grouper: Grouper) -> None:
         a, b = min(a, b), max(a, b)
         saving = grouper.saving(a, b)
         if saving > 0:
+            saving = max(grouper.likely_saving(a, b), LEAST_LIKELY * saving)
             heapq.heappush(heap, (-saving, a, b, next(pushed)))
 
     for k in list(state.members):

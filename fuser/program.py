@@ -4,6 +4,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -125,9 +126,10 @@ def _may_share(kernel: Kernel, source: str, out: str) -> bool:
     writes = [k for k, p in enumerate(phases) for s in p.body if isinstance(s, Store) and s.buffer == out]
     if not reads or not writes or max(reads) > min(writes):
         return False
-    # What doesn't vary along a loop around the store is read again in the loop's next step.
-    around = {a.symbol for a in nest.axes if a.size > 1 and (phases[min(writes)].sweep or not a.reduction)}
-    return around <= touching[0][1].index.free_symbols
+    # What doesn't vary along a loop around the store is read again in the loop's next step, and what several points of
+    # a loop share, as lanes of one group do, is read again by the next one of them.
+    around = {a.symbol: a.size for a in nest.axes if a.size > 1 and (phases[min(writes)].sweep or not a.reduction)}
+    return around.keys() <= touching[0][1].index.free_symbols and prod(around.values()) <= kernel.buffer(out).size
 
 
 def _steps(fused: FusedModule) -> list[Step]:

@@ -22,6 +22,7 @@ class TrafficPrices:
     def __init__(self, pricer: GroupPricer) -> None:
         self._pricer = pricer
         self._known: dict[tuple[frozenset[Node], tuple[Node, ...]], float] = {}
+        self._promised: dict[tuple[frozenset[Node], tuple[Node, ...]], float] = {}
 
     def seconds(self, members: Collection[Node], outputs: tuple[Node, ...]) -> float:
         """Seconds of one kernel of these members that stores these outputs."""
@@ -35,5 +36,12 @@ class TrafficPrices:
         moving = self._pricer.moving(kernel)
         if moving <= MOVES_MORE * self.seconds(members, outputs):
             return False
-        self._known[frozenset(members), outputs] = moving
+        key = frozenset(members), outputs
+        self._promised.setdefault(key, self._known[key])
+        self._known[key] = moving
         return True
+
+    def promised(self, members: Collection[Node], outputs: tuple[Node, ...]) -> float:
+        """Seconds by the members' unique bytes, whatever is known of their kernel."""
+        key = frozenset(members), outputs
+        return self._promised[key] if key in self._promised else self.seconds(members, outputs)

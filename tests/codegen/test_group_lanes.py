@@ -13,6 +13,7 @@ from rooffuse.codegen.cpp_unit import print_function
 from rooffuse.codegen.group_lanes import LONGEST_RUN, take_groups_as_lanes
 from rooffuse.codegen.ir import Kernel, Nest, Reduce
 from rooffuse.codegen.verify import InvalidKernel, verify
+from rooffuse.program import inplace_pairs
 from torch import Tensor
 
 from .kernels import CppUnit, assert_same, lower, run_interpreter
@@ -89,3 +90,27 @@ def test_what_a_group_has_in_common_is_stored_once() -> None:
 
     assert "j += 11" in loop_of_store(lambda x: cut(x).mean((2, 4)))
     assert "++j" in loop_of_store(lambda x: cut(x) - cut(x).mean((2, 4), keepdim=True))
+
+
+def test_what_a_group_updates_is_not_updated_by_each_lane() -> None:
+    """Running statistics in training, of images of a few pixels: memory that is read and written, one for a group."""
+    def trained(x: Tensor, running: Tensor) -> Tensor:
+        mean = x.mean((0, 2))
+        running.copy_(running * 0.9 + mean * 0.1)
+        return x - mean[:, None]
+
+    x = torch.randn(8, 32, 4)
+    kernel = lower(trained, x, torch.zeros(32)).group.kernel
+    assert kernel.read & kernel.written and take_groups_as_lanes(kernel) is kernel
+    alone = lower(lambda x: x - x.mean((0, 2))[:, None], x).group.kernel
+    assert take_groups_as_lanes(alone) is not alone  # the same rows, and nothing that they update
+
+
+def test_lanes_of_a_group_keep_what_they_read_apart_from_what_they_store() -> None:
+    def deviations(x: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+        mean = x.mean((0, 2))
+        return last * 0.9 + mean, x - mean[:, None]
+
+    kernel = lower(deviations, torch.randn(8, 32, 4), torch.randn(32)).group.kernel
+    assert inplace_pairs(kernel)["o0"] == ("i1",)
+    assert inplace_pairs(rewritten(kernel))["o0"] == ()
