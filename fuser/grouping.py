@@ -111,6 +111,7 @@ class Grouper:
         self.units, self.pricer, self.lower = pricer.units, pricer, lower
         self.refusals: dict[tuple[str, str], Refusal] = {}
         self.times: dict[int, float] = {}
+        self._outputs: dict[frozenset[Node], tuple[Node, ...]] = {}
         self.traffic = TrafficPrices(pricer)
         self.apart: dict[Node, set[Node]] = {}
         self.state = self._initial(gm)
@@ -155,9 +156,23 @@ class Grouper:
 
     def outputs(self, members: Collection[Node]) -> tuple[Node, ...]:
         """Members that somebody outside of the group reads from memory."""
-        found = [n for n in members if any(u not in members for u in self.units.users(n))
+        return self._read_outside(members, members)
+
+    def _read_outside(self, nodes: Iterable[Node], members: Collection[Node]) -> tuple[Node, ...]:
+        found = [n for n in nodes if any(u not in members for u in self.units.users(n))
                  and not self.pricer.facts(n).stores]
         return tuple(sorted(found, key=self.units.position.__getitem__))
+
+    def merged(self, *groups: int) -> tuple[frozenset[Node], tuple[Node, ...]]:
+        """The members and outputs of what groups would be together: no others than they have by themselves."""
+        parts = [self.state.members[k] for k in groups]
+        for part in parts:
+            if part not in self._outputs:
+                self._outputs[part] = self.outputs(part)
+        union = parts[0].union(*parts[1:])
+        if union not in self._outputs:
+            self._outputs[union] = self._read_outside({n for part in parts for n in self._outputs[part]}, union)
+        return union, self._outputs[union]
 
     def outputs_of(self, k: int) -> tuple[Node, ...]:
         """The same for group ``k`` once producers are computed in several groups: what a group that doesn't compute
@@ -191,8 +206,7 @@ class Grouper:
     def time_of(self, k: int) -> float:
         """Seconds of group ``k``."""
         if k not in self.times:
-            members = self.state.members[k]
-            self.times[k] = self.price(members, self.outputs(members))
+            self.times[k] = self.price(*self.merged(k))
         return self.times[k]
 
     def price(self, members: Collection[Node], outputs: Iterable[Node]) -> float:
@@ -200,16 +214,18 @@ class Grouper:
         return self.traffic.seconds(members, tuple(outputs))
 
     def saving(self, *groups: int) -> float:
-        union = self.state.members[groups[0]].union(*[self.state.members[k] for k in groups[1:]])
-        return sum(map(self.time_of, groups)) - self.price(union, self.outputs(union))
+        """Seconds that it saves to merge groups, as far as is known."""
+        return sum(map(self.time_of, groups)) - self.price(*self.merged(*groups))
 
-    def likely_saving(self, *groups: int) -> float:
-        """Seconds saved if what the groups' kernels move beyond their unique bytes is moved by the merged one, too."""
-        beyond = 0.0
-        for k in groups:
-            members = self.state.members[k]
-            beyond += self.time_of(k) - self.traffic.promised(members, self.outputs(members))
-        return self.saving(*groups) - beyond
+    def likely_saving(self, a: int, b: int) -> tuple[float, float]:
+        """The same if what both kernels move beyond their unique bytes is moved by the merged one, too; and the seconds
+        that its unique bytes take less than theirs by themselves."""
+        saved = spared = 0.0
+        for sign, groups in ((1, (a,)), (1, (b,)), (-1, (a, b))):
+            seconds, moving = self.traffic.promised(*self.merged(*groups))
+            saved += sign * seconds
+            spared += sign * moving
+        return saved, spared
 
     def candidates(self, k: int) -> Iterable[int]:
         """Groups that may merge with ``k``: its producers, its consumers, and neighbours that read the same buffer or
@@ -248,7 +264,7 @@ class Grouper:
     def why_not(self, *groups: int) -> str | None:
         """The reason against merging groups, or None; they are two, or all on the paths from one to another."""
         members = [self.state.members[k] for k in groups]
-        union = members[0].union(*members[1:])
+        union, outputs = self.merged(*groups)
         if len(union) > MAX_MEMBERS:
             return f"the kernel would have more than {MAX_MEMBERS} operators"
         if self.apart and any(x in a and y in b for a, b in combinations(members, 2)
@@ -256,7 +272,6 @@ class Grouper:
             return "one reads what the other has overwritten"
         if len(groups) == 2 and (self.state.path_between(*groups) or self.state.path_between(*reversed(groups))):
             return BETWEEN
-        outputs = self.outputs(union)
         sources = {r.source for n in union for r in self.units.reads(n) if r.source not in union}
         if len(outputs) + len(sources) > MAX_BUFFERS:
             return f"the kernel would have more than {MAX_BUFFERS} arguments"

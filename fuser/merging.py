@@ -5,10 +5,10 @@ its members' unique ones; then the merge goes back with what it really saves.
 """
 from __future__ import annotations
 
-import heapq
-from itertools import count, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from .merge_queue import MergeQueue
 from .traffic_prices import MOVES_MORE
 
 if TYPE_CHECKING:
@@ -17,32 +17,16 @@ if TYPE_CHECKING:
 #: Why two groups can't be merged by themselves.
 BETWEEN = "another kernel has to run between them"
 
-#: The part of a saving that a merge counts for where it is there only if the merged kernel moves less than its parts do.
-LEAST_LIKELY = 0.001
-
 
 def merge_best_first(grouper: Grouper) -> None:
     """Best merge first until none saves time."""
-    state = grouper.state
-    heap: list[tuple[float, int, int, int]] = []
-    pushed = count()
-
-    def push(a: int, b: int) -> None:
-        a, b = min(a, b), max(a, b)
-        saving = grouper.saving(a, b)
-        if saving > 0:
-            saving = max(grouper.likely_saving(a, b), LEAST_LIKELY * saving)
-            heapq.heappush(heap, (-saving, a, b, next(pushed)))
-
-    for k in list(state.members):
+    queue = MergeQueue(grouper)
+    for k in list(grouper.state.members):
         if grouper.fusible(k):
             for other in grouper.candidates(k):
                 if other > k:
-                    push(k, other)
-    while heap:
-        saving, a, b, _ = heapq.heappop(heap)
-        if a not in state.members or b not in state.members:
-            continue
+                    queue.push(k, other)
+    for a, b, saving in queue:
         reason = grouper.why_not(a, b)
         groups = [a, b]
         if reason == BETWEEN:
@@ -50,17 +34,21 @@ def merge_best_first(grouper: Grouper) -> None:
             if len(groups) > 2 and grouper.saving(*groups) > 0:
                 reason = grouper.why_not(*groups)
         if reason is not None:
-            grouper.refuse(a, b, -saving, reason)
+            grouper.refuse(a, b, saving, reason)
+            if reason != BETWEEN:
+                queue.refuse(a, b)
             continue
         now = grouper.saving(*groups)  # less than before where the kernel turned out to move more bytes
-        if now < -saving / MOVES_MORE:
+        if now < saving / MOVES_MORE:
             if now > 0:
-                heapq.heappush(heap, (-now, a, b, next(pushed)))
+                queue.push_back(a, b, now)
             else:
-                grouper.refuse(a, b, -saving, "its parts would read the same one after the other")
+                grouper.refuse(a, b, saving, "its parts would read the same one after the other")
+                queue.refuse(a, b)
             continue
         k = grouper.merge_in_order(groups)
+        queue.merged(groups, k)
         for other in grouper.candidates(k):
-            push(k, other)
+            queue.push(k, other)
         for first, second in pairwise(grouper.fusible_consumers(k)):
-            push(first, second)
+            queue.push(first, second)

@@ -175,18 +175,21 @@ class GroupPricer:
         """Whether a group is a matrix product alone: the library's is better than a kernel's."""
         return len(members) == 1 and all(self.facts(n).product for n in members)
 
-    def seconds(self, members: Collection[Node], outputs: Iterable[Node]) -> float:
-        """Seconds of one kernel of these members that stores these outputs."""
+    def seconds(self, members: Collection[Node], outputs: Iterable[Node]) -> tuple[float, float]:
+        """Seconds of one kernel of these members that stores these outputs, and how many its bytes take by
+        themselves."""
         found = self.time(self.cost(members, outputs))
         products = [n for n in members if self.facts(n).product]
         if not products:
-            return found.seconds
+            return found.seconds, found.memory_s
         flops = {n: self.facts(n).product_flops for n in products}
         if self.is_library_call(members):
-            return max(by_library(products, flops, self.device), found.memory_s) + found.launch_s
-        computed = {n: any(r.source in members for r in self.units.reads(n)) for n in products}
-        work = in_kernel(computed, flops, self.device)
-        return max(work.seconds, found.compute_s, found.memory_s / work.busy) + found.launch_s
+            body = max(by_library(products, flops, self.device), found.memory_s)
+        else:
+            computed = {n: any(r.source in members for r in self.units.reads(n)) for n in products}
+            work = in_kernel(computed, flops, self.device)
+            body = max(work.seconds, found.compute_s, found.memory_s / work.busy)
+        return body + found.launch_s, found.memory_s
 
     def time(self, cost: Cost) -> Estimate:
         """Seconds of a kernel of this cost, its operations at the rate of ``computing``."""

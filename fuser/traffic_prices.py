@@ -12,6 +12,8 @@ from torch.fx import Node
 
 from .pricing import GroupPricer
 
+_Group = tuple[frozenset[Node], tuple[Node, ...]]
+
 #: By how much a kernel has to be slower than its members' unique bytes before that counts.
 MOVES_MORE = 1.02
 
@@ -21,27 +23,25 @@ class TrafficPrices:
 
     def __init__(self, pricer: GroupPricer) -> None:
         self._pricer = pricer
-        self._known: dict[tuple[frozenset[Node], tuple[Node, ...]], float] = {}
-        self._promised: dict[tuple[frozenset[Node], tuple[Node, ...]], float] = {}
+        self._promised: dict[_Group, tuple[float, float]] = {}
+        self._known: dict[_Group, float] = {}
 
     def seconds(self, members: Collection[Node], outputs: tuple[Node, ...]) -> float:
         """Seconds of one kernel of these members that stores these outputs."""
         key = frozenset(members), outputs
-        if key not in self._known:
-            self._known[key] = self._pricer.seconds(*key)
-        return self._known[key]
+        return self._known[key] if key in self._known else self.promised(*key)[0]
+
+    def promised(self, members: Collection[Node], outputs: tuple[Node, ...]) -> tuple[float, float]:
+        """Seconds by the members' unique bytes, whatever is known of their kernel, and those of the bytes alone."""
+        key = frozenset(members), outputs
+        if key not in self._promised:
+            self._promised[key] = self._pricer.seconds(*key)
+        return self._promised[key]
 
     def exceeds(self, kernel: Kernel, members: Collection[Node], outputs: tuple[Node, ...]) -> bool:
         """Note how long ``kernel``, which is theirs, moves bytes; whether that is longer than they promise."""
         moving = self._pricer.moving(kernel)
         if moving <= MOVES_MORE * self.seconds(members, outputs):
             return False
-        key = frozenset(members), outputs
-        self._promised.setdefault(key, self._known[key])
-        self._known[key] = moving
+        self._known[frozenset(members), outputs] = moving
         return True
-
-    def promised(self, members: Collection[Node], outputs: tuple[Node, ...]) -> float:
-        """Seconds by the members' unique bytes, whatever is known of their kernel."""
-        key = frozenset(members), outputs
-        return self._promised[key] if key in self._promised else self.seconds(members, outputs)

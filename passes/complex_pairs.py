@@ -87,7 +87,7 @@ class _Rewriter:
             try:
                 if rule is not None and rule(self, node):
                     return
-            except RuntimeError as refusal:  # a view that the parts, which lie apart, don't have
+            except (RuntimeError, ValueError) as refusal:  # a view that the parts, which lie apart, don't have
                 log.info("%s stays complex: %s", node.name, refusal)
             for operand in complex_operands:
                 node.replace_input_with(operand, self._together(operand))

@@ -23,6 +23,7 @@ IMPLIED_CAST = "rooffuse_implied_cast"
 #: Metadata of a product inside of a decomposed operator that is only added to something, or subtracted: inside of a
 #: kernel it needn't be rounded, as it isn't inside of the framework's own kernel for the operator.
 INNER_PRODUCT = "rooffuse_inner_product"
+_ROUNDING_MARKS = (IMPLIED_CAST, INNER_PRODUCT)
 _SYM_TYPES = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
@@ -326,12 +327,13 @@ def call_like(origin: Node, mode: FakeTensorMode, target: Any, *args: Any, **kwa
     """A new call of ``target`` at the insertion point of ``origin``'s graph, with its fake value.
 
     Everything else that is known of ``origin`` (stack trace, module path) is taken over: the call stands for a part of
-    it. ``args`` and ``kwargs`` hold nodes of the same graph, each with ``meta["val"]``. Where the target raises, there
-    is no node.
+    it. How its value may be rounded is known of other calls of the same target only. ``args`` and ``kwargs`` hold nodes
+    of the same graph, each with ``meta["val"]``. Where the target raises, there is no node.
     """
     values, keywords = torch.fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
     with mode, torch.no_grad():
         value = target(*values, **keywords)
     made = origin.graph.call_function(target, args, kwargs)
-    made.meta = {**{k: v for k, v in origin.meta.items() if k not in ("val", "tensor_meta")}, "val": value}
+    other = ("val", "tensor_meta") if target == origin.target else ("val", "tensor_meta", *_ROUNDING_MARKS)
+    made.meta = {**{k: v for k, v in origin.meta.items() if k not in other}, "val": value}
     return made

@@ -70,8 +70,10 @@ def vector_norm(
 ) -> Tensor:
     """(Σ |x|^p)^(1/p); the count of non-zeros for p = 0, the extreme of |x| for p = ±∞."""
     refuse_empty(x)
+    if x.is_complex() and dtype is None:
+        x = torch.abs(x)  # as a gradient asks for it, which compares both
     if not x.is_floating_point() or (dtype is not None and not dtype.is_floating_point):
-        raise Refusal("a norm of numbers that are not real")
+        raise Refusal("a norm of numbers that are not real, in a type of its own or of whole numbers")
     dims = _dims(x, dim)
     x = accumulate(x if dtype is None else x.to(dtype))
     if order == 2:
@@ -165,14 +167,15 @@ def silu_backward(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def sigmoid_backward(grad: Tensor, y: Tensor) -> Tensor:
-    """g · (1 − y) · y."""
-    return accumulate(grad) * (1 - accumulate(y)) * y
+    """g · (1 − y) · y, the latter conjugated where it is complex."""
+    y = accumulate(y)
+    return accumulate(grad) * ((1 - y) * y).conj() if y.is_complex() else accumulate(grad) * (1 - y) * y
 
 
 def tanh_backward(grad: Tensor, y: Tensor) -> Tensor:
-    """g · (1 − y²)."""
+    """g · (1 − y²), the latter conjugated where it is complex."""
     y = accumulate(y)
-    return accumulate(grad) * (1 - y * y)
+    return accumulate(grad) * (1 - y * y).conj()
 
 
 def threshold_backward(grad: Tensor, x: Tensor, threshold: float) -> Tensor:

@@ -10,13 +10,24 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
-from rooffuse.passes.graph import argument, call_like, is_concrete, returned_nodes, storage_roots, tensor_meta
+from rooffuse.passes.graph import (
+    argument,
+    call_like,
+    is_concrete,
+    returned_nodes,
+    storage_roots,
+    tensor_meta,
+    viewed_arg,
+)
 from rooffuse.passes.rule_base import memory_order
 from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 
 log = logging.getLogger(__name__)
 aten = torch.ops.aten
@@ -30,7 +41,8 @@ def strided_places(gm: GraphModule) -> GraphModule:
     """Let what is read from and written to places of a storage be slices, or single elements, of the tensor in it.
 
     Requires: ``meta["val"]`` fake tensors. Ensures: equal values and sizes, and strides of what is written to. Left as
-    they are: places outside of the tensor, tensors with gaps, and views of the graph's inputs and of what it returns.
+    they are: places outside of the tensor, tensors with gaps, views of the graph's inputs and of what it returns, and
+    what is viewed as only its strides allow.
     """
     mode = detect_fake_mode([node.meta.get("val") for node in gm.graph.nodes])
     found = [n for n in gm.graph.nodes if n.target in STRIDED]
@@ -45,9 +57,14 @@ def strided_places(gm: GraphModule) -> GraphModule:
         places = None if shared else _places(node)
         if places is not None:
             with gm.graph.inserting_before(node):
-                node.replace_all_uses_with(_rewritten(node, *places, functools.partial(call_like, node, mode)))
-            gm.graph.erase_node(node)
-            count += 1
+                made = _rewritten(node, *places, functools.partial(call_like, node, mode))
+            seen = _views(node, made.meta["val"], mode)
+            if seen is not None:
+                for view, value in seen.items():
+                    view.meta["val"] = value
+                node.replace_all_uses_with(made)
+                gm.graph.erase_node(node)
+                count += 1
     log.debug("strided_places: %d of %d calls", count, len(found))
     return gm
 
@@ -77,8 +94,13 @@ def _rewritten(node: Node, sizes: list[int], strides: list[int], begin: int, cal
     x: Any = node.args[0]
     value = x.meta["val"]
     order, inverse = memory_order(value)
+    nested = _nested(sizes, strides)
     in_order = x if order == sorted(order) else call(aten.permute.default, x, order)
     flat = call(aten.view.default, in_order, [value.numel()])
+    if nested is not None and node.target in _READING:
+        whole = call(aten.slice.Tensor, flat, 0, begin, begin + prod(sizes))
+        blocks = call(aten.view.default, whole, [sizes[d] for d in nested])
+        return call(aten.permute.default, blocks, [nested.index(d) for d in range(len(sizes))])
     run = [(n, s) for n, s in zip(sizes, strides) if n > 1]
     piece = (0, begin, begin + (run[0][0] - 1) * run[0][1] + 1, run[0][1]) if len(run) == 1 and run[0][1] > 0 else None
     at = None if piece is not None else _each(sizes, strides, begin, value.device, call)
@@ -92,6 +114,36 @@ def _rewritten(node: Node, sizes: list[int], strides: list[int], begin: int, cal
         changed = call(aten.index_put.default, flat, [at], written)
     back = call(aten.view.default, changed, list(in_order.meta["val"].shape))
     return back if in_order is x else call(aten.permute.default, back, inverse)
+
+
+def _views(node: Node, value: Any, mode: FakeTensorMode) -> dict[Node, Any] | None:
+    """The values of all views of ``node`` if that has ``value``, with other strides; None where one can't be a view."""
+    found: dict[Node, Any] = {}
+    for view in (u for u in node.users if viewed_arg(u) is node):
+        def of(argument: Node) -> Any:
+            return value if argument is node else argument.meta["val"]
+
+        try:
+            with mode, torch.no_grad():
+                found[view] = view.target(*map_arg(view.args, of), **map_arg(view.kwargs, of))  # type: ignore[operator]
+        except (RuntimeError, ValueError):
+            return None
+        behind = _views(view, found[view], mode)
+        if behind is None:
+            return None
+        found |= behind
+    return found
+
+
+def _nested(sizes: list[int], strides: list[int]) -> list[int] | None:
+    """The dimensions from the widest to the nearest, if places along each begin where those of the next end."""
+    order = sorted(range(len(sizes)), key=lambda d: (-strides[d], sizes[d] != 1))
+    expected = 1
+    for d in reversed(order):
+        if sizes[d] > 1 and strides[d] != expected:
+            return None
+        expected *= sizes[d]
+    return order
 
 
 def _each(sizes: list[int], strides: list[int], begin: int, device: torch.device, call: Callable[..., Node]) -> Node:

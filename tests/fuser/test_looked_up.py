@@ -30,7 +30,7 @@ def contrastive(logits: torch.Tensor) -> torch.Tensor:
 def test_a_contrastive_loss_stores_no_matrix(device: str, dtype: torch.dtype) -> None:
     plan = planned(contrastive, torch.empty(SIZE, SIZE, dtype=dtype), device=device)
     steps = kernel_steps(plan.program)
-    assert len(steps) == 3 and all(g.fused for g in plan.grouping.groups)
+    assert len(steps) <= 3 and all(g.fused for g in plan.grouping.groups)
     assert max(nbytes(r) for s in steps for r in s.results) <= 4 * SIZE * SIZE // 16
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tests.fuser.graphs import planned
@@ -55,6 +56,22 @@ def _written(state: Tensor, x: Tensor) -> Tensor:
     return state.abs()
 
 
+def _blended(x: Tensor, y: Tensor, z: Tensor) -> Any:
+    return torch.addcmul(x, y, z), torch.lerp(x, y, 0.4), torch.lerp(x, y, z), torch.addcdiv(x, y, z, value=2)
+
+
+def _saturated_gradient(x: Tensor) -> Any:
+    return [torch.autograd.grad(f(x).abs().sum(), x, retain_graph=True)[0]
+            for f in (torch.tanh, torch.sigmoid, F.tanhshrink)]
+
+
+def _norm_gradients(x: Tensor) -> Any:
+    norms = [torch.linalg.vector_norm(x, order, dim) for order in (1, 2, 3, float("inf"), -float("inf"))
+             for dim in (None, 1)]
+    return torch.linalg.vector_norm(x, 0), norms, [torch.autograd.grad(n.sum(), x, retain_graph=True)[0]
+                                                        for n in norms]
+
+
 def real(*shape: int) -> Tensor:
     return torch.randn(shape)
 
@@ -80,6 +97,9 @@ PROGRAMS: dict[str, Any] = {
     "transposed": (lambda x, y: (x.t() * y, (x * 2).t(), x), lambda: [imaginary(5, 7), imaginary(7, 5)]),
     "lazily conjugated": (lambda x, y: (x.conj() * y, x.conj()), lambda: [imaginary(5, 7), imaginary(5, 7)]),
     "product": (lambda x, y: (x * 2) @ y.mH, lambda: [imaginary(5, 7), imaginary(3, 7)]),
+    "blended": (_blended, lambda: [imaginary(5, 7), imaginary(5, 7), imaginary(5, 7)]),
+    "saturated": (_saturated_gradient, lambda: [imaginary(5, 7).requires_grad_()]),
+    "norms": (_norm_gradients, lambda: [imaginary(5, 7).requires_grad_()]),
     "double": (lambda x, y: x * y + 1, lambda: [imaginary(5, 7).to(torch.complex128), real(7)]),
 }
 

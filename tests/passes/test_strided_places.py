@@ -26,6 +26,10 @@ SEEN = {
     "writes of blocks": lambda x: torch.as_strided_scatter(x * 2, x[:3, :2], (3, 2), (9, 2), 3),
     "writes into columns": lambda x: torch.as_strided_scatter((x * 2).t().contiguous().t(), x[0, :6], (6,), (1,), 2),
     "writes into a part": lambda x: torch.as_strided_scatter((x * 2)[1:], x[0, :3], (3,), (4,), 9),
+    "another order": lambda x: torch.as_strided(x.exp(), (4, 3, 6), (1, 24, 4)).reshape(12, 6).sin(),
+    "another order seen as blocks": lambda x: torch.as_strided(x.exp(), (8, 2, 4), (1, 32, 8)).permute(
+        1, 2, 0).view(2, 32).sin(),
+    "windows seen in another order": lambda x: torch.as_strided(x.exp(), (6, 4), (5, 1)).t().unsqueeze(0) * 2,
     "a write and a read": lambda x: torch.as_strided((x * 2).as_strided_scatter(x[0, :3], (3,), (4,)), (4,), (2,)) + 1,
 }
 LEFT = {
@@ -33,6 +37,8 @@ LEFT = {
     "before the tensor": lambda x: torch.as_strided((x * 2)[2:], (3,), (4,), 1) + 1,
     "a view that is returned": lambda x: torch.as_strided(x * 2, (3,), (4,)),
     "of an argument": lambda x: torch.as_strided(x, (3,), (4,)) * 2,
+    "what only its strides allow to view": lambda x: torch.as_strided(x.exp(), (3, 4, 2), (2, 5, 1)).transpose(
+        0, 1).view(4, 6) * 2,
     "nothing": lambda x: torch.as_strided(x * 2, (0, 3), (4, 1)) + 1,
 }
 
