@@ -27,7 +27,7 @@ template <bool BELOW> static inline float rf_exponential(float x) {
 }
 static inline float rf_exp(float x) { return rf_exponential<false>(x); }
 static inline float rf_exp_below(float x) { return rf_exponential<true>(x); }
-static inline double rf_exp_below(double x) { return exp(x); }
+static inline double rf_exp_below(double x) { return RF_LANE(exp)(x); }
 // 1 / (1 + exp(-x)) from exp(-|x|).
 static inline float rf_sigmoid(float x) {
   const float e = rf_exp_below(-__builtin_fabsf(x));

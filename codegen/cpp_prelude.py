@@ -2,40 +2,11 @@
 from __future__ import annotations
 
 from .cpp_math import MATH
+from .cpp_vector_math import VECTOR_MATH
 from .float8 import cpp_conversions
-
-# glibc offers vector versions of these (libmvec); declaring them lets `omp simd` loops call those without -ffast-math,
-# whose assumptions on NaN and infinity would be wrong.
-UNARY_MATH = (
-    "sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh exp exp2 expm1 log log2 log10 log1p erf "
-    "erfc"
-).split()
-_BINARY_MATH = ("pow", "atan2")
-
-
-def _prototypes() -> str:
-    lines = ['extern "C" {']  # a block: clang has no pragma before a declaration with a linkage of its own
-    for suffix, kind in (("f", "float"), ("", "double")):
-        for name in UNARY_MATH:
-            lines += ["RF_SIMD", f"{kind} {name}{suffix}({kind}) noexcept RF_PURE;"]
-        for name in _BINARY_MATH:
-            lines += ["RF_SIMD", f"{kind} {name}{suffix}({kind}, {kind}) noexcept RF_PURE;"]
-        for name in ("lgamma",):
-            lines.append(f"{kind} {name}{suffix}({kind}) noexcept;")
-        lines.append(f"{kind} fmod{suffix}({kind}, {kind}) noexcept;")
-    return "\n".join([*lines, "}"])
-
 
 PRELUDE = r"""#include <stdint.h>
 #include <stddef.h>
-#if defined(__x86_64__) && defined(__GLIBC__) && (__GLIBC__ > 2 || __GLIBC_MINOR__ >= 35)
-#define RF_SIMD _Pragma("omp declare simd notinbranch")
-#else
-#define RF_SIMD
-#endif
-// Without it a function that g++ knows nothing of (build_cpp) might write what a choice before it reads: the choice
-// stays a branch, and the loop scalar.
-#define RF_PURE __attribute__((const))
 #if defined(__GNUC__) && !defined(__clang__)
 // g++ follows what a clamp's limit becomes, a rounded constant at last, along a path of its own: the loop's choices of
 // numbers turn into as many conditions on conditions. Rows of eight-bit floats took 1.6 times as long.
@@ -60,7 +31,13 @@ PRELUDE = r"""#include <stdint.h>
 #define RF_TOP max
 #define RF_LOW min
 #endif
-""" + _prototypes() + r"""
+""" + VECTOR_MATH + r"""
+extern "C" {
+float lgammaf(float) noexcept;
+double lgamma(double) noexcept;
+float fmodf(float, float) noexcept;
+double fmod(double, double) noexcept;
+}
 typedef uint16_t rf_bf16;
 typedef uint16_t rf_fp16;
 static inline float rf_bits(uint32_t u) { float f; __builtin_memcpy(&f, &u, 4); return f; }
@@ -123,7 +100,7 @@ template <typename T> static inline T rf_max(T a, T b) { const T m = a < b ? b :
 template <typename T> static inline T rf_min(T a, T b) { const T m = a > b ? b : a; return b != b ? b : m; }
 template <typename T> static inline T rf_chosen(bool first, T a, T b) { return first ? a : b; }
 static inline double rf_logaddexp(double a, double b) {  // equal infinities have no distance
-  return rf_max(a, b) + __builtin_log1p(__builtin_exp(a == b ? 0.0 : -__builtin_fabs(a - b)));
+  return rf_max(a, b) + RF_LANE(log1p)(RF_LANE(exp)(a == b ? 0.0 : -__builtin_fabs(a - b)));
 }
 // Lanes of a row's accumulators into one, halved until one is left.
 #define RF_TREE(name, joined) template <int N, typename T> static inline T name(T* a) { \

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 
 from .cpp_nans import short_nans
-from .cpp_prelude import UNARY_MATH
+from .cpp_vector_math import UNARY_MATH, lane_function
 from .float8 import FLOAT8
 from .ir import Compute, Const, Index, Load, Stmt, Store
 from .printer import Printer, Spelling, float_literal
@@ -28,6 +28,13 @@ def _math(name: str) -> Spelling:
     def spell(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
         suffix = "" if stmt.dtype == torch.float64 else "f"
         return f"{name}{suffix}({', '.join(args)})"
+
+    return spell
+
+
+def _lane(name: str) -> Spelling:
+    def spell(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
+        return f"{lane_function(name, stmt.dtype == torch.float64)}({', '.join(args)})"
 
     return spell
 
@@ -79,20 +86,20 @@ def _rsqrt(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
 
 def _sigmoid(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
     if stmt.dtype == torch.float64:
-        return f"1 / (1 + exp(-{args[0]}))"
+        return f"1 / (1 + {lane_function('exp', True)}(-{args[0]}))"
     return f"rf_sigmoid({args[0]})"
 
 
 def _inline(name: str) -> Spelling:
     def spell(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
-        return f"{name}({args[0]})" if stmt.dtype == torch.float64 else f"rf_{name}({args[0]})"
+        return f"{lane_function(name, True) if stmt.dtype == torch.float64 else f'rf_{name}'}({args[0]})"
 
     return spell
 
 
 def _exp(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
     if stmt.dtype == torch.float64:
-        return f"exp({args[0]})"
+        return f"{lane_function('exp', True)}({args[0]})"
     assert isinstance(p, CppStatements)
     return f"rf_exp{'_below' if args[0] in p.never_positive else ''}({args[0]})"
 
@@ -103,7 +110,7 @@ def _bounded(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
 
 
 CPP_OPS: dict[str, Spelling] = {
-    **{name: _math(name) for name in UNARY_MATH},
+    **{name: _lane(name) for name in UNARY_MATH},
     "exp": _exp, "tanh": _inline("tanh"), "erf": _inline("erf"),
     **{name: _builtin(name) for name in ("sqrt", "floor", "ceil", "trunc")},
     "round": _builtin("rint"), "abs": _by_kind(_builtin("fabs"), "({0} < 0 ? -{0} : {0})"), "neg": "-{0}",
@@ -114,7 +121,7 @@ CPP_OPS: dict[str, Spelling] = {
     "signbit": _by_kind("rf_signbit({0})", "{0} < 0"),
     "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}",
     "truncdiv": "rf_truncdiv({0}, {1})", "floordiv": "rf_floordiv({0}, {1})", "remainder": "rf_remainder({0}, {1})",
-    "pow": _by_kind(_math("pow"), "rf_ipow({0}, {1})"), "atan2": _math("atan2"), "min": "rf_min({0}, {1})",
+    "pow": _by_kind(_lane("pow"), "rf_ipow({0}, {1})"), "atan2": _lane("atan2"), "min": "rf_min({0}, {1})",
     "max": "rf_max({0}, {1})", "lt": "{0} < {1}", "le": "{0} <= {1}", "gt": "{0} > {1}", "ge": "{0} >= {1}",
     "eq": "{0} == {1}", "ne": "{0} != {1}", "and": "{0} & {1}", "or": "{0} | {1}", "xor": "{0} ^ {1}",
     "shl": "rf_shl({0}, {1})", "shr": "rf_shr({0}, {1})", "copysign": _builtin("copysign"),
