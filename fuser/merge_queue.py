@@ -22,6 +22,9 @@ HIDDEN = 0.25
 LEAST_LIKELY = 0.001
 #: How much more than its parts a pair may be thought to save before it is priced anew.
 SLACK = 1.3
+#: From how many operators on what one merge saves less than it was thought to is expected of the group's others, too:
+#: what its kernel moves beyond unique bytes grows with each neighbour alike, and each lowering takes long.
+MANY = 64
 #: How much larger a refused merge is when it is tried again at once, and from how many operators on; smaller ones
 #: always are. Others wait until nothing else is left.
 GROWN, LARGE = 1.5, 32
@@ -32,20 +35,27 @@ class MergeQueue:
 
     def __init__(self, grouper: Grouper) -> None:
         self._grouper = grouper
-        self._heap: list[tuple[float, int, int, int, float | None]] = []
+        self._heap: list[tuple[float, int, int, int, float | None, float]] = []
         self._pushed = count()
         self._put_off: list[tuple[int, int]] = []
         self._saved = _OfPairs(operator.add)
         self._refused_size = _OfPairs(max)
+        #: Large group -> the part of what its merges were thought to save that they do.
+        self._part: dict[int, float] = {}
 
     def __iter__(self) -> Iterator[tuple[int, int, float]]:
         """Pairs that are there when it is their turn, with the seconds that they are thought to save."""
         while self._heap or self._put_off:
             while self._heap:
-                _, a, b, _, saving = heapq.heappop(self._heap)
-                if self._there(a, b) and saving is None:
+                worth, a, b, _, saving, part = heapq.heappop(self._heap)
+                if not self._there(a, b):
+                    continue
+                now = self._part_of(a, b)
+                if saving is None:
                     self._price(a, b)
-                elif self._there(a, b) and saving is not None:
+                elif now < part:
+                    self._add(-worth * now / part, a, b, saving * now / part)
+                else:
                     yield a, b, saving
             again, self._put_off = dict.fromkeys(p for p in self._put_off if self._there(*p)), []
             for a, b in again:
@@ -58,13 +68,16 @@ class MergeQueue:
         if refused is not None and LARGE <= size < GROWN * refused:
             self._put_off.append((a, b))
         elif saved is not None:
-            heapq.heappush(self._heap, (-SLACK * saved, a, b, next(self._pushed), None))
+            self._add(SLACK * saved, a, b, None)
         else:
             self._price(a, b)
 
-    def push_back(self, a: int, b: int, saving: float) -> None:
-        """Add a pair again, now that it is known what it saves."""
-        self._add(a, b, saving)
+    def push_back(self, a: int, b: int, saving: float, part: float) -> None:
+        """Add a pair again, now that it is known what it saves: that part of what it was thought to."""
+        large = a if len(self._grouper.state.members[a]) >= len(self._grouper.state.members[b]) else b
+        if len(self._grouper.state.members[large]) >= MANY:
+            self._part[large] = part * self._part_of(a, b)
+        self._add(saving, a, b, saving)
 
     def refuse(self, a: int, b: int) -> None:
         """Note that a pair wasn't merged, as large as its groups are now."""
@@ -74,16 +87,23 @@ class MergeQueue:
         """Note that ``groups`` have become ``k``."""
         for known in (self._saved, self._refused_size):
             known.replace(groups, k)
+        self._part[k] = min(self._part.pop(g, 1.0) for g in groups)
 
     def _price(self, a: int, b: int) -> None:
         saving = self._grouper.saving(a, b)
         if saving > 0:
             likely, spared = self._grouper.likely_saving(a, b)
-            self._saved.put(a, b, self._add(a, b, max(likely, LEAST_LIKELY * saving), HIDDEN * max(spared, 0.0)))
+            part = self._part_of(a, b)
+            likely = part * max(likely, LEAST_LIKELY * saving)
+            worth = likely + part * HIDDEN * max(spared, 0.0)
+            self._saved.put(a, b, worth)
+            self._add(worth, a, b, likely)
 
-    def _add(self, a: int, b: int, saving: float, spared: float = 0.0) -> float:
-        heapq.heappush(self._heap, (-saving - spared, a, b, next(self._pushed), saving))
-        return saving + spared
+    def _add(self, worth: float, a: int, b: int, saving: float | None) -> None:
+        heapq.heappush(self._heap, (-worth, a, b, next(self._pushed), saving, self._part_of(a, b)))
+
+    def _part_of(self, a: int, b: int) -> float:
+        return min(self._part.get(a, 1.0), self._part.get(b, 1.0))
 
     def _there(self, a: int, b: int) -> bool:
         return a in self._grouper.state.members and b in self._grouper.state.members

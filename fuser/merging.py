@@ -9,11 +9,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from .merge_queue import MergeQueue
-from .traffic_prices import MOVES_MORE
 
 if TYPE_CHECKING:
     from .grouping import Grouper
 
+#: What part of what it was thought to save a merge has to save if it isn't to wait until others are made.
+CLOSE = 0.98
 #: Why two groups can't be merged by themselves.
 BETWEEN = "another kernel has to run between them"
 
@@ -39,9 +40,9 @@ def merge_best_first(grouper: Grouper) -> None:
                 queue.refuse(a, b)
             continue
         now = grouper.saving(*groups)  # less than before where the kernel turned out to move more bytes
-        if now < saving / MOVES_MORE:
+        if now < CLOSE * saving:
             if now > 0:
-                queue.push_back(a, b, now)
+                queue.push_back(a, b, now, now / saving)
             else:
                 grouper.refuse(a, b, saving, "its parts would read the same one after the other")
                 queue.refuse(a, b)

@@ -47,21 +47,22 @@ class GroupPricer:
         """
         counts: dict[Node, int] = {}
         passing: set[Node] = set()
-        rows = {shape for n in members for shape in self.facts(n).row_shapes}
         reductions = [r for n in members if (r := self.facts(n).reduction) is not None]
+        shapes = {shape for n in members for shape in self.facts(n).row_shapes}
+        rows = {self.facts(n).row_shapes[0] for n in members if self.facts(n).row_shapes}
         for node in sorted(members, key=self.units.position.__getitem__, reverse=True):
             facts = self.facts(node)
             count = facts.elements
             if facts.passes_on and self._passes(node, members, passing):
                 passing.add(node)
-            if count > 1 and not facts.once_a_row and facts.shape not in rows:
+            if count > 1 and not facts.once_a_row and facts.shape not in shapes:
                 inside = [(u, piecewise) for u, piecewise in facts.readers if u in counts and u not in passing]
                 count = max([count, *(counts[u] // self._shared(node, u, reductions)
                                       for u, piecewise in inside if not piecewise)])
                 count = max([count, *(size for u, size in facts.passed_on if u in passing)])
                 apart = sum(counts[u] for u, piecewise in inside if piecewise)
                 count = max(count, apart) if len(inside) == 1 else count + apart
-            counts[node] = min([count, *(max(n, facts.elements) for n in self._rows_over(facts, members, reductions))])
+            counts[node] = min([count, *(max(n, facts.elements) for n in self._rows_over(facts, members, rows))])
         return counts
 
     def _shared(self, node: Node, user: Node, reductions: Sequence[Reduction]) -> int:
@@ -98,15 +99,14 @@ class GroupPricer:
         most = min(PERSISTENT_ELEMENTS // (2 * power_of_two(along.count)), prod(shape) // along.count // programs)
         return [rows_beside(shape[d], most) for d in dims if d not in along.dims]
 
-    def _rows_over(self, facts: NodeFacts, members: Collection[Node], reductions: Sequence[Reduction]) -> Iterator[int]:
-        """Numbers of rows, for each reduction of the group along whose rows a value is spread and not read otherwise:
-        it is evaluated once a row."""
-        spread = [shape for user, shape in facts.spread if user in members] if reductions else []
-        for reduction in reductions if spread else ():
-            row = tuple(1 if d in reduction.dims else n for d, n in enumerate(reduction.shape))
+    def _rows_over(self, facts: NodeFacts, members: Collection[Node], rows: Iterable[tuple[int, ...]]) -> Iterator[int]:
+        """Numbers of rows, for each of the group's reductions along whose rows a value is spread and not read
+        otherwise: it is evaluated once a row."""
+        spread = [shape for user, shape in facts.spread if user in members] if rows else []
+        for row in rows if spread else ():
             if all(len(shape) <= len(row) and all(n in (1, most) for n, most in zip(reversed(shape), reversed(row)))
                    for shape in spread):
-                yield prod(reduction.shape) // reduction.count
+                yield prod(row)
 
     def _passes(self, node: Node, members: Collection[Node], passing: Collection[Node]) -> bool:
         """Whether a concatenation goes to memory without being read: as an output, or through one that does."""
