@@ -63,8 +63,12 @@ class _Body:
 
 def _rewritten(nest: Nest) -> Nest:
     body = _Body(nest)
+    # An element that is looked up is divided once a row, and has to equal the one that it was looked up in.
+    totals = {s.args[1] for s in nest.body if isinstance(s, Compute) and s.op == "div" and s.name in body.inner
+              and body.is_sum_of_exponentials(s.args[1])}
     for stmt in nest.body:
-        found = _product(body, stmt) if isinstance(stmt, Compute) and stmt.name in body.inner else None
+        found = _product(body, stmt) if isinstance(stmt, Compute) and (
+            stmt.name in body.inner or (stmt.op == "div" and stmt.args[1] in totals)) else None
         body.statements.append(found or stmt)
     return nest if tuple(body.statements) == nest.body else Nest(nest.axes, needed_statements(body.statements))
 

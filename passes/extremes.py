@@ -1,8 +1,8 @@
-"""Values that are looked for again after their extreme was taken, as the gradient of a maximum does.
+"""Values that are looked for again after some of them were chosen, as the gradient of a maximum does.
 
-``x == x.amax(dim)`` is meant to hold somewhere. Where ``x`` is computed once for the maximum and again for the
-comparison, the last bit may differ: then nothing is found, and a gradient that is shared out among what was found is
-0 / 0. Such values are therefore computed once.
+``x == x.amax(dim)`` is meant to hold somewhere, and ``x >= x.topk(k).values[-1]`` for ``k`` of them. Where ``x`` is
+computed once for the maximum and again for the comparison, the last bit may differ: then nothing is found, and a
+gradient that is shared out among what was found is 0 / 0. Such values are therefore computed once.
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ from rooffuse.passes.graph import aten, viewed_arg
 from rooffuse.passes.running import running_max, running_min
 from torch.fx import Graph, Node
 
+#: Library calls that choose some of the elements of their first argument, or put them in order.
+_CHOICES = (aten.sort.default, aten.sort.stable, aten.topk.default, aten.kthvalue.default, aten.mode.default,
+            aten.median.default, aten.median.dim, aten.nanmedian.default, aten.nanmedian.dim)
 _EXTREMES = frozenset({aten.amax.default, aten.amin.default, aten.max.default, aten.min.default, running_max,
-                       running_min})
-_EQUALITIES = frozenset({aten.eq.Tensor, aten.ne.Tensor})
-_PASSED_ON = frozenset({aten._to_copy.default, aten.clone.default, aten.where.self})
+                       running_min, *_CHOICES})
+_COMPARISONS = frozenset(getattr(aten, name).Tensor for name in ("eq", "ne", "lt", "le", "gt", "ge"))
+_LOOKUPS = frozenset({aten.gather.default, aten.index_select.default, aten.index.Tensor, aten.take.default})
+_PASSED_ON = frozenset({aten._to_copy.default, aten.clone.default, aten.where.self}) | _LOOKUPS
 
 
 def compared_with_extremes(graph: Graph, returned: bool = False) -> frozenset[Node]:
-    """Nodes whose values are compared for equality with their own maximum or minimum; with ``returned`` also those that
-    ``graph`` returns together with it, since another graph, as that of a gradient, may compare them."""
+    """Nodes whose values are compared with their own maximum or minimum, or with chosen ones of them; with ``returned``
+    also those that ``graph`` returns together with it, since another graph, as that of a gradient, may compare them."""
     found: set[Node] = set()
     results = [_origins(node) for node in graph.output_node().all_input_nodes] if returned and any(
         node.target in _EXTREMES for node in graph.nodes) else []
@@ -27,7 +31,7 @@ def compared_with_extremes(graph: Graph, returned: bool = False) -> frozenset[No
         values = _origins(extreme.args[0])  # type: ignore[arg-type]
         found = found.union(*(values & origins for origins in results))
     for node in graph.nodes:
-        if node.target not in _EQUALITIES:
+        if node.target not in _COMPARISONS:
             continue
         left, right = (_origins(side) for side in node.args[:2])
         for values, others in ((left, right), (right, left)):
@@ -50,7 +54,7 @@ def _origins(node: Node) -> set[Node]:
         viewed = viewed_arg(current)
         sources = [viewed] if viewed is not None else []
         if current.target in _PASSED_ON:
-            sources = current.all_input_nodes
+            sources = current.all_input_nodes[:1 if current.target in _LOOKUPS else None]
         work += [s for s in sources if s not in found]
         found.update(sources)
     return found

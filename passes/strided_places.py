@@ -100,13 +100,14 @@ def _rewritten(node: Node, sizes: list[int], strides: list[int], begin: int, cal
     if nested is not None and node.target in _READING:
         whole = call(aten.slice.Tensor, flat, 0, begin, begin + prod(sizes))
         blocks = call(aten.view.default, whole, [sizes[d] for d in nested])
-        return call(aten.permute.default, blocks, [nested.index(d) for d in range(len(sizes))])
+        seen = call(aten.permute.default, blocks, [nested.index(d) for d in range(len(sizes))])
+        return _apart(node, seen, call)
     run = [(n, s) for n, s in zip(sizes, strides) if n > 1]
     piece = (0, begin, begin + (run[0][0] - 1) * run[0][1] + 1, run[0][1]) if len(run) == 1 and run[0][1] > 0 else None
     at = None if piece is not None else _each(sizes, strides, begin, value.device, call)
     if node.target in _READING:
         taken = call(aten.slice.Tensor, flat, *piece) if piece is not None else call(aten.index.Tensor, flat, [at])
-        return call(aten.view.default, taken, sizes)
+        return _apart(node, call(aten.view.default, taken, sizes), call)
     written: Any = node.args[1]
     if piece is not None:
         changed = call(aten.slice_scatter.default, flat, call(aten.reshape.default, written, [run[0][0]]), *piece)
@@ -114,6 +115,13 @@ def _rewritten(node: Node, sizes: list[int], strides: list[int], begin: int, cal
         changed = call(aten.index_put.default, flat, [at], written)
     back = call(aten.view.default, changed, list(in_order.meta["val"].shape))
     return back if in_order is x else call(aten.permute.default, back, inverse)
+
+
+def _apart(node: Node, seen: Node, call: Callable[..., Node]) -> Node:
+    """``seen`` in memory of its own where ``node`` is a copy."""
+    if node.target is aten.as_strided.default:
+        return seen
+    return call(aten.clone.default, seen, memory_format=torch.contiguous_format)
 
 
 def _views(node: Node, value: Any, mode: FakeTensorMode) -> dict[Node, Any] | None:

@@ -65,3 +65,13 @@ def test_of_merges_that_save_the_same_time_the_one_that_moves_fewer_bytes_comes_
     plan = planned(both, torch.empty(1024, 1024), device="cpu")
     reading = [s for s in kernel_steps(plan.program) if any(n.op == "placeholder" for n in s.arguments)]
     assert len(reading) == 1
+
+
+def test_many_small_slices_are_not_lowered_together_again_and_again(lowered: list[int]) -> None:
+    """Rank correlation: each number against all before it, one sum for each; what is read again grows with each sum."""
+    def agreeing(x: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([((x[i] - x[:i]).sign() * (y[i] - y[:i]).sign() == 1).sum() for i in range(1, 40)]).sum()
+
+    plan = planned(agreeing, torch.empty(40), torch.empty(40), device="cpu")
+    groups = len(kernel_steps(plan.program))
+    assert groups <= 2 and sum(n > 64 for n in lowered) < 100

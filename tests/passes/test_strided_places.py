@@ -103,3 +103,12 @@ def test_compiled_wherever_values_lie(fn, skipped):
     theirs = fn(x.clone() if skipped == 0 else x)
     for mine, expected in zip(*(r if isinstance(r, tuple) else (r,) for r in (ours, theirs))):
         torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("places", [((2, 2), (1, 2)), ((2, 2), (2, 1)), ((4,), (2,), 1), ((3, 2), (1, 1))])
+def test_copies_lie_in_memory_of_their_own_as_eager_s_do(places):
+    x = torch.randn(9)
+    changed = strided_places(trace(lambda x: torch.as_strided_copy(x, *places), x))
+    ours = changed(x)
+    assert not _left(changed) and ours.stride() == torch.as_strided_copy(x, *places).stride()
+    assert ours.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()

@@ -1,0 +1,51 @@
+"""What was chosen from computed values is found in them again, wherever they are read."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+
+def _probabilities(x: Tensor) -> Tensor:
+    return (x * 3).softmax(-1)
+
+
+def _experts(x: Tensor) -> Any:
+    p = _probabilities(x)
+    values, places = p.topk(3, -1)
+    return p.gather(-1, places) == values, p[1:].mean()
+
+
+def _sorted(x: Tensor) -> Any:
+    p = _probabilities(x)
+    values, places = p.sort(-1)
+    return p.gather(-1, places) == values, (p[1:] > p[1:2]).sum()
+
+
+def _most_likely(x: Tensor) -> Any:
+    p = _probabilities(x)
+    return (p >= p.topk(26, -1).values[..., -1:]).sum(-1) == 26, (p[1:] > p[1:2]).sum()
+
+
+def _middle(x: Tensor) -> Any:
+    p = _probabilities(x)
+    return (p == p.median(-1, keepdim=True).values).any(-1), p.sum(0), (p * p).sum(0)
+
+
+def _logarithms(x: Tensor) -> Any:
+    """Functions of the vector library, of many numbers and of few of them."""
+    values = torch.log10(x.abs() + 0.1).sort(-1).values
+    return (values == torch.log10(x[:, -1:].abs() + 0.1)).any(-1), values.sum()
+
+
+@pytest.mark.parametrize("choose", [_experts, _sorted, _most_likely, _middle, _logarithms])
+def test_chosen_values_are_found(choose: Callable[[Tensor], Any]) -> None:
+    for seed in range(4):
+        x = torch.randn(33, 130, generator=torch.Generator().manual_seed(seed))
+        torch._dynamo.reset()
+        found = torch.compile(choose, backend="rooffuse", fullgraph=True)(x)
+        assert found[0].all()
+        torch.testing.assert_close(found[1:], choose(x)[1:])
