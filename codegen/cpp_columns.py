@@ -67,7 +67,9 @@ class ColumnForm(SegmentArrays):
             self.add(f"const int64_t end = RF_MIN(begin + {step}, INT64_C({lane.size}));")
         shared = self._shared_between_phases(lane)
         for name in shared:
-            self.add(f"{COMPUTE[self.dtypes[name]]} lanes_{name}[{self.lanes}];")
+            # Places as narrow as they were found: g++ 12 fails to widen them beside truth values.
+            place = any(r.name == name and r.op.startswith("arg") for r in self.nest.body if isinstance(r, Reduce))
+            self.add(f"{self._place_type() if place else COMPUTE[self.dtypes[name]]} lanes_{name}[{self.lanes}];")
         for phase in self.phases:
             if phase.sweep:
                 self._print_column_sweep(phase, lane, shared)

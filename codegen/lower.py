@@ -5,6 +5,7 @@ into another, and what is asked for twice at the same coordinates is one SSA val
 """
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from math import prod
 from typing import Any
@@ -111,6 +112,12 @@ class NestLowering:
         """Nodes of which ``nest``, which this lowering has filled, has values that aren't read from memory."""
         names = {s.name for s in nest.body if not isinstance(s, Store)}
         return {node for (node, _, _), name in self._values.items() if name in names and node not in self.buffers}
+
+    def reduced_apart(self, nest: Nest) -> set[Node]:
+        """Reductions of which ``nest`` has results at several places, each of which may add up in another order."""
+        names = {s.name for s in nest.body if not isinstance(s, Store)}
+        results = {(node, name) for (node, _, _), name in self._values.items() if name in names and is_reduction(node)}
+        return {node for node, count in Counter(node for node, _ in results).items() if count > 1}
 
     def _pull(self, node: Node, coords: Coords) -> str:
         if node in self.buffers:

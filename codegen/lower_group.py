@@ -77,7 +77,8 @@ def lower_group(graph: Graph, name: str = "fused", eager_rounding: bool = False)
     with deep_recursion():
         nests = _fewest_nests(graph, targets, members, buffers, eager_rounding)
         finished = tuple(simplify_nest(n.domain.builder.finish()) for n in nests)
-        _refuse_twice(graph, [n.lowering.computed(nest) for n, nest in zip(nests, finished)])
+        _refuse_twice(graph, [n.lowering.computed(nest) for n, nest in zip(nests, finished)],
+                      set().union(*(n.lowering.reduced_apart(nest) for n, nest in zip(nests, finished))))
     return _assemble(name, finished, placeholders, buffers, outputs)
 
 
@@ -143,12 +144,15 @@ def _place(target: Part, nests: list[_OpenNest], members: set[Node], buffers: di
     raise reason
 
 
-def _refuse_twice(graph: Graph, computed: list[set[Node]]) -> None:
-    """Raise NotLowerable if several nests compute what is looked for by its value: one that goes along rows may take
-    other steps than one that goes from element to element."""
+def _refuse_twice(graph: Graph, computed: list[set[Node]], apart: set[Node]) -> None:
+    """Raise NotLowerable if several nests compute what is looked for by its value, or one of them in two ways: one that
+    goes along rows may take other steps than one that goes from element to element. ``apart`` are reductions that a
+    nest computes in two ways; so it does what is made of them."""
     sought = compared_with_extremes(graph, returned=True)
     for node in graph.nodes if sought else ():
-        if node in sought and is_computed(node) and sum(node in nodes for nodes in computed) > 1:
+        if node.op != "placeholder" and not apart.isdisjoint(node.all_input_nodes):
+            apart.add(node)
+        if node in sought and is_computed(node) and (node in apart or sum(node in nodes for nodes in computed) > 1):
             raise NotLowerable(f"{node.name} would be computed twice, and is looked for by its extreme value")
 
 

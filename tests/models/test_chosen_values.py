@@ -49,3 +49,27 @@ def test_chosen_values_are_found(choose: Callable[[Tensor], Any]) -> None:
         found = torch.compile(choose, backend="rooffuse", fullgraph=True)(x)
         assert found[0].all()
         torch.testing.assert_close(found[1:], choose(x)[1:])
+
+
+def test_a_row_reaches_the_largest_sum_of_few() -> None:
+    """The few rows' sums are written out for their maximum, and not in the order in which each row adds up."""
+    def reached(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        x = (a * b).exp() * c.sigmoid()
+        sums = x.sum(-1)
+        return (sums == sums.amax()).any() & (sums >= sums.amax()).any(), x.amax(-1)
+
+    compiled = torch.compile(reached, backend="rooffuse", fullgraph=True)
+    for seed in range(20):
+        new = torch.Generator().manual_seed(seed)
+        assert compiled(*(torch.randn(7, 13, generator=new) for _ in range(3)))[0]
+
+
+@pytest.mark.parametrize("width", [11, 13, 64])
+def test_places_of_maxima_beside_truth_values(width: int) -> None:
+    def both(x: Tensor) -> tuple[Tensor, Tensor]:
+        return (x > 1.5).any(1), x.argmax(1)
+
+    x = torch.randn(30, 7, width)
+    ours = torch.compile(both, backend="rooffuse", fullgraph=True, options={"strict": True})(x)
+    for mine, theirs in zip(ours, both(x)):
+        assert torch.equal(mine, theirs)
