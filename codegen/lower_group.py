@@ -147,12 +147,13 @@ def _place(target: Part, nests: list[_OpenNest], members: set[Node], buffers: di
 def _refuse_twice(graph: Graph, computed: list[set[Node]], apart: set[Node]) -> None:
     """Raise NotLowerable if several nests compute what is looked for by its value, or one of them in two ways: one that
     goes along rows may take other steps than one that goes from element to element. ``apart`` are reductions that a
-    nest computes in two ways; so it does what is made of them."""
-    sought = compared_with_extremes(graph, returned=True)
+    nest computes at several places; it may compute in two ways what is made of them, and so what it compares."""
+    sought, compared = compared_with_extremes(graph, returned=True), compared_with_extremes(graph)
     for node in graph.nodes if sought else ():
         if node.op != "placeholder" and not apart.isdisjoint(node.all_input_nodes):
             apart.add(node)
-        if node in sought and is_computed(node) and (node in apart or sum(node in nodes for nodes in computed) > 1):
+        twice = sum(node in nodes for nodes in computed) > 1 or (node in apart and node in compared)
+        if node in sought and is_computed(node) and twice:
             raise NotLowerable(f"{node.name} would be computed twice, and is looked for by its extreme value")
 
 
