@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import TYPE_CHECKING
 
+from .pricing import HIDDEN
+
 if TYPE_CHECKING:
     from .grouping import Grouper
 
-#: Part of the time for bytes that counts even where operations hide it: of merges that save the same, the one that
-#: moves fewer bytes comes first.
-HIDDEN = 0.25
 #: What part of a saving a merge counts for that saves time only if its kernel moves less than both groups' own do.
 LEAST_LIKELY = 0.001
 #: How much more than its parts a pair may be thought to save before it is priced anew.

@@ -21,6 +21,10 @@ from .units import Units
 
 #: Neighbouring elements that a thread of a GPU's kernel takes together: 16 bytes of bfloat16.
 THREAD_ELEMENTS = 8
+#: Part of the time for bytes that counts even where operations hide it: loads and stores are operations, too, and no
+#: processor hides all that they wait for. So of merges that save the same, the one that moves fewer bytes comes first,
+#: and bytes spared by computing a value again are worth something to a kernel that operations bound.
+HIDDEN = 0.25
 
 
 class GroupPricer:

@@ -17,6 +17,7 @@ from rooffuse.passes.graph import mutated_roots
 from torch.fx import Node
 
 from .extract import extract
+from .pricing import HIDDEN
 
 if TYPE_CHECKING:
     from .grouping import Grouper
@@ -26,9 +27,6 @@ MAX_CHAIN = 32
 #: How many times fewer the results of a reduction are than what is computed from them, so that to store them is next
 #: to nothing.
 SMALLER = 16
-#: Part of the time for bytes that they take even where operations bound a kernel: its loads and stores are operations,
-#: too, and no processor hides all that they wait for.
-HIDDEN = 0.25
 
 
 def recompute_producers(grouper: Grouper) -> int:
