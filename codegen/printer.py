@@ -25,6 +25,7 @@ class Printer(ABC):
 
     def __init__(self, kernel: Kernel, nest: Nest) -> None:
         self.kernel, self.nest = kernel, nest
+        self.ranges = dict(nest.ranges)
         self.dtypes = {s.name: s.dtype for s in nest.body if not isinstance(s, Store)}
 
     def spell_index(self, expr: sympy.Expr) -> str:
@@ -38,7 +39,7 @@ class Printer(ABC):
         if isinstance(expr, sympy.Mul):
             return "(" + " * ".join(self.spell_index(a) for a in sorted(expr.args, key=str)) + ")"
         args = [self.spell_index(a) for a in expr.args]
-        extent = bounds(expr.args[0], self.nest.ranges)
+        extent = bounds(expr.args[0], self.ranges)
         positive = extent is not None and extent[0] >= 0
         if isinstance(expr, FloorDiv):
             return self.spell_floordiv(args[0], args[1], positive)

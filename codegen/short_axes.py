@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from sympy import Expr
 
-from .index import Bounds, bounds, symbol
+from .index import Bounds, affine, bounds, symbol
+from .interleaved import interleaved, lane_axis
 from .ir import Compute, Const, Index, Kernel, Load, Nest, Stmt, Store, index_of, needed_statements
 from .jam import copied
 from .scatter import is_scatter
@@ -26,6 +27,30 @@ def write_out_short_axes(kernel: Kernel) -> Kernel:
     """``kernel`` with short last axes written out, in nests that neither reduce nor scatter; as it was if a buffer's
     values would all turn out to be overwritten, for the buffers are what a launch passes."""
     return with_nests(kernel, tuple(_written_out(kernel, n) for n in kernel.nests))
+
+
+def write_out_interleaved_axes(kernel: Kernel) -> Kernel:
+    """``kernel`` with short last axes written out where all that is accessed then lies side by side, or interleaved: as
+    what pairs are rotated into, each from both."""
+    found = []
+    for nest in kernel.nests:
+        written = _written_out(kernel, nest)
+        found.append(written if written is not nest and _all_in_runs(written) else nest)
+    return with_nests(kernel, tuple(found))
+
+
+def _all_in_runs(nest: Nest) -> bool:
+    """Whether every access is next to that of the neighbour, by itself or in a run with others."""
+    axis = lane_axis(nest)
+    if axis is None:
+        return False
+    together = {id(s) for run in interleaved(nest, nest.body) for s in run.members}
+    for stmt in nest.body:
+        if isinstance(stmt, Load | Store) and id(stmt) not in together and axis in stmt.index.free_symbols:
+            coefficients, _, others = affine(stmt.index)
+            if coefficients.get(axis) != 1 or any(axis in e.free_symbols for e in others):
+                return False
+    return bool(together)
 
 
 def with_nests(kernel: Kernel, nests: tuple[Nest, ...]) -> Kernel:

@@ -1,6 +1,8 @@
 """How Triton spells types, operations, loads and stores, and the helpers that every generated module starts with."""
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .float8 import FLOAT8, triton_conversions
@@ -276,11 +278,16 @@ class TritonStatements(Printer):
         return f', eviction_policy="{policy}"' if policy else ""
 
     def spell_load(self, stmt: Load) -> str:
-        dtype = self.kernel.buffer(stmt.buffer).dtype
-        masks = self.access_mask(stmt)
+        return self.loaded(stmt, self.load_at(stmt, self.offset(stmt), self.access_mask(stmt)))
+
+    def load_at(self, stmt: Load, offset: str, masks: Sequence[str]) -> str:
+        """What is in memory at ``offset``."""
         guard = f", mask={' & '.join(masks)}, other={_literal(stmt.other)}" if masks else ""
-        guard += self._hint(stmt)
-        text = f"tl.load({stmt.buffer} + {self.offset(stmt)}{guard})"
+        return f"tl.load({stmt.buffer} + {offset}{guard}{self._hint(stmt)})"
+
+    def loaded(self, stmt: Load, text: str) -> str:
+        """The value of a load of which ``text`` is in memory."""
+        dtype = self.kernel.buffer(stmt.buffer).dtype
         if dtype == torch.bool:
             return f"{text} != 0"
         if dtype in FLOAT8:
@@ -288,17 +295,21 @@ class TritonStatements(Printer):
         return text if dtype == stmt.dtype else f"{text}.to({TYPES[stmt.dtype]})"
 
     def spell_store(self, stmt: Store) -> str:
-        dtype = self.kernel.buffer(stmt.buffer).dtype
-        masks = self.access_mask(stmt)
-        guard = f", mask={' & '.join(masks)}" if masks else ""
-        place, value = f"{stmt.buffer} + {self.offset(stmt)}", self.name(stmt.value)
-        if dtype in FLOAT8:
-            value = f"rf_to_{FLOAT8[dtype].name}({value})"
-        else:
-            value = f"{value}.to({'tl.uint8' if dtype == torch.bool else TYPES[dtype]})"
+        return self.store_at(stmt, self.offset(stmt), self.stored(stmt), self.access_mask(stmt))
+
+    def store_at(self, stmt: Store, offset: str, value: str, masks: Sequence[str]) -> str:
+        """The line that puts ``value`` into memory at ``offset``."""
+        guard, place = f", mask={' & '.join(masks)}" if masks else "", f"{stmt.buffer} + {offset}"
         if stmt.accumulate:
             return f'tl.atomic_add({place}, {value}{guard}, sem="relaxed")'
         return f"tl.store({place}, {value}{guard}{self._hint(stmt)})"
+
+    def stored(self, stmt: Store) -> str:
+        """A store's value as it is in memory."""
+        dtype, value = self.kernel.buffer(stmt.buffer).dtype, self.name(stmt.value)
+        if dtype in FLOAT8:
+            return f"rf_to_{FLOAT8[dtype].name}({value})"
+        return f"{value}.to({'tl.uint8' if dtype == torch.bool else TYPES[dtype]})"
 
     def name(self, value: str) -> str:
         return value + self.suffix

@@ -8,6 +8,7 @@ import torch
 
 from .crossed_axes import SIDE, crossed_axes
 from .index import affine
+from .interleaved import interleaved
 from .ir import Axis, Compute, Kernel, Load, Nest, Reduce, Scan, Store, operands
 from .operations import operation_cost
 from .sweeps import inner_values, plan_phases, strip_holder, strip_reduces, strip_scans
@@ -72,13 +73,15 @@ def row_tile(nest: Nest) -> int:
 def memory_along_rows(nest: Nest) -> bool:
     """Whether neighbouring row elements are neighbours in memory for at least half of the elements accessed."""
     row = nest.reduction[-1].symbol
+    together = {id(s) for run in interleaved(nest, nest.body) for s in run.members}
     along = across = 0
     for stmt in nest.body:
         if isinstance(stmt, Load | Store):
             coefficients = affine(stmt.index)[0]
             elements = prod(nest.ranges[s] for s in coefficients if s in nest.ranges)
-            along += elements * (coefficients.get(row) == 1)
-            across += elements * (coefficients.get(row, 1) != 1)
+            beside = coefficients.get(row) == 1 or id(stmt) in together
+            along += elements * beside
+            across += elements * (not beside and row in coefficients)
     return along >= across
 
 
@@ -188,6 +191,11 @@ def _beside(nest: Nest) -> int:
     return last.size if shared_cost(nest, last) >= COSTLY else 1
 
 
+def widest_run(nest: Nest) -> int:
+    """How many elements a tile has, at most, for each of its places."""
+    return max((run.width for run in interleaved(nest, nest.body)), default=1)
+
+
 def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
     """Tile sizes from the work: enough programs to fill the device, 16 bytes a thread and access, rows in registers.
     Rows of which segments are reduced are persistent, whether registers hold them or not.
@@ -198,7 +206,7 @@ def choose_tile(kernel: Kernel, nest: Nest, programs_wanted: int) -> Tile:
     widths = [kernel.buffer(s.buffer).dtype.itemsize for s in nest.body if isinstance(s, Load | Store)]
     vector = 16 // max(min(widths, default=4), 2)
     if not nest.reduction:
-        block = 128 * vector
+        block = 128 * max(vector // widest_run(nest), 1)
         while block > 128 and rows // block < programs_wanted:
             block //= 2
         block = min(block, power_of_two(rows))

@@ -21,7 +21,7 @@ from rooffuse.codegen.online import merge_deviations, merge_online
 from rooffuse.codegen.repeatable import check_equalities
 from rooffuse.codegen.row_factors import take_out_row_factors
 from rooffuse.codegen.scatter import check_sums
-from rooffuse.codegen.short_axes import write_out_short_axes
+from rooffuse.codegen.short_axes import write_out_interleaved_axes, write_out_short_axes
 from rooffuse.codegen.short_rows import write_out_short_rows
 from rooffuse.codegen.sweeps import strip_reduces, strip_scans
 from rooffuse.codegen.traffic import row_bytes
@@ -121,7 +121,7 @@ class Target:
             kernel = write_out_short_rows(take_groups_as_lanes(kernel))
             kernel = jam_rows(drop_exact_roundings(kernel), lambda k, nest: memory_along_rows(nest), rows)
             return write_out_short_axes(turn_in_tiles(kernel))
-        kernel = cross_in_tiles(kernel, self.programs)
+        kernel = cross_in_tiles(write_out_interleaved_axes(kernel), self.programs)
         return go_along_invariant_axes(kernel, self.programs, self.kept_bytes)
 
     def _sweeps_far(self, kernel: Kernel, nest: Nest) -> bool:

@@ -25,9 +25,9 @@ from benchmarks.gpu_shapes import gpu_case, trace
 SHARED = 227 * 1024
 CASES = {c.name: c for c in cases_of("kernels", "")}
 #: Workloads whose tensors aren't loaded 16 bytes at a time: each lane takes one of the two numbers packed in a byte, or
-#: both parts of a complex number, of which the lane beside it takes both as well, every other element of an image, or
+#: every other element of an image, or
 #: rows and runs of ten numbers, 20 bytes of which the next ones' don't begin at a multiple of 16.
-NARROW = {"linear_int4_m1", "rope_complex", "pooled_relu_backward", "few_classes_loss", "group_norm_channels_last"}
+NARROW = {"linear_int4_m1", "pooled_relu_backward", "few_classes_loss", "group_norm_channels_last"}
 #: Kernels that move less are launched in more time than they take, however wide their accesses are.
 FEW_BYTES = 1 << 20
 
