@@ -9,6 +9,7 @@ import torch
 from rooffuse.passes import aot_decompositions
 from torch.fx import GraphModule
 
+from .collecting import no_collections
 from .compile import InputFacts, compile_graph, has_symbolic_sizes
 from .joint_graph import partition_joint
 from .options import Options, make_options
@@ -58,6 +59,7 @@ def rooffuse_backend(gm: GraphModule, example_inputs: Sequence[Any], *, mode: st
     return compile_ahead(gm, example_inputs, lambda kind: _compiler(chosen, kind))
 
 
+@no_collections()
 def compile_ahead(gm: GraphModule, example_inputs: Sequence[Any], compiler: Callable[[str], Callable[..., Any]]
                   ) -> Callable[..., Any]:
     """``gm`` with the graphs that AOTAutograd makes of it compiled by ``compiler("inference")``, or by "forward" and,

@@ -39,6 +39,7 @@ from torch.fx import GraphModule, Node
 
 from .autotune import DEFAULT_SEARCH, Outcome, Search, autotune, chosen_candidates
 from .candidates import Candidate, default_candidate, triton_module
+from .collecting import no_collections
 from .cuda_graphs import CapturedFunction, CudaRecorder, Decision, decide
 from .dump import Dump
 from .grouping import Grouping, group_graph, memoised_lowering
@@ -104,6 +105,7 @@ class Compiled:
         return self.function(args)
 
 
+@no_collections()
 def plan_graph(gm: GraphModule, target: Target, options: Options, dump: Dump | None = None,
                layout: Layout | None = None) -> Plan:
     """Everything that needs neither a compiler nor the device. ``layout`` says which strides aren't the traced ones."""

@@ -1,7 +1,7 @@
 """The graph after grouping: an FX module of ``fused_0``, ``fused_1``, … submodules and plain library calls.
 
 It runs like any FX module, so that grouping can be compared with eager before any kernel exists, and so that a group
-whose kernel can't be built still has something to run.
+whose kernel can't be built still has something to run. Most never do, so Python code is generated at the first call.
 """
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from rooffuse.codegen.lower_stores import is_store
 from torch.fx import Graph, GraphModule, Node
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.node import map_arg
 
 from .grouping import Group, Grouping
@@ -52,7 +53,7 @@ def fused_module(gm: GraphModule, grouping: Grouping) -> FusedModule:
         assert group.extracted is not None
         name = f"fused_{len(groups)}"
         groups[name] = group
-        root.add_module(name, GraphModule(torch.nn.Module(), group.extracted.graph, class_name=name))
+        root.add_module(name, _LazyGraphModule(torch.nn.Module(), group.extracted.graph, class_name=name))
         call = graph.call_module(name, tuple(get(n) for n in group.extracted.inputs))
         call.meta = {"val": tuple(n.meta["val"] for n in group.outputs)}
         for k, node in enumerate(group.outputs):
@@ -64,7 +65,7 @@ def fused_module(gm: GraphModule, grouping: Grouping) -> FusedModule:
                 copies[node] = get(node.args[0])
     output = gm.graph.output_node()
     graph.output(map_arg(output.args[0], get)).meta = dict(output.meta)
-    return FusedModule(GraphModule(root, graph, class_name="Fused"), groups)
+    return FusedModule(_LazyGraphModule(root, graph, class_name="Fused"), groups)
 
 
 def _copy_attribute(source: torch.nn.Module, target: torch.nn.Module, name: str) -> None:
