@@ -8,7 +8,7 @@ from functools import cached_property
 from rooffuse.codegen.errors import NotLowerable
 from rooffuse.codegen.fxinfo import op_name
 from rooffuse.codegen.lower_stores import is_store
-from rooffuse.codegen.lower_views import SPLITTERS
+from rooffuse.codegen.lower_views import SPLITTERS, is_reinterpretation
 from torch.fx import Graph, Node
 
 from .units import Units, tensor_kind
@@ -56,8 +56,9 @@ def extract(units: Units, members: Collection[Node], outputs: Sequence[Node]) ->
         if node in seen:
             return
         seen.add(node)
-        if node in inside or node in units.inline or (op_name(node) in SPLITTERS and node not in units.fusible and \
-                node.args[0] is not None and _splits_inside(node, units)):
+        viewed = node in units.inline and not _reinterprets_outside(node, inside, units)
+        if node in inside or viewed or (op_name(node) in SPLITTERS and node not in units.fusible
+                                        and node.args[0] is not None and _splits_inside(node, units)):
             for source in node.all_input_nodes:
                 visit(source)
             body.append(node)
@@ -78,10 +79,22 @@ def _refuse_shared_writes(units: Units, members: Collection[Node], inputs: Seque
     for node in members:
         if not is_store(node):
             continue
-        written = units.source(node.args[0])
+        written = node.args[0]
+        while written not in inputs and written in units.inline and not units.is_constant(written):
+            written = written.all_input_nodes[0]
         for other in inputs:
             if other is not written and units.roots[other] is units.roots[written]:
                 raise NotLowerable(f"{node.name} writes into the memory of {other.name}, which the kernel has, too")
+
+
+def _reinterprets_outside(node: Node, members: Collection[Node], units: Units) -> bool:
+    """Whether a view sees memory from outside of the group as another type. The kernel gets that memory as of the new
+    type: values would go through the old one's numbers, of which some, as NaNs, lose their bits."""
+    if not is_reinterpretation(node):
+        return False
+    while node in units.inline and node.all_input_nodes:
+        node = node.args[0]
+    return node not in members
 
 
 def _splits_inside(node: Node, units: Units) -> bool:

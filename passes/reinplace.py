@@ -1,13 +1,15 @@
 """Writing a mutated input in place instead of copying it.
 
-AOTAutograd turns ``cache.index_copy_(…)`` into a functional ``index_copy`` of the whole cache and a trailing
-``copy_`` back into it: two full copies for one written row.
+AOTAutograd turns ``cache.view(-1, 128)[rows] = x`` into an ``index_put`` of a copy of the whole cache, the inverse of
+the view, and a trailing ``copy_`` back into it: two full copies for some written rows.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +18,6 @@ from rooffuse.passes.graph import (
     aten,
     reads_first_again,
     same_sizes,
-    schema_of,
     storage_roots,
     tensor_meta,
     viewed_arg,
@@ -44,8 +45,16 @@ _IN_PLACE: dict[Any, Any] = {
 _THROUGH_VIEW: dict[Any, tuple[Any, tuple[str, ...]]] = {
     aten.slice_scatter.default: (aten.slice.Tensor, ("dim", "start", "end", "step")),
     aten.select_scatter.default: (aten.select.int, ("dim", "index")),
+    aten.diagonal_scatter.default: (aten.diagonal.default, ("offset", "dim1", "dim2")),
 }
 _PARTIAL_WRITES = frozenset({*_IN_PLACE, *_THROUGH_VIEW})
+
+#: Calls that view something, each what the one before does, and their fake values.
+Views = tuple[tuple[Node, Any], ...]
+
+
+class _Refused(Exception):
+    """A copy stays; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +81,36 @@ class _Uses:
         return cls(roots, position, readers, writers)
 
 
+@dataclass(frozen=True)
+class _Way:
+    """Views and partial writes that lead from ``base`` to ``steps[-1]``, each of the one before. ``places`` are the
+    fake values that they have where the writes go to ``base`` itself, and ``inner`` the way to what is written into a
+    view of ``base`` for the writes whose source is such a view, written in part."""
+
+    base: Node
+    steps: tuple[Node, ...]
+    places: tuple[Any, ...]
+    inner: dict[Node, _Way] = field(default_factory=dict)
+
+    @property
+    def writes(self) -> list[Node]:
+        """The partial writes, first to last, without those inside of others' sources."""
+        return [s for s in self.steps if s.target in _PARTIAL_WRITES]
+
+    def all_ways(self) -> Iterator[_Way]:
+        """This and those inside of it."""
+        yield self
+        for way in self.inner.values():
+            yield from way.all_ways()
+
+    def all_steps(self) -> Iterator[Node]:
+        """Every step, those of the inner ways, too."""
+        for way in self.all_ways():
+            yield from way.steps
+
+
 def reinplace(gm: GraphModule) -> GraphModule:
-    """Turn ``copy_(arg, index_copy(arg, …))`` and its like into a write to ``arg`` in place.
+    """Turn ``copy_(arg, index_copy(arg, …))`` and its like into a write to ``arg``, or to a view of it, in place.
 
     Requires: a functional graph whose input mutations are ``copy_`` calls into placeholders; ``dce`` afterwards.
     Ensures: what the caller sees is unchanged; readers of the new value read ``arg``, after the write. Where that
@@ -84,129 +121,197 @@ def reinplace(gm: GraphModule) -> GraphModule:
         return gm
     uses = _Uses.of(gm.graph)
     for copy in copies:
-        reason = _reinplace_one(gm.graph, copy, uses)
-        if reason is not None:
+        try:
+            _reinplace_one(gm.graph, copy, uses)
+        except _Refused as reason:
             log.debug("reinplace: %s stays a copy: %s", copy.name, reason)
     return gm
 
 
-def _reinplace_one(graph: Graph, copy: Node, uses: _Uses) -> str | None:
-    """Rewrite one ``copy_``; returns why not, or None when done."""
+def _reinplace_one(graph: Graph, copy: Node, uses: _Uses) -> None:
     target, new = copy.args[:2]
     if target.op != "placeholder" or not isinstance(new, Node):
-        return "its destination is not an input of the graph"
-    if new.target not in _PARTIAL_WRITES:
-        return f"its source is {new.target}, which does not write a part of its first argument"
+        raise _Refused("its destination is not an input of the graph")
     before, after = tensor_meta(target), tensor_meta(new)
     if before is None or after is None or before.dtype != after.dtype or not same_sizes(before.shape, after.shape):
-        return "the sizes or dtypes of source and destination differ"
-    if copy.users:
-        return "its result is used"
-    reason = _hazard(copy, target, new, uses)
-    if reason is None:
-        chain = _chain(new, target)
-        reason = chain if isinstance(chain, str) else _foreign_reads(chain, target, uses)
-    if reason is not None:
-        return reason
-    with graph.inserting_before(new):
-        _write(graph, new, target, uses)
+        raise _Refused("the sizes or dtypes of source and destination differ")
+    way = _way(new, target, before)
+    if not way.writes:
+        raise _Refused(f"{new.name} is not a partial write of {target.name}")
+    if not _same_place(way.places[-1], before):
+        raise _Refused(f"{new.name} has the elements of {target.name} at other places")
+    _check_hazards(copy, way, uses)
+    _check_sources(way, uses)
+    inside = frozenset(way.all_steps())
+    for step, place in _emit(graph, way, target, uses).items():
+        for user in [u for u in step.users if u not in inside and u is not copy]:
+            user.replace_input_with(step, target if step is new else place)
+    copy.replace_all_uses_with(target)
     graph.erase_node(copy)
-    new.replace_all_uses_with(target)
-    graph.erase_node(new)
-    return None
+    for step in sorted(inside, key=uses.position.__getitem__, reverse=True):
+        if not step.users:
+            graph.erase_node(step)
 
 
-def _hazard(copy: Node, target: Node, new: Node, uses: _Uses) -> str | None:
-    """Why the old value of ``target`` must outlive ``new``, or why ``new`` must be a tensor of its own."""
+def _way(node: Node, base: Node, place: torch.Tensor) -> _Way:
+    """The way from ``base``, whose memory is as that of ``place``, to ``node``. Raises _Refused."""
+    steps: list[Node] = []
+    current: Any = node
+    while current is not base:
+        steps.append(current)
+        current = current.args[0] if current.target in _PARTIAL_WRITES else viewed_arg(current)
+        if not isinstance(current, Node):
+            raise _Refused(f"{node.name} is not a partial write of {base.name}")
+    steps.reverse()
+    places: list[Any] = [place]
+    inner: dict[Node, _Way] = {}
+    for step in steps:
+        if step.target not in _PARTIAL_WRITES:
+            places.append(_view_of(step, places[-1]))
+            continue
+        if not _is_injective(places[-1]) or not same_sizes(places[-1].shape, step.meta["val"].shape):
+            raise _Refused(f"{step.name} writes an element at several places")
+        if step.target in _THROUGH_VIEW:
+            found = _inner_way(step, places[-1])
+            if found is not None:
+                inner[step] = found
+        places.append(places[-1])
+    return _Way(base, tuple(steps), tuple(places[1:]), inner)
+
+
+def _inner_way(write: Node, place: torch.Tensor) -> _Way | None:
+    """The way from what ``write`` writes a view of to what it writes there, if that is such a view, written in part."""
+    source, base = argument(write, "src"), write.args[0]
+    if not isinstance(source, Node):
+        return None
+    try:
+        way = _way(source, base, place)
+        part = _written_part(write, place)
+    except _Refused:
+        return None
+    return way if way.writes and _same_place(way.places[-1], part) else None
+
+
+def _written_part(write: Node, place: torch.Tensor) -> torch.Tensor:
+    """The view of ``place`` that ``write`` fills."""
+    view, names = _THROUGH_VIEW[write.target]
+    with torch.no_grad():
+        return view(place, *(argument(write, name) for name in names))
+
+
+def _view_of(step: Node, place: Any) -> Any:
+    """The value of a view where what it views is ``place``. Raises _Refused where it isn't one."""
+    source = viewed_arg(step)
+    args, kwargs = torch.fx.map_arg((step.args, step.kwargs), lambda n: place if n is source else n.meta["val"])
+    try:
+        with torch.no_grad():
+            value = step.target(*args, **kwargs)  # type: ignore[operator]
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise _Refused(f"{step.name} can't be a view: {error}") from error
+    tensors = [t for t in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(t, torch.Tensor)]
+    first = place[0] if isinstance(place, (list, tuple)) else place
+    if not all(torch._C._is_alias_of(t, first) for t in tensors):
+        raise _Refused(f"{step.name} is a copy")
+    return value
+
+
+def _same_place(a: Any, b: torch.Tensor) -> bool:
+    """Whether two views of the same memory have each element at the same address."""
+    return (isinstance(a, torch.Tensor) and a.dtype == b.dtype and same_sizes(a.shape, b.shape)
+            and a.storage_offset() == b.storage_offset()
+            and all(s == t for n, s, t in zip(a.shape, a.stride(), b.stride()) if n != 1))
+
+
+def _is_injective(value: Any) -> bool:
+    """Whether no two elements of a strided value are known to share an address."""
+    if not isinstance(value, torch.Tensor):
+        return False
+    reach = 0
+    for stride, size in sorted((s, n) for s, n in zip(value.stride(), value.shape) if n != 1):
+        if stride <= reach:
+            return False
+        reach += (size - 1) * stride
+    return True
+
+
+def _check_hazards(copy: Node, way: _Way, uses: _Uses) -> None:
+    """Raises _Refused where the old value must outlive the first write, what one has written the next one, or where a
+    written value must be a tensor of its own."""
+    target, inside = way.base, frozenset(way.all_steps())
+    written = [n for one in way.all_ways() for n in one.writes]
+    times = sorted(uses.position[n] for one in way.all_ways() for n in one.writes if n not in one.inner)
     for writer in uses.writers.get(target, ()):
         if writer is not copy:
-            return f"{writer.name} mutates {target.name} too"
-    if uses.writers.get(new):
-        return f"{uses.writers[new][0].name} mutates the new value"
-    for reader, item in uses.readers.get(target, ()):
-        if reader.op == "output":
-            if item is not target:
-                return f"{item.name}, a view of the old value, is returned"
-        elif reader is not copy and uses.position[reader] > uses.position[new]:
-            return f"{reader.name} reads the old value, through {item.name}, after the write"
-    for reader, item in uses.readers.get(new, ()):
-        if reader.op == "output":
-            return f"{item.name}, which shares the new value's storage, is returned"
-    return None
+            raise _Refused(f"{writer.name} mutates {target.name} too")
+    for value in (target, *written):
+        until = next((t for t in times if value is target or t > uses.position[value]), len(uses.position))
+        for reader, item in uses.readers.get(value, ()):
+            if value is not target and reader in uses.writers.get(value, ()):
+                raise _Refused(f"{reader.name} mutates {item.name}")
+            if reader.op == "output":
+                if item not in (target, copy):
+                    raise _Refused(f"{item.name}, which shares the storage of {value.name}, is returned")
+            elif reader is not copy and reader not in inside and uses.position[reader] > until:
+                raise _Refused(f"{reader.name} reads the old value, through {item.name}, after the write")
 
 
-def _chain(new: Node, place: Node) -> list[Node] | str:
-    """The partial writes that lead from the old value in ``place`` to ``new``, last first; or why there is none.
-
-    The first argument of the earliest is ``place`` itself or an equal view of it.
-    """
-    writes = [new]
-    current = new
-    while not _is_place(current.args[0], place):
-        current = current.args[0]
-        if not isinstance(current, Node) or current.target not in _PARTIAL_WRITES:
-            return f"{new.name} is not a partial write of {place.name}"
-        if len(current.users) > 1:
-            return f"{current.name}, an intermediate value, has other readers"
-        writes.append(current)
-    return writes
+def _check_sources(way: _Way, uses: _Uses) -> None:
+    """Raises _Refused where an index or a source of the writes may change under them: a view of what they write."""
+    memory = {way.base, *(n for n in way.all_steps() if n.target in _PARTIAL_WRITES)}
+    for one in way.all_ways():
+        for write in one.writes:
+            if reads_first_again(write):
+                raise _Refused(f"{write.name} reads what it writes into as an index or a source, too")
+            expected = {write.args[0], argument(write, "src") if write in one.inner else None}
+            for item in write.all_input_nodes:
+                if item not in expected and uses.roots[item] in memory:
+                    raise _Refused(f"{write.name} reads {item.name}, a view of {way.base.name}, while writing it")
 
 
-def _is_place(node: Any, place: Node) -> bool:
-    """Whether ``node`` is ``place`` or the same view of the same tensor."""
-    if node is place:
-        return True
-    if not isinstance(node, Node) or node.op != "call_function" or node.target is not place.target:
-        return False
-    source, expected = viewed_arg(node), viewed_arg(place)
-    if source is None or expected is None or not _is_place(source, expected):
-        return False
-    names = [parameter.name for parameter in schema_of(node).arguments][1:]
-    return all(argument(node, name) == argument(place, name) for name in names)
+def _emit(graph: Graph, way: _Way, base: Node, uses: _Uses, views: Views = (), written: bool = False
+          ) -> dict[Node, Node]:
+    """Emit nodes that leave in ``base``, or in ``views`` of it, what the last of ``way`` computes from it, each before
+    the one that it stands for. Returns what stands for the steps from the first write on: views that are taken after
+    it; ``written`` says that there was one before."""
+    stands: dict[Node, Node] = {}
+    for step, value in zip(way.steps, way.places):
+        with graph.inserting_before(step):
+            if step in way.inner:
+                stands |= _emit(graph, way.inner[step], base, uses, views, written)
+            elif step.target in _PARTIAL_WRITES:
+                _emit_write(graph, step, _viewed(graph, base, views, uses), uses)
+            else:
+                views = (*views, (step, value))
+            written = written or step.target in _PARTIAL_WRITES
+            if written:
+                stands[step] = _viewed(graph, base, views, uses)
+    return stands
 
 
-def _foreign_reads(chain: list[Node], target: Node, uses: _Uses) -> str | None:
-    """Why an index or a source of the writes may change under them: it is a view of what they write."""
-    for write in chain:
-        if reads_first_again(write):
-            return f"{write.name} reads what it writes into as an index or a source, too"
-        for item in write.all_input_nodes:
-            if item is not write.args[0] and uses.roots[item] is target:
-                return f"{write.name} reads {item.name}, a view of {target.name}, while writing it"
-    return None
+def _emit_write(graph: Graph, write: Node, place: Node, uses: _Uses) -> None:
+    if write.target in _IN_PLACE:
+        node = graph.call_function(_IN_PLACE[write.target], (place, *write.args[1:]), dict(write.kwargs))
+    else:
+        view, names = _THROUGH_VIEW[write.target]
+        part = graph.call_function(view, (place, *(argument(write, name) for name in names)))
+        part.meta = {**write.meta, "val": _written_part(write, place.meta["val"])}
+        uses.roots[part] = uses.roots[place]
+        node = graph.call_function(aten.copy_.default, (part, argument(write, "src")))
+        place = part
+    node.meta = {**write.meta, "val": place.meta["val"]}
 
 
-def _write(graph: Graph, new: Node, place: Node, uses: _Uses) -> None:
-    """Emit nodes that leave in ``place`` what ``new`` computes from it."""
-    if not _is_place(new.args[0], place):
-        _write(graph, new.args[0], place, uses)
-    if new.target in _IN_PLACE:
-        node = graph.call_function(_IN_PLACE[new.target], (place, *new.args[1:]), dict(new.kwargs))
-        node.meta = {**new.meta, "val": place.meta["val"]}
-        return
-    view_op, names = _THROUGH_VIEW[new.target]
-    part = graph.call_function(view_op, (place, *(argument(new, name) for name in names)))
-    part.meta = {**new.meta, "val": _view_value(part)}
-    source = argument(new, "src")
-    if _is_inner_write(source, part, uses):
-        _write(graph, source, part, uses)
-        return
-    node = graph.call_function(aten.copy_.default, (part, source))
-    node.meta = {**new.meta, "val": part.meta["val"]}
+def _viewed(graph: Graph, base: Node, views: Views, uses: _Uses) -> Node:
+    """New nodes that take ``views`` of ``base``, one of the other; the last one, or ``base``."""
+    node = base
+    for step, value in views:
+        stands = {viewed_arg(step): node}
+        args, kwargs = torch.fx.map_arg((step.args, step.kwargs), functools.partial(_in_place_of, stands))
+        node = graph.call_function(step.target, args, kwargs)  # type: ignore[arg-type]
+        node.meta = {**step.meta, "val": value}
+        uses.roots[node] = uses.roots[base]
+    return node
 
 
-def _is_inner_write(source: Any, place: Node, uses: _Uses) -> bool:
-    """Whether the source of a write to a view is itself a partial write of that view, read by nothing else."""
-    if not isinstance(source, Node) or source.target not in _PARTIAL_WRITES or len(source.users) > 1:
-        return False
-    chain = _chain(source, place)
-    if isinstance(chain, str) or not same_sizes(source.meta["val"].shape, place.meta["val"].shape):
-        return False
-    return _foreign_reads(chain, uses.roots[chain[-1].args[0]], uses) is None
-
-
-def _view_value(view: Node) -> torch.Tensor:
-    """The fake value of a new view node, from its operands' fake values."""
-    args = torch.fx.map_arg(view.args, lambda node: node.meta["val"])
-    with torch.no_grad():
-        return view.target(*args)
+def _in_place_of(stands: dict[Node | None, Node], node: Node) -> Node:
+    return stands.get(node, node)

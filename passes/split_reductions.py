@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -93,7 +93,7 @@ def split_reductions(gm: GraphModule, limits: RowLimits) -> GraphModule:
     strides of every value; sums accumulate in float32 between the stages where the input is narrower.
     """
     meeting, wide = rows_reduced(gm)
-    whole, short = whole_rows(gm, limits), _short_rows(gm)
+    whole, short, dims_of_rows = whole_rows(gm, limits), _short_rows(gm), _dims_of_rows(gm)
     mode = detect_fake_mode([node.meta.get("val") for node in gm.graph.nodes])
     if mode is None:
         return gm
@@ -104,7 +104,7 @@ def split_reductions(gm: GraphModule, limits: RowLimits) -> GraphModule:
         if name not in _OPS or _scanned(node):
             continue
         plan = (strips_of(node, limits, meeting) or _rows_first(node, meeting, wide) or _rows_together(
-            node, limits, short) or _results_together(node, limits, short) or split_of(node, limits, whole))
+            node, limits, short) or _results_together(node, limits, dims_of_rows) or split_of(node, limits, whole))
         if plan is not None:
             stages = _rewrite(gm, node, name, plan, mode)
             count += 1
@@ -218,6 +218,18 @@ def _short_rows(gm: GraphModule) -> dict[int, int]:
     return found
 
 
+def _dims_of_rows(gm: GraphModule) -> frozenset[tuple[int, int, int]]:
+    """Elements of the values of which the graph reduces single dimensions, and these dimensions' sizes and strides."""
+    found = set()
+    for node in gm.graph.nodes:
+        source = tensor_meta(node.args[0]) if packet_name(node.target) in _OPS else None
+        if source is not None and is_concrete((*source.shape, *source.stride())) and source.dim():
+            dims = reduced_dims(node, source.dim())
+            if len(dims) == 1:
+                found.add((source.numel(), source.shape[dims[0]], source.stride(dims[0])))
+    return frozenset(found)
+
+
 def _rows_together(node: Node, limits: RowLimits, short: dict[int, int]) -> Split | None:
     """The cut of a reduction of everything that there is one of for each of many short rows, as a loss has: into strips
     whose rows a program goes through, so that nothing of each row goes to memory. A CPU, whose strips have no limit,
@@ -236,16 +248,18 @@ def _rows_together(node: Node, limits: RowLimits, short: dict[int, int]) -> Spli
     return Split(tuple(range(source.dim())), 0, rows // share, share, 0, together=True)
 
 
-def _results_together(node: Node, limits: RowLimits, short: dict[int, int]) -> Split | None:
+def _results_together(node: Node, limits: RowLimits, dims_of_rows: Set[tuple[int, int, int]]) -> Split | None:
     """The same cut of a reduction over all short rows of an image to as many results as they have elements, as each
     class's share of the pixels' probabilities: where images are too few for a program each."""
     source = tensor_meta(node.args[0])
-    if source is None or not limits.strip_elements or not is_concrete(source.shape) or source.is_complex():
+    if source is None or not limits.strip_elements or not is_concrete((*source.shape, *source.stride())):
+        return None
+    if source.is_complex() or _in_two_sweeps(node):
         return None
     dims = reduced_dims(node, source.dim())
     size = prod(source.shape[d] for d in dims)
-    counts = [source.numel() // n for d, n in enumerate(source.shape) if d not in dims and 1 < n <= LONGEST_SHORT_ROW]
-    rows = next((rows for rows in counts if short.get(rows) == source.numel() // rows), 0)
+    rows = next((source.numel() // n for d, n in enumerate(source.shape) if d not in dims
+                 and 1 < n <= LONGEST_SHORT_ROW and (source.numel(), n, source.stride(d)) in dims_of_rows), 0)
     if size < LONG_COLUMN or not 0 < rows < size * limits.programs:
         return None
     wanted = min(-(-MANY * limits.programs * size // rows), size // FEWEST_ROWS)

@@ -32,7 +32,8 @@ def _private_kernel_cache() -> Iterator[None]:
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    """As with any number but one: torch then gives fp32 convolutions to oneDNN whatever their size."""
+    """As with any number but one: torch then gives fp32 convolutions to oneDNN whatever their size, and the price of
+    arithmetic is another."""
     import torch
 
     before = torch.get_num_threads()

@@ -237,3 +237,27 @@ def test_a_buffer_is_overwritten_in_the_sweep_that_reads_it() -> None:
     steps = [s for s in plan.program.steps if isinstance(s, KernelStep | CallStep)]
     moved = sum(step_price(s, target_for(get_device("h100"))).cost.bytes for s in steps)
     assert moved <= 1.01 * (4 + 3) * 2 * size
+
+
+def test_statistics_of_groups_are_found_in_one_sweep_though_the_batch_has_the_size_of_what_is_reduced_after() -> None:
+    def fn(x: Tensor) -> Tensor:
+        return torch.logsumexp(F.group_norm(x, 8).tanh(), 1)
+
+    x = torch.empty(64, 64, 256, 256, dtype=torch.bfloat16)
+    plan = planned(fn, x)
+    steps = [s for s in plan.program.steps if isinstance(s, KernelStep | CallStep)]
+    moved = sum(step_price(s, target_for(get_device("h100"))).cost.bytes for s in steps)
+    assert len(steps) == 2 and moved <= 1.01 * 2 * x.nbytes + x.nbytes // 64
+
+
+def test_a_cache_is_written_through_views_of_it_where_it_is() -> None:
+    def fn(cache: Tensor, scale: Tensor, rows: Tensor, k: Tensor) -> None:
+        codes = (k.float() / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
+        cache.view(torch.uint8).view(-1, 8, 128).index_put_((rows,), codes.view(torch.uint8))
+
+    cache, k = torch.empty(1024, 16, 8, 128, dtype=torch.float8_e4m3fn), torch.empty(512, 8, 128, dtype=torch.bfloat16)
+    rows = torch.empty(512, dtype=torch.int64)
+    plan = planned(fn, cache, torch.empty(1), rows, k)
+    steps = [s for s in plan.program.steps if isinstance(s, KernelStep | CallStep)]
+    moved = sum(step_price(s, target_for(get_device("h100"))).cost.bytes for s in steps)
+    assert len(steps) == 1 and moved <= 1.01 * (k.nbytes + k.nbytes // 2 + rows.nbytes)

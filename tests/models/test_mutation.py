@@ -211,3 +211,33 @@ def test_positions_that_are_written_are_not_made_anew() -> None:
         return place, x * place, x.where(early, 0), early, before, other * before
 
     same_as_eager(fn, lambda: [torch.randn(8), torch.tensor([1, 3, 6]), torch.tensor([10, 20, 30])])
+
+
+def _bytes_of_a_cache(cache: Tensor, rows: Tensor, x: Tensor) -> Any:
+    read = cache.view(torch.uint8).view(-1, 8)[rows] ^ 255
+    cache.view(torch.uint8).view(-1, 8).index_put_((rows,), x)
+    return read, cache.view(torch.uint8) & 15
+
+
+def _words_of_a_cache(cache: Tensor, rows: Tensor, x: Tensor) -> Any:
+    words = cache.view(torch.int16)
+    words.view(-1, 8)[rows] = x.to(torch.int16) * 257
+    return words + 1, cache.float().nan_to_num()
+
+
+@pytest.mark.parametrize(("fn", "dtype"), [
+    (_bytes_of_a_cache, torch.float8_e4m3fn), (_bytes_of_a_cache, torch.float8_e5m2),
+    (_words_of_a_cache, torch.bfloat16), (_words_of_a_cache, torch.float16)], ids=str)
+def test_memory_seen_as_another_type_keeps_every_bit(fn: Callable[..., Any], dtype: torch.dtype) -> None:
+    """Bits of NaNs, too, which numbers of the type lose on the way."""
+    def make() -> list[Any]:
+        bits = torch.randint(0, 256, (2, 5, 8 * dtype.itemsize), dtype=torch.uint8)
+        x = torch.randint(0, 256, (3, 8), dtype=torch.uint8)
+        x[0] = 255
+        return [bits.view(dtype), torch.tensor([3, 1, 7]), x]
+
+    def whole(*inputs: Any) -> Any:
+        out = fn(*inputs)
+        return out, inputs[0].view(torch.uint8).clone()
+
+    same_as_eager(whole, make)

@@ -221,3 +221,13 @@ def test_many_images_of_many_classes_or_few_pixels_are_left_alone(shape):
         gm = split_reductions(traced(lambda x: shares(x, 1).amax((2, 3)), torch.empty(shape)),
                               RowLimits(264, strip_elements=40960))
     assert "reshape" not in str(gm.graph)
+
+
+@pytest.mark.parametrize("fn", [
+    lambda x: shares(x, 1).view(64, 8, 8, 4096).sum((2, 3)),  # of groups: there are as many images as channels
+    lambda x: (p := shares(x, 1)) - (p - p.mean((2, 3), True)).square().mean((2, 3), True),  # after their mean
+])
+def test_what_is_found_of_other_dimensions_is_reduced_by_itself(fn):
+    with FakeTensorMode():
+        gm = split_reductions(traced(fn, torch.empty(64, 64, 64, 64)), RowLimits(264, strip_elements=40960))
+    assert "reshape" not in str(gm.graph)
