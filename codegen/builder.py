@@ -146,6 +146,13 @@ class NestBuilder:
         self._unrounded[name] = (value, dtype)
         return name
 
+    def converted(self, value: str, dtype: torch.dtype) -> str:
+        """``value`` as a number of storage type ``dtype``, as which the framework compares it."""
+        if value in self.constants and math.isfinite(self.constants[value]):
+            with unset_fake_temporarily():
+                return self.const(torch.tensor(self.constants[value], dtype=dtype).item(), dtype)
+        return self.rounded_always(self.cast(value, dtype), dtype)
+
     def reinterpreted(self, value: str, source: torch.dtype, wanted: torch.dtype) -> str:
         """The value of storage type ``wanted`` that has the bits of ``value`` in storage type ``source``, as wide."""
         if source.is_floating_point:
@@ -207,8 +214,8 @@ class NestBuilder:
         load = self._loads.get(a)
         if load is not None and load.mask == condition and b in self.constants and load.dtype != torch.bool:
             other = self.constants[b]
-            if other == 0 and math.copysign(1, other) > 0:
-                return a
+            if other == 0 and math.copysign(1, other) > 0:  # it may have another value there already
+                return self._load(load.dtype, load.buffer, load.index, condition, 0)
             if _is_held_by_all_types(other):
                 return self._load(load.dtype, load.buffer, load.index, condition, other)
         return self.compute("where", condition, a, b)

@@ -8,7 +8,7 @@ import torch
 from .cpp_nans import short_nans
 from .cpp_vector_math import UNARY_MATH, lane_function
 from .float8 import FLOAT8
-from .ir import Compute, Const, Index, Load, Stmt, Store
+from .ir import Compute, Const, Index, Load, Stmt, Store, operands
 from .printer import Printer, Spelling, float_literal
 from .signs import never_positive
 
@@ -106,7 +106,8 @@ def _exp(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
 
 def _bounded(p: Printer, stmt: Compute, args: tuple[str, ...]) -> str:
     assert isinstance(p, CppStatements)
-    return f"rf_within({', '.join(args)}, outside)" if p._gathers else f"rf_bounded({', '.join(args)})"
+    place = f"{args[0]} + rf_zero" if stmt.args[0] in p.from_truth else args[0]
+    return f"rf_within({place}, {args[1]}, outside)" if p._gathers else f"rf_bounded({place}, {args[1]})"
 
 
 CPP_OPS: dict[str, Spelling] = {
@@ -157,6 +158,22 @@ class CppStatements(Printer):
     @cached_property
     def never_positive(self) -> frozenset[str]:
         return never_positive(self.nest)
+
+    @cached_property
+    def from_truth(self) -> frozenset[str]:
+        """Values that are truth values, or computed from one; a place that counts from the end isn't by that."""
+        found: set[str] = set()
+        made = {s.name: s for s in self.nest.body if not isinstance(s, Store)}
+        for stmt in made.values():
+            reads = operands(stmt) if not isinstance(stmt, Load | Index) else ()
+            if isinstance(stmt, Compute) and stmt.op == "where":
+                below, moved = made[stmt.args[0]], made[stmt.args[1]]
+                if isinstance(below, Compute) and isinstance(moved, Compute) and (below.op, moved.op) == (
+                        "lt", "add") and below.args[0] == moved.args[0] == stmt.args[2]:
+                    reads = (stmt.args[2],)
+            if stmt.dtype == torch.bool or not found.isdisjoint(reads):
+                found.add(stmt.name)
+        return frozenset(found)
 
     def unchecked(self, name: str) -> str:
         """How the functions are called that round ``name`` to bfloat16 and needn't look for its NaNs."""

@@ -180,7 +180,7 @@ def tanh_backward(grad: Tensor, y: Tensor) -> Tensor:
 
 def threshold_backward(grad: Tensor, x: Tensor, threshold: float) -> Tensor:
     """g where x > threshold, else 0; NaN passes the gradient on."""
-    return torch.where(x <= threshold, 0, grad)
+    return torch.where(accumulate(x) <= threshold, 0, grad)
 
 
 def lerp_scalar(start: Tensor, end: Tensor, weight: float) -> Tensor:
