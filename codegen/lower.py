@@ -199,7 +199,11 @@ class NestLowering:
         operands = [self._operand(a, node, coords) for a in arguments[:rule.operands]]
         wanted = {"result": compute_dtype(dtype_of(node)), "bool": torch.bool, "own": None}.get(rule.typing)
         if rule.typing == "common":
-            wanted = compute_dtype(self._common_dtype(arguments[:rule.operands]))
+            common = self._common_dtype(arguments[:rule.operands])
+            wanted = compute_dtype(common)
+            if wanted != common:
+                operands = [v if v is None or (isinstance(a, Node) and dtype_of(a) == common) else
+                            b.converted(v, common) for a, v in zip(arguments, operands)]
         if wanted is not None:
             skip = self._condition_position(node, rule)
             operands = [v if v is None else b.cast(v, torch.bool if k == skip else wanted)
@@ -295,8 +299,7 @@ class NestLowering:
         else:
             axes = axes_along(reduction, coords, b.axes, self.places)
             segment = len(axes) < sum(a.reduction for a in b.axes)
-            gathered = any(s.name.startswith("v") for c in coords for s in c.free_symbols)
-            if gathered or (segment and (reduction.source is None or any(a.strip for a in b.axes))):
+            if _is_looked_up(coords) or (segment and (reduction.source is None or any(a.strip for a in b.axes))):
                 raise NotLowerable(f"{name} would be reduced inside of another reduction")
         folds, rest = divmod(reduction.count, prod(a.size for a in axes))
         folded = not down_strip and not segment and reduction.source is not None and reduction.op in COMBINED
@@ -339,7 +342,8 @@ class NestLowering:
         wide = tuple(n for n in reduction.sizes if n != 1)
         if self.builder.mask is None and axes_placed(reduction, coords, self.builder.axes, self.places):
             return False
-        return along != wide or self.builder.mask is not None or self.builder.scope_has_reduction_axis(coords)
+        return along != wide or self.builder.mask is not None or self.builder.scope_has_reduction_axis(
+            coords) or _is_looked_up(coords)
 
     def _goes_down_strip(self, reduction: Reduction, coords: Coords) -> bool:
         """Whether the nest has strips and the reduction goes over one, for every column of its rows or for what there
@@ -366,3 +370,8 @@ class NestLowering:
         added = b.cast(self.value(bias, lower_views.broadcast_coords(coords, shape_of(bias))), dtype)
         return b.compute("add", b.compute("mul", product, b.const(alpha, dtype)),
                          b.compute("mul", added, b.const(beta, dtype)))
+
+
+def _is_looked_up(coords: Coords) -> bool:
+    """Whether a place is one that values of the nest say."""
+    return any(s.name.startswith("v") for c in coords for s in c.free_symbols)

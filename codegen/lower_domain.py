@@ -29,12 +29,14 @@ MOST_CUTS = 3
 @dataclass
 class Domain:
     """The axes of a nest being built, and the coordinates of the nodes that follow one to one from what it visits,
-    slice by slice, or as a part of it."""
+    slice by slice, or as a part of it; where the axes are laid out for results of one shape, ``own`` is that shape and
+    their coordinates."""
 
     builder: NestBuilder
     coords: dict[Node, Coords]
     slices: Mapping[Node, tuple[Coords, ...]]
     cutouts: Mapping[Node, Coords]
+    own: tuple[tuple[int, ...], Coords] | None = None
 
     def placed(self, node: Node, in_place: bool = False) -> Coords | None:
         """Coordinates at which this nest visits each element of ``node`` exactly once, or None. What is written
@@ -77,7 +79,10 @@ class Domain:
         return unravel(ravel([a.symbol for a in axes], sizes), shape_of(node), self.builder.ranges)
 
     def alike(self, node: Node) -> Coords | None:
-        """The elements of ``node`` along the axes, if those are the dimensions of ``node`` and nothing is reduced."""
+        """The elements of ``node`` along the axes, if those are the dimensions of ``node`` and nothing is reduced, or
+        were laid out for a node of that shape."""
+        if self.own is not None and self.own[0] == shape_of(node):
+            return self.own[1]
         sizes = [a.size for a in self.builder.axes]
         if any(a.kind != "parallel" for a in self.builder.axes) or sizes != [n for n in shape_of(node) if n != 1]:
             return None
@@ -143,6 +148,29 @@ def first_domain(target: Node, inside: set[Node], needs: RowNeeds, eager_roundin
     if len(needs.rows(target)) < 2:
         return None
     return _opened(target, inside, needs, eager_rounding, _first)
+
+
+def own_domain(target: Node, inside: set[Node], needs: RowNeeds, eager_rounding: bool) -> Domain | None:
+    """A domain of the elements of ``target`` where these aren't those that it reduces: as many to each reduced row, or
+    a few times fewer, computed from others of the row than their own (pairs that a normalised row is rotated in); or
+    what it reduces written out, if that are few elements everywhere. None where the target has no such form."""
+    reductions, shape = needs.rows(target), shape_of(target)
+    if not reductions or any(r.op not in COMBINED or r.source is None for r in reductions):
+        return None
+    widest = max(reductions, key=width)
+    if widest.count <= MOST_SLICES:
+        axes, coords = _axes(shape, ())
+    else:
+        rows = tuple(n for d, n in enumerate(widest.shape) if d not in widest.dims)
+        row, rest = divmod(numel_of(target), prod(rows))
+        if rest or row < 2 or widest.count % row or widest.count > MOST_SLICES * row or any(
+                r.count != widest.count for r in reductions if r.count > MOST_SLICES):
+            return None
+        axes, along = _axes((*rows, row), (len(rows),))
+        ranges = {a.symbol: a.size for a in axes}
+        coords = unravel(ravel(along, (*rows, row)), shape, ranges)
+    builder = NestBuilder(axes, eager_rounding)
+    return Domain(builder, places(target, coords, inside, builder.ranges, axes), {}, {}, (shape, coords))
 
 
 def _widest(reductions: Sequence[Reduction]) -> Reduction:

@@ -14,7 +14,7 @@ from torch.fx import Graph, Node
 
 from . import lower_pieces, lower_stores, lower_views
 from .errors import NotLowerable
-from .fxinfo import dtype_of, numel_of, op_name, span_of, strides_of
+from .fxinfo import dtype_of, numel_of, op_name, shape_of, span_of, strides_of
 from .index import dot
 from .ir import Buffer, Kernel, Load, Nest, Store
 from .lower import Coords, NestLowering
@@ -24,6 +24,7 @@ from .lower_domain import (
     first_domain,
     folded_domain,
     open_domain,
+    own_domain,
     strip_domain,
 )
 from .lower_needs import RowNeeds
@@ -50,7 +51,7 @@ Form = Callable[[Node, set[Node], RowNeeds, bool], Domain | None]
 
 
 #: In which order a nest of a target's own is tried.
-_FORMS: tuple[Form, ...] = (folded_domain, open_domain, strip_domain, first_domain)
+_FORMS: tuple[Form, ...] = (folded_domain, open_domain, strip_domain, first_domain, own_domain)
 
 
 @dataclass
@@ -89,22 +90,27 @@ def _fewest_nests(graph: Graph, targets: list[Part], members: set[Node], buffers
     targets.sort(key=lambda t: (-needs.elements(t.node), needs.across(t.node), -needs.longest(t.node),
                                 -numel_of(t.node)))
     nests = _nests(targets, members, buffers, needs, eager_rounding, _FORMS)
-    for others in _other_forms(nests, targets, needs) if len(nests) > 1 else ():
+    for order, forms in _other_ways(nests, targets, needs) if len(nests) > 1 else ():
         try:
-            nests = min(nests, _nests(targets, members, buffers, needs, eager_rounding, others), key=len)
+            nests = min(nests, _nests(order, members, buffers, needs, eager_rounding, forms), key=len)
         except NotLowerable:
             continue
     return nests
 
 
-def _other_forms(nests: list[_OpenNest], targets: list[Part], needs: RowNeeds) -> list[tuple[Form, ...]]:
-    """Orders of forms in which several nests may turn out fewer: what is in nests of its own may fit into one with
-    strips, and pieces of rows of different lengths into one of whole rows."""
-    found: list[tuple[Form, ...]] = []
+def _other_ways(nests: list[_OpenNest], targets: list[Part], needs: RowNeeds
+                ) -> list[tuple[list[Part], tuple[Form, ...]]]:
+    """Orders of targets and of forms in which several nests may turn out fewer: what is in nests of its own may fit
+    into one with strips, pieces of rows of different lengths into one of whole rows, and what there is one of for each
+    row into one that has its rows for others."""
+    found: list[tuple[list[Part], tuple[Form, ...]]] = []
     if any(a.strip for n in nests for a in n.domain.builder.axes):
-        found.append((strip_domain, folded_domain, open_domain))
+        found.append((targets, (strip_domain, folded_domain, open_domain)))
     if any(t.way and needs.elements(t.node) for t in targets):
-        found.append((open_domain, folded_domain, strip_domain, first_domain))
+        found.append((targets, (open_domain, folded_domain, strip_domain, first_domain)))
+    own = {n.domain.own[0] for n in nests if n.domain.own is not None}
+    if own:
+        found.append((sorted(targets, key=lambda t: shape_of(t.node) not in own), _FORMS))
     return found
 
 

@@ -30,32 +30,39 @@ SMALLER = 16
 
 
 def recompute_producers(grouper: Grouper) -> int:
-    """Move every stored value that is cheaper to compute again into its consumers; returns how many were moved."""
-    moved = 0
+    """Move every stored value that is cheaper to compute again into its consumers; returns how many were moved. What
+    the changed groups store is looked at again, until nothing saves bytes any more."""
+    moved, changed = 0, set(grouper.state.members)
     mutated, sought = set(mutated_roots(grouper.units.graph)), compared_with_extremes(
         grouper.units.graph, returned=True)
-    for k in sorted(grouper.state.members, key=lambda g: grouper.state.first[g], reverse=True):
-        if not grouper.fusible(k):
-            continue
-        for value in grouper.outputs_of(k):
-            if k in grouper.state.members and _move(grouper, k, value, mutated, sought):
-                moved += 1
+    again = False
+    while changed:
+        looked_at, changed = sorted(changed, key=lambda g: grouper.state.first.get(g, 0), reverse=True), set()
+        for k in looked_at:
+            if k not in grouper.state.members or not grouper.fusible(k):
+                continue
+            for value in grouper.outputs_of(k):
+                found = _move(grouper, k, value, mutated, sought, again) if k in grouper.state.members else frozenset()
+                moved += bool(found)
+                changed |= found
+        again = True
     return moved
 
 
-def _move(grouper: Grouper, k: int, value: Node, mutated: Collection[Node], sought: frozenset[Node]) -> bool:
-    """Compute ``value`` of group ``k`` in all its consumers, if that saves time and every one still lowers. Nothing in
-    ``sought`` is computed twice."""
+def _move(grouper: Grouper, k: int, value: Node, mutated: Collection[Node], sought: frozenset[Node],
+          again: bool) -> frozenset[int]:
+    """Compute ``value`` of group ``k`` in all its consumers, if that saves time and every one still lowers, and
+    ``again`` only if it saves bytes; returns the changed groups. Nothing in ``sought`` is computed twice."""
     state, units = grouper.state, grouper.units
     if value in mutated:
-        return False
+        return frozenset()
     users = [u for u in units.users(value) if u not in state.members[k]]
     consumers = sorted({g for u in users for g in state.groups.get(u, ())} - {k})
     if not consumers or any(u not in units.fusible or u not in state.owner for u in users):
-        return False
+        return frozenset()
     chain, stored = _chain(grouper, k, value)
     if not chain or chain & sought or any(r.source in mutated for n in chain for r in units.reads(n)):
-        return False
+        return frozenset()
     rest = _still_needed(grouper, k, value, stored)
     moving, before = _bytes(grouper, (*consumers, k)), sum(grouper.time_of(g) for g in (*consumers, k))
     computing = sum(_computed_now(grouper, g) for g in (*consumers, k))
@@ -66,9 +73,10 @@ def _move(grouper: Grouper, k: int, value: Node, mutated: Collection[Node], soug
     spared = moving - _bytes(grouper, [g for g in changed if changed[g]])
     worth = HIDDEN * max(spared, 0) / grouper.pricer.device.bandwidth
     # Lowered kernels are priced more closely than members are: what they compute is compared with what others did.
-    if after >= before + worth or not _affordable(grouper, kernels, max(before, computing) + worth):
+    worse = after >= before + worth or (again and spared <= 0)
+    if worse or not _affordable(grouper, kernels, max(before, computing) + worth):
         state.replace(old)
-        return False
+        return frozenset()
     for c in consumers:
         grouper.times.pop(c, None)
         for node in chain:
@@ -79,7 +87,7 @@ def _move(grouper: Grouper, k: int, value: Node, mutated: Collection[Node], soug
     grouper.times.pop(k, None)
     if not rest:
         state.graph.remove_node(k)
-    return True
+    return frozenset(changed)
 
 
 def _bytes(grouper: Grouper, groups: Collection[int]) -> int:

@@ -14,7 +14,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rooffuse.passes.graph import IMPLIED_CAST, argument, call_like, is_concrete, packet_name, same_strides, tensor_meta
+from rooffuse.passes.graph import (
+    IMPLIED_CAST,
+    argument,
+    call_like,
+    is_concrete,
+    packet_name,
+    same_strides,
+    tensor_meta,
+    viewed_arg,
+)
 from rooffuse.passes.pipeline import Pass
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -35,8 +44,9 @@ def vector_products_pass(along_memory: bool) -> Pass:
 
 
 def vector_products(gm: GraphModule, along_memory: bool) -> GraphModule:
-    """Rewrite products of a matrix and a column, of a column and a row, in batches also of a row and a matrix, and
-    others whose elements are sums of at most ``MOST_TERMS`` terms.
+    """Rewrite products of a matrix and a column, of a column and a row, in batches also of a row and a matrix, of a row
+    and the transposed of a matrix that something else reads, too, and others whose elements are sums of at most
+    ``MOST_TERMS`` terms.
 
     Requires: ``meta["val"]`` fake tensors with concrete sizes (others are left alone). Ensures: equal sizes, dtype and
     strides of every value; narrow types are multiplied and summed in float32, as the library does.
@@ -58,7 +68,7 @@ def _rewrite(node: Node, along_memory: bool, mode: FakeTensorMode) -> bool:
     outer = a.shape[-1] == 1 and b.dim() > 1
     batched = packet_name(node.target) == "aten.bmm"
     column = b.dim() == 1 or (b.shape[-1] == 1 and (a.shape[-2] > 1 or batched))
-    row = batched and a.shape[-2] == 1 and b.shape[-1] > 1
+    row = a.shape[-2] == 1 and b.dim() > 1 and b.shape[-1] > 1 and (batched or _is_shared(right))
     matrix, dim = (a, -1) if column else (b, -2)
     summed = (column or row) and not (along_memory and matrix.stride(dim) != 1)
     written_out = not outer and not summed and b.dim() > 1 and a.shape[-1] <= MOST_TERMS
@@ -88,6 +98,19 @@ def _rewrite(node: Node, along_memory: bool, mode: FakeTensorMode) -> bool:
     node.replace_all_uses_with(made)
     node.graph.erase_node(node)
     return True
+
+
+def _is_shared(matrix: Node) -> bool:
+    """Whether what a matrix is the transposed of is read by others: a sum along its rows can share their nest, where a
+    product would have a tile of its own. Weights that nothing else reads stay products of few rows."""
+    value, source = matrix.meta["val"], viewed_arg(matrix)
+    if source is None or value.stride(-2) != 1:
+        return False
+    while (before := viewed_arg(source)) is not None:
+        if len(source.users) > 1:
+            return True
+        source = before
+    return len(source.users) > 1
 
 
 def _written_out(factors: list[Node], count: int, call: Callable[..., Node]) -> Node:
