@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from .errors import NotLowerable
 from .fxinfo import argument, dtype_of, op_name, overload, shape_of, wrap_dim
-from .index import bounds, ravel
+from .index import bounds, floordiv, mod, ravel
 from .lower_pieces import pieces as concatenated
 from .lower_views import broadcast_coords, slice_parameters
 
@@ -188,14 +188,17 @@ def _pad(context: NestLowering, node: Node, coords: Coords) -> str:
 def _slice_scatter(context: NestLowering, node: Node, coords: Coords) -> str:
     base, source = node.args[0], node.args[1]
     dim, start, step = slice_parameters(node, shape_of(base), first=2)
-    if step != 1:
-        raise NotLowerable(f"{node.name} scatters with a step of {step}")
-    length = shape_of(source)[dim]
-    inside = in_range(context, coords[dim], start or None, start + length)
+    length, b = shape_of(source)[dim], context.builder
+    inside = in_range(context, coords[dim], start or None, start + (length - 1) * step + 1)
     outside = context.value(base, coords)
-    if inside is False:
+    off = mod(coords[dim] - start, step, b.ranges)
+    if inside is False or not length or (off.is_Integer and off != 0):
         return outside
-    value = context.masked(inside, source, (*coords[:dim], coords[dim] - start, *coords[dim + 1:]))
+    if off != 0:
+        hit = b.compute("eq", b.index(off, torch.int32), b.const(0, torch.int32))
+        inside = hit if inside is True else b.both(inside, hit)
+    place = floordiv(coords[dim] - start, step, b.ranges)
+    value = context.masked(inside, source, (*coords[:dim], place, *coords[dim + 1:]))
     value = context.builder.cast(value, dtype_of(node))
     return value if inside is True else context.builder.where(inside, value, outside)
 

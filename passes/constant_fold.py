@@ -42,9 +42,9 @@ _UNIFORM = {
     "aten.ones_like": 1,
     "aten.new_ones": 1,
 }
-_SHAPE_ONLY = frozenset(
-    f"aten.{name}" for name in ("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "alias", "clone", "_to_copy")
-)
+_SHAPE_ONLY = frozenset(f"aten.{name}" for name in (
+    "view _unsafe_view reshape unsqueeze squeeze alias detach clone _to_copy expand permute transpose t slice select "
+    "repeat flip").split())
 
 
 def constant_fold(gm: GraphModule) -> GraphModule:

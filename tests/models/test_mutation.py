@@ -6,8 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import rooffuse.backend
 import torch
 import torch.nn.functional as F
+from rooffuse.cost_model import get_device
+from rooffuse.targets import Target
 from torch import Tensor
 
 from .eager import LAYOUTS, Make, randn, same_as_eager
@@ -227,7 +230,8 @@ def _words_of_a_cache(cache: Tensor, rows: Tensor, x: Tensor) -> Any:
 
 @pytest.mark.parametrize(("fn", "dtype"), [
     (_bytes_of_a_cache, torch.float8_e4m3fn), (_bytes_of_a_cache, torch.float8_e5m2),
-    (_words_of_a_cache, torch.bfloat16), (_words_of_a_cache, torch.float16)], ids=str)
+    (_words_of_a_cache, torch.bfloat16), (_words_of_a_cache, torch.float16)],
+    ids=lambda x: getattr(x, "__name__", str(x)))
 def test_memory_seen_as_another_type_keeps_every_bit(fn: Callable[..., Any], dtype: torch.dtype) -> None:
     """Bits of NaNs, too, which numbers of the type lose on the way."""
     def make() -> list[Any]:
@@ -241,3 +245,33 @@ def test_memory_seen_as_another_type_keeps_every_bit(fn: Callable[..., Any], dty
         return out, inputs[0].view(torch.uint8).clone()
 
     same_as_eager(whole, make)
+
+
+def _every_other_place(a: Tensor, b: Tensor) -> Any:
+    whole = torch.zeros(3, 9, 10)
+    whole[:, ::2, ::2] = a
+    whole[:, 1::2, 1::2] = b * 2
+    return whole
+
+
+def _places_of_places(a: Tensor, b: Tensor) -> Any:
+    whole = b.new_ones(3, 20, 31)
+    whole[:, 2:17:3, 3:28:5] = a
+    whole[1:, 1:9:2][..., 5:25:5] = b[1:]
+    whole[:, :, 1::3][:, 4:6] = 7
+    return whole * 2, whole[:, ::3].sum()
+
+
+def _fewer_than_the_step(a: Tensor, b: Tensor) -> Any:
+    whole = a.exp().repeat(1, 2, 2)
+    whole[:, 1::7, ::9] = 3.0
+    return whole
+
+
+@pytest.mark.parametrize("target", [Target("cpp", get_device("cpu"), torch.device("cpu")), Target(
+    "triton", get_device("h100"), torch.device("cpu"), interpreted=True)], ids=lambda t: t.language)
+@pytest.mark.parametrize("fn", [_every_other_place, _places_of_places, _fewer_than_the_step], ids=lambda f: f.__name__)
+def test_places_with_gaps_along_several_dimensions(fn: Callable[..., Any], target: Target,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooffuse.backend, "local_target", lambda values: target)
+    same_as_eager(fn, lambda: [torch.randn(3, 5, 5), torch.randn(3, 4, 5 if fn is _every_other_place else 4)])

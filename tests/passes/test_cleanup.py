@@ -187,6 +187,7 @@ def test_a_write_back_is_not_taken_for_an_alias():
         (lambda x: x.exp() * torch.ones(4, 6), ["exp"]),
         (lambda x: x * (torch.full((4, 6), 2.0) * 3 + 1), ["full", "mul"]),
         (lambda x: x + torch.full_like(x, 3.0), ["full", "add"]),
+        (lambda x: x * (torch.ones(4).detach().expand(6, 4).t() / 4), ["full", "mul"]),
         (lambda x: torch.where(torch.full((4, 6), True), x.exp(), x), ["exp"]),
         # What is not neutral:
         (lambda x: x.exp() * 1.5, ["exp", "mul"]),
