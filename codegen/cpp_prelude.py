@@ -145,7 +145,8 @@ template <typename T> static inline T rf_shl(T a, T b) { return b < 0 || b >= (T
 template <typename T> static inline T rf_shr(T a, T b) {
   return b < 0 || b >= (T)(sizeof(T) * 8) ? (T)(a < 0 ? -1 : 0) : (T)(a >> b);
 }
-int64_t rf_zero = 0;  // which g++ can't know: of a truth value that is a place it takes the vector's mask, 0 or -1
+// Which g++, of a weak symbol, can't know: of a truth value that is a place it takes the vector's mask, 0 or -1.
+__attribute__((weak, visibility("hidden"))) int64_t rf_zero = 0;
 static inline int64_t rf_bounded(int64_t i, int64_t n) {
   if (__builtin_expect((uint64_t)i >= (uint64_t)n, 0)) { rf_status = 1; return 0; }
   return i;

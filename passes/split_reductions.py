@@ -103,6 +103,7 @@ def split_reductions(gm: GraphModule, limits: RowLimits) -> GraphModule:
         name = packet_name(node.target) if node.op == "call_function" else ""
         if name not in _OPS or _scanned(node):
             continue
+        node = _in_segments(node, limits, meeting, mode) or node
         plan = (strips_of(node, limits, meeting) or _rows_first(node, meeting, wide) or _rows_together(
             node, limits, short) or _results_together(node, limits, dims_of_rows) or split_of(node, limits, whole))
         if plan is not None:
@@ -147,7 +148,7 @@ def strips_of(node: Node, limits: RowLimits, meeting: Rows) -> Split | None:
     if source is None or result is None or not is_concrete((*source.shape, *source.stride())) or source.dim() < 2:
         return None
     dims, rows = reduced_dims(node, source.dim()), prod(source.shape[:-1])
-    if not dims or dims != tuple(range(dims[0], source.dim() - 1)):
+    if not dims or dims != tuple(range(dims[0], dims[-1] + 1)) or dims[-1] == source.dim() - 1:
         return None
     if (rows, source.shape[-1]) not in meeting or not rows or source.stride(-1) != 1 or (
             dims[0] > 0 and _in_two_sweeps(node)):
@@ -157,11 +158,36 @@ def strips_of(node: Node, limits: RowLimits, meeting: Rows) -> Split | None:
     dim = max(dims, key=lambda d: source.shape[d])
     size = source.shape[dim]
     programs = limits.programs
-    wanted, sums = max(programs // RUNNING, rows // LONGEST_STRIP), prod(source.shape[:dims[0]])
+    wanted = max(programs // RUNNING, rows // LONGEST_STRIP)
+    sums = prod(n for d, n in enumerate(source.shape[:-1]) if d not in dims)
     parts = max((p for p in range(1, min(-(-wanted // sums), size) + 1) if size % p == 0), default=1)
     if parts < 2 or sums * parts < wanted // 2 or rows // (sums * parts) < SHORTEST_STRIP:
         return None
     return Split(dims, dim, parts, size // parts, 0)
+
+
+def _in_segments(node: Node, limits: RowLimits, meeting: Rows, mode: FakeTensorMode) -> Node | None:
+    """A reduction down columns of whose rows segments are reduced, as groups of channels are normalised, by segment,
+    put in the place of ``node``; None where it couldn't be cut into strips then."""
+    source, result = tensor_meta(node.args[0]), tensor_meta(node)
+    if source is None or result is None or source.dim() < 2 or not is_concrete((*source.shape, *source.stride())):
+        return None
+    dims, rows, columns = reduced_dims(node, source.dim()), prod(source.shape[:-1]), source.shape[-1]
+    sizes = [n for count, n in meeting if 1 < n < columns and columns % n == 0 and count * n == rows * columns]
+    if not sizes or source.dim() - 1 in dims or (rows, columns) in meeting or source.stride(-1) != 1:
+        return None
+    call, size = functools.partial(call_like, node, mode), max(sizes)
+    with node.graph.inserting_before(node):
+        cut = call(aten.view.default, node.args[0], [*source.shape[:-1], columns // size, size])
+        made = call(node.target, cut, list(dims), *node.args[2:], **node.kwargs)
+        whole = call(aten.reshape.default, made, list(result.shape))
+    if strips_of(made, limits, meeting) is None or whole.meta["val"].stride() != result.stride():
+        for new in (whole, made, cut):
+            node.graph.erase_node(new)
+        return None
+    node.replace_all_uses_with(whole)
+    node.graph.erase_node(node)
+    return made
 
 
 def _in_two_sweeps(node: Node) -> bool:
