@@ -15,6 +15,8 @@ from .simplify import substitute_axes
 
 #: Elements of a block's side, a cache line of float32; of a tile's side where they are narrower, and the most of them.
 SIDE, NARROW_SIDE, LONGEST_SIDE = 16, 32, 64
+#: Bytes of which the nearest cache of any processor holds several, and how often what they are of is read again.
+NEAR_BYTES, AGAIN = 1 << 13, 4
 
 
 def turn_in_tiles(kernel: Kernel) -> Kernel:
@@ -26,16 +28,22 @@ def turn_in_tiles(kernel: Kernel) -> Kernel:
 
 def crosses(kernel: Kernel, nest: Nest, fits: int) -> bool:
     """Whether a nest that reduces goes through memory along different axes, in buffers of more than ``fits`` bytes:
-    tiles that suit both would cut the rows or columns that it sums."""
+    tiles that suit both would cut the rows or columns that it sums. What is read again and again, a few lines at a
+    time, as the sides of an outer product are, stays in the nearest cache however it is gone through."""
     if not nest.reduction:
         return False
     found: list[tuple[int, Axis]] = []
+    points = prod(a.size for a in nest.axes)
     for stmt in nest.body:
         if isinstance(stmt, Load | Store):
             buffer, strides = kernel.buffer(stmt.buffer), affine(stmt.index)[0]
             along = next((a for a in nest.axes if strides.get(a.symbol) == 1 and a.size >= SIDE // 4), None)
-            if along is not None and buffer.size * buffer.dtype.itemsize > fits:
-                found.append((prod(a.size for a in nest.axes if a.symbol in strides), along))
+            if along is None or buffer.size * buffer.dtype.itemsize <= fits:
+                continue
+            used = [a for a in nest.axes if a.symbol in strides]
+            elements, near = prod(a.size for a in used), prod(a.size for a in used if a.reduction or a == along)
+            if near * buffer.dtype.itemsize > NEAR_BYTES or AGAIN * elements > points:
+                found.append((elements, along))
     widest = max((elements for elements, _ in found), default=0)
     return len({along for elements, along in found if elements == widest}) > 1
 

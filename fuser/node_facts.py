@@ -1,7 +1,7 @@
 """What single nodes cost, and what the prices of all groups that they may be in need to know of them."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
@@ -14,6 +14,7 @@ from rooffuse.codegen.lower_scans import is_scan
 from rooffuse.codegen.lower_stores import accumulates, is_store, iterated
 from rooffuse.codegen.operations import operation_cost
 from rooffuse.cost_model import Device, Price, price
+from rooffuse.passes.graph import is_concrete, tensor_meta, viewed_arg
 from torch.fx import Node
 from torch.fx.node import map_arg
 
@@ -31,7 +32,24 @@ def node_price(node: Node) -> Price:
     def value(n: Node):
         return n.meta.get("val")
 
-    return price(node.target, map_arg(node.args, value), map_arg(node.kwargs, value), value(node))
+    found = price(node.target, map_arg(node.args, value), map_arg(node.kwargs, value), value(node))
+    again = _read_again(node) if found.kind == "matmul" else 0
+    return replace(found, cost=replace(found.cost, bytes_read=found.cost.bytes_read - again)) if again else found
+
+
+def _read_again(node: Node) -> int:
+    """Bytes of operands whose memory is that of other operands, too, as of both factors of a Gram matrix."""
+    sizes: dict[Node, list[int]] = {}
+    for operand in node.all_input_nodes:
+        value = tensor_meta(operand)
+        if value is None or not is_concrete((*value.shape, *value.stride())):
+            return 0
+        root = operand
+        while (source := viewed_arg(root)) is not None and tensor_meta(source) is not None:
+            root = source
+        sizes.setdefault(root, []).append(distinct_bytes(operand))
+    return sum(sum(found) - min(sum(found), max(*found, distinct_bytes(root)))
+               for root, found in sizes.items() if len(found) > 1)
 
 
 def distinct_bytes(node: Node) -> int:

@@ -18,6 +18,7 @@ from rooffuse.codegen.short_rows import write_out_short_rows
 from rooffuse.codegen.triton_tiles import memory_along_rows
 from rooffuse.codegen.turned import crosses, turn_in_tiles
 from rooffuse.codegen.verify import verify
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .cases import BY_NAME, CASES
 from .kernels import CppUnit, Lowered, assert_same, lower, lower_case, run_interpreter
@@ -146,3 +147,13 @@ def test_reductions_that_go_through_memory_along_two_axes() -> None:
     crossing, straight = (lower(fn, x, other).group.kernel for other in (y, x))
     assert crosses(crossing, crossing.nests[0], 1024) and not crosses(straight, straight.nests[0], 1024)
     assert not crosses(crossing, crossing.nests[0], 1 << 20)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(64, 48), (64, 8192), (8, 3)])
+def test_sides_of_outer_products_that_stay_in_cache_are_gone_through_along_any_axis(rows: int, columns: int) -> None:
+    with FakeTensorMode():
+        sides = torch.empty(4096, rows), torch.empty(4096, columns)
+        large = torch.empty(512, 4096), torch.empty(4096, 512)
+    small = lower(lambda a, b: (a[:, :, None] - b[:, None]).abs().sum(2), *sides).group.kernel
+    leaping = lower(lambda a, b: (a[:, :, None] - b[None]).abs().sum(1), *large).group.kernel
+    assert not crosses(small, small.nests[0], 1024) and crosses(leaping, leaping.nests[0], 1024)

@@ -261,3 +261,11 @@ def test_a_cache_is_written_through_views_of_it_where_it_is() -> None:
     steps = [s for s in plan.program.steps if isinstance(s, KernelStep | CallStep)]
     moved = sum(step_price(s, target_for(get_device("h100"))).cost.bytes for s in steps)
     assert len(steps) == 1 and moved <= 1.01 * (k.nbytes + k.nbytes // 2 + rows.nbytes)
+
+
+def test_both_factors_of_a_gram_matrix_are_read_once() -> None:
+    x = torch.empty(4096, 512, dtype=torch.bfloat16)
+    plan = planned(lambda x: (x.t() @ x, x[:512] @ x[512:1024]), x)
+    moved = [step_price(s, target_for(get_device("h100"))).cost.bytes for s in plan.program.steps
+             if isinstance(s, CallStep)]
+    assert moved == [x.nbytes + 2 * 512 * 512, 3 * 2 * 512 * 512]
