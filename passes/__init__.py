@@ -12,6 +12,7 @@ from rooffuse.passes.exclusive_scans import exclusive_scans
 from rooffuse.passes.foreach import expand_foreach
 from rooffuse.passes.graph import hazard_edges
 from rooffuse.passes.grouped_heads import grouped_heads
+from rooffuse.passes.grouped_products import grouped_products_pass
 from rooffuse.passes.interpolations import interpolations_pass
 from rooffuse.passes.kept_dims import kept_dims
 from rooffuse.passes.large_windows import large_windows_pass
@@ -67,6 +68,7 @@ __all__ = [
     "exclusive_scans",
     "expand_foreach",
     "grouped_heads",
+    "grouped_products_pass",
     "hazard_edges",
     "interpolations_pass",
     "kept_dims",

@@ -39,7 +39,7 @@ ROW_SHARE, COLUMN_SHARE = 2048, 64
 #: Columns that one program takes side by side.
 STRIP = 64
 #: Part of the programs that keep a device busy with which it is busy enough not to cut: parts are a launch more.
-BUSY = 0.75
+BUSY = 0.65
 #: Programs of two reductions at once that a processor runs side by side, of the number that keep it busy otherwise.
 RUNNING = 2
 #: Fewest rows of a strip, so that its column sums are small beside what it reads, and most, so that sums keep float32's
