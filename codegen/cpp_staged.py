@@ -42,7 +42,7 @@ class StagedLoops(CutLoops):
         looked_up = self._narrow_gathers(lane, loaded)
         outside = self._staged
         moved = {p: f"stage{k}[l]" for k, p in enumerate((*looked_up, *loads, *stores))
-                 if p[0] not in shared and p not in outside}
+                 if p[0] not in shared and p not in outside and p not in self._blocks}
         if not moved or lane.symbol in self.colliding:
             super()._print_loop(lane, first, last, body)
             return

@@ -7,7 +7,7 @@ gradient that is shared out among what was found is 0 / 0. Such values are there
 
 from __future__ import annotations
 
-from rooffuse.passes.graph import aten, viewed_arg
+from rooffuse.passes.graph import argument, aten, viewed_arg
 from rooffuse.passes.running import running_max, running_min
 from torch.fx import Graph, Node
 
@@ -16,6 +16,8 @@ _CHOICES = (aten.sort.default, aten.sort.stable, aten.topk.default, aten.kthvalu
             aten.median.default, aten.median.dim, aten.nanmedian.default, aten.nanmedian.dim)
 _EXTREMES = frozenset({aten.amax.default, aten.amin.default, aten.max.default, aten.min.default, running_max,
                        running_min, *_CHOICES})
+#: Calls that choose among the elements of their first argument and those that are scattered to it.
+_SCATTERED = frozenset({aten.scatter_reduce.two, aten.scatter_reduce_.two, aten.index_reduce.default})
 _COMPARISONS = frozenset(getattr(aten, name).Tensor for name in ("eq", "ne", "lt", "le", "gt", "ge"))
 _LOOKUPS = frozenset({aten.gather.default, aten.index_select.default, aten.index.Tensor, aten.take.default})
 _PASSED_ON = frozenset({aten._to_copy.default, aten.clone.default, aten.where.self}) | _LOOKUPS
@@ -26,19 +28,29 @@ def compared_with_extremes(graph: Graph, returned: bool = False) -> frozenset[No
     also those that ``graph`` returns together with it, since another graph, as that of a gradient, may compare them."""
     found: set[Node] = set()
     results = [_origins(node) for node in graph.output_node().all_input_nodes] if returned and any(
-        node.target in _EXTREMES for node in graph.nodes) else []
-    for extreme in {node for origins in results for node in origins if node.target in _EXTREMES}:
-        values = _origins(extreme.args[0])  # type: ignore[arg-type]
-        found = found.union(*(values & origins for origins in results))
+        _chosen_from(node) for node in graph.nodes) else []
+    for extreme in {node for origins in results for node in origins}:
+        for choices in _chosen_from(extreme):
+            values = _origins(choices)
+            found = found.union(*(values & origins for origins in results))
     for node in graph.nodes:
         if node.target not in _COMPARISONS:
             continue
         left, right = (_origins(side) for side in node.args[:2])
         for values, others in ((left, right), (right, left)):
             for extreme in others:
-                if extreme.target in _EXTREMES:
-                    found |= values & _origins(extreme.args[0])
+                for choices in _chosen_from(extreme):
+                    found |= values & _origins(choices)
     return frozenset(found)
+
+
+def _chosen_from(node: Node) -> tuple[Node, ...]:
+    """The arguments among whose elements a call chooses; empty for others."""
+    if node.target in _EXTREMES:
+        return node.args[:1]  # type: ignore[return-value]
+    if node.target in _SCATTERED and argument(node, "reduce") in ("amax", "amin"):
+        return node.args[0], argument(node, "src" if node.target is not aten.index_reduce.default else "source")
+    return ()
 
 
 def is_computed(node: Node) -> bool:

@@ -73,3 +73,26 @@ def test_places_of_maxima_beside_truth_values(width: int) -> None:
     ours = torch.compile(both, backend="rooffuse", fullgraph=True, options={"strict": True})(x)
     for mine, theirs in zip(ours, both(x)):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("reduce", ["amax", "amin"])
+@pytest.mark.parametrize("kind", ["scatter", "index"])
+def test_gradients_find_what_was_chosen_among_scattered_values(kind: str, reduce: str) -> None:
+    """Both what was there and what was scattered are computed from sums, which a gradient might add up otherwise."""
+    places = torch.arange(8).remainder(2)
+
+    def chosen(x: Tensor, weight: Tensor) -> Tensor:
+        y = x - x.mean((1, 2, 3), keepdim=True)
+        z = (y.sum((1, 0), keepdim=True) * y).tanh()
+        if kind == "index":
+            return z.index_reduce(2, places, (z * -0.5).repeat(1, 1, 4, 1), reduce) @ weight
+        at = torch.arange(16).remainder(2).view(2, 2, 1, 4)
+        return z.scatter_reduce(2, at, z * -0.5, reduce) @ weight
+
+    torch._dynamo.reset()
+    compiled = torch.compile(chosen, backend="rooffuse", fullgraph=True)
+    for seed in range(6):
+        torch.manual_seed(seed)
+        inputs = torch.randn(2, 2, 2, 4, requires_grad=True), torch.randn(4, 3, requires_grad=True)
+        ours, theirs = (torch.autograd.grad(fn(*inputs).sum(), inputs) for fn in (compiled, chosen))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -12,6 +12,7 @@ from rooffuse.cost_model import get_device
 from rooffuse.targets import Target
 
 from .eager import same_as_eager
+from .poison import poisoned_memory
 
 INTERPRETED = Target("triton", get_device("h100"), torch.device("cpu"), interpreted=True)
 
@@ -57,3 +58,15 @@ def test_images_are_kernels_alone(name: str, device: str) -> None:
     report = rooffuse.explain(IMAGES[name], torch.randn(2, 3, 7, 9), torch.randn(2, 5, 4, 2), device=device)
     calls = [k for graph in report.graphs for k in graph.kernels if k.kind == "extern"]
     assert bool(calls) == (name in LOOKED_UP and device != "h100")
+
+
+def test_blocks_that_are_turned_are_stored_once() -> None:
+    """Results of few channels lie a short row apart, across what is loaded: in turned blocks, not in rows of a few."""
+    def fn(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = F.max_pool2d(F.pad(x.relu(), (1, 1, 1, 1)), 2, stride=1) * 3
+        return y.softmax(1), y > 0.5
+
+    x = torch.randn(4, 2, 4, 9, dtype=torch.float64).permute(1, 0, 3, 2)
+    with poisoned_memory():
+        ours = torch.compile(fn, backend="rooffuse", options={"strict": True})(x)
+    torch.testing.assert_close(ours, fn(x))
