@@ -191,8 +191,8 @@ def _in_segments(node: Node, limits: RowLimits, meeting: Rows, mode: FakeTensorM
 
 
 def _in_two_sweeps(node: Node) -> bool:
-    """Whether a sum needs another one of the same shape first, as a variance its mean, or such a one needs it: a strip
-    gives only a part of both."""
+    """Whether a sum needs another one of the same shape first, as a variance its mean, or one of what there is one of
+    for each row, as attention's sums of values a softmax, or such a one needs it: a strip gives only a part of both."""
     shape, dims = node.args[0].meta["val"].shape, reduced_dims(node, node.args[0].meta["val"].dim())  # type: ignore
 
     def meets(begin: Node, neighbours: Callable[[Node], Iterable[Node]]) -> bool:
@@ -202,7 +202,8 @@ def _in_two_sweeps(node: Node) -> bool:
             seen.update(near)
             for n in near:
                 source = tensor_meta(n.args[0]) if packet_name(n.target) in _OPS else None
-                if source is not None and source.shape == shape and reduced_dims(n, source.dim()) == dims:
+                if source is not None and source.shape in (shape, shape[:-1]) and reduced_dims(
+                        n, source.dim()) == dims:
                     return True
         return False
 

@@ -31,7 +31,7 @@ def test_results_sizes_and_types_are_kept(shape, dims, keepdim, dtype):
     for ours, reference in zip(gm(x), exact):
         assert ours.shape == reference.shape
         tolerance = {torch.bfloat16: 1e-2, torch.float32: 1e-5}.get(dtype, 1e-12)
-        scale = max(reference.abs().max().item(), 1)
+        scale = max(reference.abs().max().item(), x.numel() ** 0.5)  # of partial sums: a total may cancel to nothing
         assert (ours.double() - reference.double()).abs().max().item() <= tolerance * scale
 
 
