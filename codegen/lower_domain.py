@@ -24,6 +24,8 @@ Coords = tuple[Expr, ...]
 
 #: How often axes are cut in two for the shorter reductions of a group.
 MOST_CUTS = 3
+#: Elements for each result of a few elements' reduction, at most, that each reduce these elements anew.
+MOST_SPREAD = 2
 
 
 @dataclass
@@ -159,6 +161,8 @@ def own_domain(target: Node, inside: set[Node], needs: RowNeeds, eager_rounding:
         return None
     widest = max(reductions, key=width)
     if widest.count <= MOST_SLICES:
+        if numel_of(target) > MOST_SPREAD * (prod(widest.shape) // widest.count):
+            return None
         axes, coords = _axes(shape, ())
     else:
         rows = tuple(n for d, n in enumerate(widest.shape) if d not in widest.dims)

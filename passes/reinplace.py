@@ -159,13 +159,16 @@ def _way(node: Node, base: Node, place: torch.Tensor) -> _Way:
     current: Any = node
     while current is not base:
         steps.append(current)
-        current = current.args[0] if current.target in _PARTIAL_WRITES else viewed_arg(current)
+        current = _before(current)
         if not isinstance(current, Node):
             raise _Refused(f"{node.name} is not a partial write of {base.name}")
     steps.reverse()
     places: list[Any] = [place]
     inner: dict[Node, _Way] = {}
     for step in steps:
+        if step.target is aten.copy.default:
+            places.append(places[-1])
+            continue
         if step.target not in _PARTIAL_WRITES:
             places.append(_view_of(step, places[-1]))
             continue
@@ -179,8 +182,21 @@ def _way(node: Node, base: Node, place: torch.Tensor) -> _Way:
     return _Way(base, tuple(steps), tuple(places[1:]), inner)
 
 
+def _before(step: Node) -> Node | None:
+    """What a partial write, a view, or a copy of as many elements of the same type has its elements from."""
+    if step.target in _PARTIAL_WRITES:
+        return step.args[0]  # type: ignore[return-value]
+    if step.target is aten.copy.default:
+        source, value = tensor_meta(step.args[1]), tensor_meta(step)
+        alike = source is not None and value is not None and source.dtype == value.dtype
+        same = alike and same_sizes(source.shape, value.shape)  # type: ignore[union-attr]
+        return step.args[1] if same else None  # type: ignore[return-value]
+    return viewed_arg(step)
+
+
 def _inner_way(write: Node, place: torch.Tensor) -> _Way | None:
-    """The way from what ``write`` writes a view of to what it writes there, if that is such a view, written in part."""
+    """The way from what ``write`` writes a view of to what it writes there, if that is such a view, written in part or
+    as it was: ``x[1:] -= 1`` puts what it has written where it has written it."""
     source, base = argument(write, "src"), write.args[0]
     if not isinstance(source, Node):
         return None
@@ -189,7 +205,7 @@ def _inner_way(write: Node, place: torch.Tensor) -> _Way | None:
         part = _written_part(write, place)
     except _Refused:
         return None
-    return way if way.writes and _same_place(way.places[-1], part) else None
+    return way if _same_place(way.places[-1], part) else None
 
 
 def _written_part(write: Node, place: torch.Tensor) -> torch.Tensor:
@@ -238,7 +254,7 @@ def _check_hazards(copy: Node, way: _Way, uses: _Uses) -> None:
     """Raises _Refused where the old value must outlive the first write, what one has written the next one, or where a
     written value must be a tensor of its own."""
     target, inside = way.base, frozenset(way.all_steps())
-    written = [n for one in way.all_ways() for n in one.writes]
+    written = _values(way)
     times = sorted(uses.position[n] for one in way.all_ways() for n in one.writes if n not in one.inner)
     for writer in uses.writers.get(target, ()):
         if writer is not copy:
@@ -255,9 +271,14 @@ def _check_hazards(copy: Node, way: _Way, uses: _Uses) -> None:
                 raise _Refused(f"{reader.name} reads the old value, through {item.name}, after the write")
 
 
+def _values(way: _Way) -> list[Node]:
+    """Steps whose results are tensors of their own in the graph as it came in."""
+    return [n for n in way.all_steps() if n.target in _PARTIAL_WRITES or n.target is aten.copy.default]
+
+
 def _check_sources(way: _Way, uses: _Uses) -> None:
     """Raises _Refused where an index or a source of the writes may change under them: a view of what they write."""
-    memory = {way.base, *(n for n in way.all_steps() if n.target in _PARTIAL_WRITES)}
+    memory = {way.base, *_values(way)}
     for one in way.all_ways():
         for write in one.writes:
             if reads_first_again(write):
@@ -280,7 +301,7 @@ def _emit(graph: Graph, way: _Way, base: Node, uses: _Uses, views: Views = (), w
                 stands |= _emit(graph, way.inner[step], base, uses, views, written)
             elif step.target in _PARTIAL_WRITES:
                 _emit_write(graph, step, _viewed(graph, base, views, uses), uses)
-            else:
+            elif step.target is not aten.copy.default:
                 views = (*views, (step, value))
             written = written or step.target in _PARTIAL_WRITES
             if written:

@@ -159,7 +159,14 @@ def a_diagonal(cache):
     return cache.cos()
 
 
-VIEWED = (flat_rows, twice_through_views, transposed, other_type, layers, both_halves, a_diagonal)
+def from_neighbours(cache):
+    cache[:, 1:-1, 2:] -= 0.1 * cache[:, :-2, 1:-1]
+    seen = cache[:, 1].sin()
+    cache[0, 2:] *= cache[0, :-2]
+    return seen, cache.sum()
+
+
+VIEWED = (from_neighbours, flat_rows, twice_through_views, transposed, other_type, layers, both_halves, a_diagonal)
 
 
 @pytest.mark.parametrize("function", VIEWED, ids=lambda f: f.__name__)
