@@ -5,6 +5,7 @@ from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from rooffuse.codegen.errors import NotLowerable
 from rooffuse.codegen.fxinfo import op_name
 from rooffuse.codegen.lower_stores import is_store
@@ -92,9 +93,25 @@ def _reinterprets_outside(node: Node, members: Collection[Node], units: Units) -
     type: values would go through the old one's numbers, of which some, as NaNs, lose their bits."""
     if not is_reinterpretation(node):
         return False
-    while node in units.inline and node.all_input_nodes:
-        node = node.args[0]
-    return node not in members
+    views, source = [node], node.args[0]
+    while source in units.inline and source.all_input_nodes:
+        views.append(source)
+        source = source.args[0]
+    return source not in members and _lies_as_traced(views[::-1], source)
+
+
+def _lies_as_traced(views: Sequence[Node], source: Node) -> bool:
+    """Whether ``views`` of ``source``, each of the one before, have the strides that they were traced with: what is
+    written in place was a tensor of its own then."""
+    value, traced = source.meta["val"], views[-1].meta["val"]
+    try:
+        with torch.no_grad():
+            for view in views:
+                value = view.target(value, *view.args[1:], **view.kwargs)  # type: ignore[operator]
+    except (RuntimeError, ValueError, TypeError):
+        return False
+    strides = zip(value.shape, value.stride(), traced.stride())
+    return value.storage_offset() == traced.storage_offset() and all(s == t for n, s, t in strides if n != 1)
 
 
 def _splits_inside(node: Node, units: Units) -> bool:

@@ -247,6 +247,14 @@ def test_memory_seen_as_another_type_keeps_every_bit(fn: Callable[..., Any], dty
     same_as_eager(whole, make)
 
 
+def test_memory_that_lies_apart_is_seen_as_another_type_where_it_is_written() -> None:
+    def fn(x: Tensor) -> Tensor:
+        x.index_fill_(1, torch.arange(1), 2.0)
+        return x.view(torch.int32).bitwise_and(-65536).view(torch.float32) * 1.5
+
+    same_as_eager(fn, lambda: [torch.randn(17, 3)[:, 1::2]])
+
+
 def _every_other_place(a: Tensor, b: Tensor) -> Any:
     whole = torch.zeros(3, 9, 10)
     whole[:, ::2, ::2] = a
