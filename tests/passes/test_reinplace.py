@@ -195,8 +195,9 @@ WRITES = frozenset({torch.ops.aten.index_put_.default, torch.ops.aten.index_copy
 
 
 def expanded(cache, row, pos):
-    new = torch.ops.aten.index_copy(torch.ops.aten.expand(cache[:1], [2, 4, 16, 8]), 2, pos, row)
-    torch.ops.aten.copy_.default(cache, new)
+    several = torch.ops.aten.expand(torch.ops.aten.unsqueeze(cache, 0), [2, 2, 4, 16, 8])
+    new = torch.ops.aten.index_copy(several, 3, pos, torch.stack((row, row + 1)))
+    torch.ops.aten.copy_.default(cache, torch.ops.aten.select(new, 0, 0))
     return row + 1
 
 
@@ -216,7 +217,7 @@ def part_of_another_state(cache, row, pos):
 
 def source_is_a_state(cache, row, pos):
     first = torch.ops.aten.index_copy(cache, 2, pos, row)
-    new = torch.ops.aten.index_copy(first, 2, torch.arange(15), torch.ops.aten.slice(first, 2, 1, 16))
+    new = torch.ops.aten.index_copy(first, 2, torch.arange(1, 16), torch.ops.aten.slice(first, 2, 0, 15))
     torch.ops.aten.copy_.default(cache, new)
     return row + 1
 
