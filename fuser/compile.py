@@ -43,12 +43,14 @@ from .candidates import Candidate, default_candidate, triton_module
 from .collecting import no_collections
 from .cuda_graphs import CapturedFunction, CudaRecorder, Decision, decide
 from .dump import Dump
-from .grouping import Grouping, group_graph, memoised_lowering
+from .grouping import Grouping, Lower, group_graph, memoised_lowering
+from .joining import with_joined_results
 from .options import Options
 from .partition import FusedModule, fused_module
 from .pricing import GroupPricer
 from .program import KernelStep, Program, make_program
 from .runtime import Built, Executable, assemble, on_device
+from .step_prices import program_seconds
 from .streamed import stream_results
 from .targets import Target
 from .units import Units
@@ -113,6 +115,7 @@ def plan_graph(gm: GraphModule, target: Target, options: Options, dump: Dump | N
     clock = time.perf_counter()
     in_kernels = options.random == "kernel" or (options.random == "auto" and target.language == "triton")
     limits = target.row_limits
+
     passes = (*([RANDOM_PASS] if in_kernels else []),
               channels_last_pass(target.device, lambda n: refusal(n) is None, layout),
               interpolations_pass(target.language == "triton"), large_windows_pass(target.language == "cpp"),
@@ -126,17 +129,26 @@ def plan_graph(gm: GraphModule, target: Target, options: Options, dump: Dump | N
     graph = run_passes(gm, passes, lint=options.verify or dump is not None,
                        observe=dump.graph if dump is not None else None)
     passes_s, clock = time.perf_counter() - clock, time.perf_counter()
-    pricer = GroupPricer(Units(graph.graph, target.multiplies), target.device, target.holds)
-    grouping = group_graph(graph, pricer, memoised_lowering(options.eager_casts, target.finish))
-    grouping_s, clock = time.perf_counter() - clock, time.perf_counter()
-    fused = fused_module(graph, grouping)
-    program = stream_results(make_program(fused, options.verify), target.device)
-    log.debug("%d nodes: passes %.0f ms, grouping %.0f ms, memory plan %.0f ms", len(graph.graph.nodes),
-              1e3 * passes_s, 1e3 * grouping_s, 1e3 * (time.perf_counter() - clock))
-    plan = Plan(graph, grouping, fused, program, target)
+    lower = memoised_lowering(options.eager_casts, target.finish)
+    plan = _grouped(graph, target, options, lower)
+    joined = with_joined_results(graph, plan.grouping, options.verify or dump is not None)
+    if joined is not None:
+        plan = min(plan, _grouped(joined, target, options, lower), key=lambda p: program_seconds(p.program, target))
+        if dump is not None and plan.graph is joined:
+            dump.graph("joined_results", joined)
+    log.debug("%d nodes: passes %.0f ms, grouping and memory plan %.0f ms", len(graph.graph.nodes), 1e3 * passes_s,
+              1e3 * (time.perf_counter() - clock))
     if dump is not None:
         dump.plan(plan)
     return plan
+
+
+def _grouped(graph: GraphModule, target: Target, options: Options, lower: Lower) -> Plan:
+    """The plan of a graph that all passes have seen."""
+    pricer = GroupPricer(Units(graph.graph, target.multiplies), target.device, target.holds)
+    grouping = group_graph(graph, pricer, lower)
+    fused = fused_module(graph, grouping)
+    return Plan(graph, grouping, fused, stream_results(make_program(fused, options.verify), target.device), target)
 
 
 def kernel_steps(program: Program) -> list[KernelStep]:

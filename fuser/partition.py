@@ -61,7 +61,7 @@ def fused_module(gm: GraphModule, grouping: Grouping) -> FusedModule:
             part.meta = dict(node.meta)
             copies[node] = part
         for node in group.nodes:
-            if is_store(node):
+            if is_store(node) and node.users:
                 copies[node] = get(node.args[0])
     output = gm.graph.output_node()
     graph.output(map_arg(output.args[0], get)).meta = dict(output.meta)

@@ -49,7 +49,7 @@ class CallStep:
 
 @dataclass(frozen=True)
 class ViewStep:
-    """Make a view, or take one result of a call that has several."""
+    """Make a view, take one result of a call that has several, or take memory that others write into."""
 
     node: Node
 
@@ -150,7 +150,7 @@ def _steps(fused: FusedModule) -> list[Step]:
             if node.target is operator.getitem and isinstance(source, Node):
                 if source.op != "call_module":
                     steps.append(ViewStep(node))
-            elif viewed_arg(node) is not None and not written_args(node):
+            elif node.target is aten.empty_strided.default or (viewed_arg(node) is not None and not written_args(node)):
                 steps.append(ViewStep(node))
             else:
                 steps.append(CallStep(node, node.target in OUT_CALLS and _plain(node, device)))
@@ -183,6 +183,7 @@ def make_program(fused: FusedModule, verify: bool = False) -> Program:
             last[owners[node]] = max(last.get(owners[node], 0), k)
     filled = [r for s in steps if isinstance(s, KernelStep) for r in s.results]
     filled += [s.node for s in steps if isinstance(s, CallStep) and s.out]
+    filled += [s.node for s in steps if isinstance(s, ViewStep) and s.node.target is aten.empty_strided.default]
     fresh = frozenset(n for n in filled if n in escaping)
     lives = _lives(steps, [n for n in filled if n not in escaping], owners, made, last)
     plan = plan_memory(lives)

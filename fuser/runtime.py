@@ -184,7 +184,9 @@ class _Assembler:
             elif isinstance(step, KernelStep):
                 self._launch(step)
             elif isinstance(step, ViewStep):
-                if step.node not in self.program.static:
+                if step.node in self.program.fresh:
+                    self._fresh(step.node)
+                elif step.node not in self.program.static:
                     self.add(f"{step.node.name} = {self.call(step.node, step.node.target)}")
                     if step.node.target is operator.getitem:
                         self._check_strides(step.node)

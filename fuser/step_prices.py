@@ -11,7 +11,7 @@ from rooffuse.cost_model.cost import Unit
 
 from .computing import computing_seconds
 from .node_facts import node_price
-from .program import CallStep, KernelStep
+from .program import CallStep, KernelStep, Program
 from .targets import Target
 
 
@@ -48,3 +48,8 @@ def step_estimate(step: KernelStep | CallStep, target: Target) -> Estimate:
     assert step.group.lowered is not None
     computing = computing_seconds(step.group.lowered.kernel, target.device)
     return Estimate.of(max(found.compute_s, computing), found.memory_s, found.launch_s)
+
+
+def program_seconds(program: Program, target: Target) -> float:
+    """Predicted time of one run: of all launches, one after the other."""
+    return sum(step_estimate(s, target).seconds for s in program.steps if isinstance(s, KernelStep | CallStep))

@@ -62,7 +62,7 @@ class Units:
         for node in graph.nodes:
             if node.op != "call_function":
                 continue
-            if self._is_part(node):
+            if self._is_part(node) or self._is_memory(node):
                 continue
             reason = None if op_name(node) in SPLITTERS else refusal(node)
             if reason is None and is_matrix_product(node) and not multiplies(node):
@@ -101,6 +101,10 @@ class Units:
     def _is_part(node: Node) -> bool:
         """A single result of a call with several: it belongs to that call."""
         return op_name(node) == "getitem" and op_name(node.args[0]) not in SPLITTERS
+
+    def _is_memory(self, node: Node) -> bool:
+        """Memory that others write into: nobody makes what it holds, as nobody makes an input of the graph."""
+        return op_name(node) in lower_special.UNWRITTEN and node in self._mutated
 
     def unit_of(self, node: Node) -> Node | None:
         """The unit that makes the buffer ``node``; None for inputs of the graph."""

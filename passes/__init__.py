@@ -14,6 +14,7 @@ from rooffuse.passes.graph import hazard_edges
 from rooffuse.passes.grouped_heads import grouped_heads
 from rooffuse.passes.grouped_products import grouped_products_pass
 from rooffuse.passes.interpolations import interpolations_pass
+from rooffuse.passes.joined_results import joined_results_pass
 from rooffuse.passes.kept_dims import kept_dims
 from rooffuse.passes.large_windows import large_windows_pass
 from rooffuse.passes.memory_plan import (

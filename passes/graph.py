@@ -251,6 +251,18 @@ def argument(node: Node, name: str) -> Any:
     raise KeyError(f"{node.target} has no argument {name!r}; its schema is {schema}")
 
 
+def permutation(node: Node) -> list[int]:
+    """The argument's dimensions in the order in which ``permute``, ``transpose`` or ``t`` gives them."""
+    rank = node.meta["val"].dim()
+    if node.target is aten.permute.default:
+        return [dim % rank for dim in argument(node, "dims")]
+    order = list(range(rank))
+    if rank > 1:
+        first, second = (0, 1) if node.target is aten.t.default else (argument(node, "dim0"), argument(node, "dim1"))
+        order[first % rank], order[second % rank] = order[second % rank], order[first % rank]
+    return order
+
+
 def argument_key(value: Any, node_key: Callable[[Node], Any]) -> Any:
     """A hashable key under which equal arguments meet; 1, 1.0 and True stay apart, and so do 0.0 and -0.0."""
     if isinstance(value, Node):

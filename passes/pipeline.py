@@ -28,6 +28,7 @@ from rooffuse.passes.reinplace import reinplace
 from rooffuse.passes.scan_totals import scan_totals
 from rooffuse.passes.strided_places import strided_places
 from rooffuse.passes.verify import stale_reads, verify
+from rooffuse.passes.whole_writes import whole_writes
 from torch.fx import Graph, GraphModule, Node
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
@@ -58,8 +59,8 @@ def _pass(function: GraphPass) -> Pass:
 # equal. What will be written in place needs single users, so dead readers go before the two passes that see to it.
 PIPELINE: tuple[Pass, ...] = tuple(
     map(_pass, (negated_views, strided_places, expand_foreach, pooled_places, decompose, complex_pairs, dce,
-                constant_fold, one_device, redundant, grouped_heads, exclusive_scans, scan_totals, reduced_pieces, cse,
-                kept_dims, redundant, dce, added_scatters, reinplace, dce))
+                constant_fold, one_device, redundant, grouped_heads, exclusive_scans, scan_totals, whole_writes,
+                reduced_pieces, cse, kept_dims, redundant, dce, added_scatters, reinplace, dce))
 )
 
 

@@ -11,6 +11,7 @@ from rooffuse.passes.graph import (
     argument,
     aten,
     is_concrete,
+    permutation,
     is_impure,
     packet_name,
     same_layout,
@@ -28,6 +29,7 @@ _COPIES = frozenset({"aten.clone", "aten._to_copy", "aten.lift_fresh_copy"})
 _RESHAPES = frozenset({aten.view.default, aten._unsafe_view.default, aten.reshape.default})
 #: Views that may hold other values than their source although sizes, strides and offset agree.
 _OTHER_VALUES = frozenset({"aten.as_strided", "aten._conj", "aten._neg_view", "aten.resolve_conj", "aten.resolve_neg"})
+_PART_WRITES = frozenset({aten.slice_scatter.default, aten.select_scatter.default, aten.diagonal_scatter.default})
 _PERMUTES = frozenset({aten.permute.default, aten.transpose.int, aten.t.default})
 
 
@@ -106,21 +108,10 @@ def _merge_permutes(node: Node, forwarding: Forwarding) -> None:
     source = node.args[0] if node.target in _PERMUTES else None
     if not isinstance(source, Node) or source.target not in _PERMUTES:
         return
-    inner = _permutation(source)
-    node.args = (source.args[0], [inner[dim] for dim in _permutation(node)])
+    inner = permutation(source)
+    node.args = (source.args[0], [inner[dim] for dim in permutation(node)])
     node.kwargs = {}
     node.target = aten.permute.default
-
-
-def _permutation(node: Node) -> list[int]:
-    rank = node.meta["val"].dim()
-    if node.target is aten.permute.default:
-        return [dim % rank for dim in argument(node, "dims")]
-    order = list(range(rank))
-    if rank > 1:
-        first, second = (0, 1) if node.target is aten.t.default else (argument(node, "dim0"), argument(node, "dim1"))
-        order[first % rank], order[second % rank] = order[second % rank], order[first % rank]
-    return order
 
 
 # Every value of the first type is one of the second.
@@ -193,6 +184,17 @@ def _repeat_piece(node: Node, forwarding: Forwarding) -> None:
     node.target, node.args, node.kwargs = aten.repeat.default, (pieces[0], times), {}
 
 
+def _write_source(node: Node, forwarding: Forwarding) -> None:
+    """select_scatter(x, copy(old, new), ...) -> select_scatter(x, new, ...) where ``copy`` neither casts nor expands"""
+    source = node.args[1] if node.target in _PART_WRITES else None
+    if not isinstance(source, Node) or source.target is not aten.copy.default:
+        return
+    made, origin = tensor_meta(source), tensor_meta(source.args[1])
+    if made is not None and origin is not None and made.dtype == origin.dtype and made.device == origin.device and (
+            same_sizes(made.shape, origin.shape)):
+        node.update_arg(1, source.args[1])
+
+
 def _same_cat(node: Node, value: torch.Tensor) -> Node | None:
     """The only piece of a concatenation, if it has the layout of the result."""
     pieces = node.args[0]
@@ -207,4 +209,5 @@ _MERGES: tuple[Callable[[Node, Forwarding], None], ...] = (
     _merge_casts,
     _drop_empty_pieces,
     _repeat_piece,
+    _write_source,
 )
