@@ -2,6 +2,7 @@
 a row that is rolled around is read in two runs."""
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -12,11 +13,13 @@ from sympy import Expr, Symbol
 from .conditions import MAX_CUTS, thresholds, values_of, wraps
 from .cpp_columns import ColumnForm
 from .cpp_spelling import literal
-from .index import FloorDiv, Mod, affine, rewrite, symbol
+from .index import FloorDiv, Mod, affine, bounds, rewrite, symbol
 from .ir import Axis, Compute, Kernel, Load, Nest, Stmt, Store
 
 #: Most conditions of which both sides are printed, one within the other.
 MAX_BRANCHES = 3
+#: Longest distance between lanes of which g++ may know.
+LONGEST_STRIDE = 64
 #: Fewest lanes of a piece.
 MIN_PIECE = 8
 
@@ -31,6 +34,7 @@ class CutLoops(ColumnForm):
     _vector: Axis | None = None
     _read_back: frozenset[str] = frozenset()
     _arrays: Mapping[str, str] = MappingProxyType({})
+    _pitches: Mapping[Expr, str] = MappingProxyType({})
 
     def __init__(self, kernel: Kernel, nest: Nest) -> None:
         super().__init__(kernel, nest)
@@ -82,14 +86,35 @@ class CutLoops(ColumnForm):
         return True
 
     def spell_load(self, stmt: Load) -> str:
-        """Loads that lie side by side and are vectorised as one must not be conditional: g++ 12 gives all of their
-        vectors the condition of the first. Those choose their place instead."""
-        axis = self._vector
-        if (axis is None or stmt.mask is None or abs(affine(stmt.index)[0].get(axis.symbol, 0)) < 2
-                or not self._changes_along(stmt.mask, axis)):
+        """A conditional load whose place the loop can choose, where g++ makes no vectors of the load as it is."""
+        place = self._chosen_place(stmt)
+        if place is None:
             return super().spell_load(stmt)
-        place = f"{stmt.buffer}[{stmt.mask} ? {self.spell_index(stmt.index)} : 0]"
-        return f"rf_chosen({stmt.mask}, {self.widen(stmt, place)}, {literal(stmt.other, stmt.dtype)})"
+        element = self.widen(stmt, f"{stmt.buffer}[{place}]")
+        return f"rf_chosen({stmt.mask}, {element}, {literal(stmt.other, stmt.dtype)})"
+
+    def _chosen_place(self, stmt: Load) -> str | None:
+        """Where a load under a condition may read in any case; None for one that remains conditional."""
+        axis = self._vector
+        if axis is None or stmt.mask is None or stmt.mask in self._decided:
+            return None
+        step, size = affine(stmt.index)[0].get(axis.symbol, 0), self.kernel.buffer(stmt.buffer).size
+        if self._changes_along(stmt.mask, axis):
+            if abs(step) > 1:  # of loads side by side g++ 12 gives all vectors the condition of the first
+                return f"{stmt.mask} ? {self.spell_index(stmt.index)} : 0"
+            # A masked load of one element for all lanes is no vector.
+            extent = None if self._depends(stmt.index, axis) else bounds(stmt.index, self.nest.ranges)
+            return self.spell_index(stmt.index) if extent and extent[0] >= 0 and extent[1] < size else None
+        # Nor is one under a condition that all lanes share, which is rather where all of them begin.
+        begin = stmt.index - step * axis.symbol
+        if step < 1 or self._depends(begin, axis) or step * (axis.size - 1) >= size:
+            return None
+        return f"({stmt.mask} ? {self.spell_index(begin)} : 0) + {self.spell_index(step * axis.symbol)}"
+
+    def _depends(self, index: Expr, axis: Axis) -> bool:
+        """Whether a place varies along an axis, as what is looked up for it may."""
+        return any(s == axis.symbol or (s not in self.nest.ranges and axis.symbol in self.nest.scopes[s.name])
+                   for s in index.free_symbols)
 
     def _settle(self, conditions: Sequence[str], hold: bool) -> None:
         """Where all of ``conditions`` hold, or not all: then a single one doesn't."""
@@ -151,7 +176,7 @@ class CutLoops(ColumnForm):
 
     def _print_lane_loop(self, lane: Axis, control: str, body: Sequence[Stmt], start: str = "") -> None:
         """A loop over lanes, which are vectors where no two store to one place."""
-        with self._looking_up(body):
+        with self._looking_up(body), self._far_apart(lane, body):
             if lane.symbol not in self.colliding:
                 self.add(f"#pragma omp simd{self._asked}")
             self.open(f"for ({control})")
@@ -159,6 +184,24 @@ class CutLoops(ColumnForm):
                 self.add(start)
             self.add_all(body)
             self.close()
+
+    @contextmanager
+    def _far_apart(self, lane: Axis, body: Sequence[Stmt]) -> Iterator[None]:
+        """Around a loop over lanes: distances between lanes that several accesses of a buffer share are not for g++ to
+        know if they are long."""
+        seen = Counter((s.buffer, affine(s.index)[0].get(lane.symbol, 0)) for s in body
+                       if isinstance(s, Store) or (isinstance(s, Load) and s.name not in self._arrays))
+        far = sorted({step for (_, step), count in seen.items() if count > 1 and step > LONGEST_STRIDE})
+        outside = self._pitches
+        if far and lane.symbol not in self.colliding:
+            self.open("")
+            for k, step in enumerate(far):
+                self.add(f"const int64_t pitch{k} = rf_pitch({step});")
+            self._pitches = {step * lane.symbol: f"(pitch{k} * {lane.symbol})" for k, step in enumerate(far)}
+        yield
+        if self._pitches is not outside:
+            self.close()
+        self._pitches = outside
 
     @contextmanager
     def _looking_up(self, body: Sequence[Stmt]) -> Iterator[None]:
@@ -196,7 +239,7 @@ class CutLoops(ColumnForm):
                 offset = symbol(f"{axis.name}o")
                 expr = rewrite(expr, {axis: offset + low}, {**self.nest.ranges, offset: high - low})
                 expr = expr.xreplace({offset: axis - low})
-        return super().spell_index(expr)
+        return self._pitches[expr] if expr in self._pitches else super().spell_index(expr)
 
     def spell_place(self, stmt: Load | Store) -> str:
         text = super().spell_place(stmt)

@@ -12,8 +12,9 @@ PRELUDE = r"""#include <stdint.h>
 // numbers turn into as many conditions on conditions. Rows of eight-bit floats took 1.6 times as long.
 // Partial redundancy elimination would know a NaN test's result on one side of a maximum before, and g++ vectorises no
 // choice of truth values. Straight-line strength reduction of g++ 12 is wrong: in a body with some twenty loads at
-// constant distances, each from three arrays, it made addresses that are differences of pointers.
-#pragma GCC optimize("no-thread-jumps", "no-tree-pre", "no-tree-slsr")
+// constant distances, each from three arrays, it made addresses that are differences of pointers. And a function whose
+// result is chosen, as a softplus' is, it would call on that one side alone, and so in no vector.
+#pragma GCC optimize("no-thread-jumps", "no-tree-pre", "no-tree-slsr", "no-tree-sink")
 #endif
 #ifdef __clang__
 // Its own max and min begin with the largest finite numbers: a row of infinities would get one of those.
@@ -99,6 +100,9 @@ template <typename To, typename From> static inline To rf_same_bits(From x) {
 template <typename T> static inline T rf_max(T a, T b) { const T m = a < b ? b : a; return b != b ? b : m; }
 template <typename T> static inline T rf_min(T a, T b) { const T m = a > b ? b : a; return b != b ? b : m; }
 template <typename T> static inline T rf_chosen(bool first, T a, T b) { return first ? a : b; }
+// A distance between lanes that g++ can't know. It takes elements at constant distances in rows as long as the distance,
+// and loads all of them to pick its own: of matrices of 64 x 64 side by side 14000 vectors, in half a minute.
+static inline int64_t rf_pitch(int64_t n) { __asm__("" : "+r"(n)); return n; }
 static inline double rf_logaddexp(double a, double b) {  // equal infinities have no distance
   return rf_max(a, b) + RF_LANE(log1p)(RF_LANE(exp)(a == b ? 0.0 : -__builtin_fabs(a - b)));
 }

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from sympy import Expr
 
-from .cpp_cuts import CutLoops
+from .cpp_cuts import LONGEST_STRIDE, CutLoops
 from .cpp_spelling import STORAGE
 from .index import affine
 from .ir import Axis, Compute, Load, Stmt, Store, operands
@@ -19,8 +19,8 @@ from .operations import operation_cost
 
 #: Lanes whose elements are moved at a time: arrays of a few KiB.
 STAGED_LANES = 64
-#: Longest distance between lanes that g++ takes apart by itself, and longest at which neighbours share cache lines.
-NATIVE_STRIDE, LONGEST_STRIDE = 3, 64
+#: Longest distance between lanes that g++ takes apart by itself; at more than the longest they share no cache lines.
+NATIVE_STRIDE = 3
 #: Operations of a function of a library's.
 COSTLY = 16
 
@@ -61,13 +61,15 @@ class StagedLoops(CutLoops):
         self.close()
 
     def _row_apart(self, lane: Axis, accesses: Sequence[Load | Store]) -> dict[Place, None]:
-        """Places of those accesses that are a short row apart from lane to lane, and together about all of that row."""
+        """Places of those accesses that are a short row apart from lane to lane, and together about all of that row,
+        known before the lanes are computed."""
         groups: dict[tuple[str, int, Expr], dict[Place, None]] = {}
         for stmt in accesses:
             coefficients, constant, others = affine(stmt.index)
             stride = coefficients.get(lane.symbol, 0)
             plain = stmt.mask is None and not (isinstance(stmt, Store) and stmt.accumulate)
-            if plain and not others and NATIVE_STRIDE < stride <= LONGEST_STRIDE:
+            known = not others and coefficients.keys() <= self.nest.ranges.keys()
+            if plain and known and NATIVE_STRIDE < stride <= LONGEST_STRIDE:
                 group = groups.setdefault((stmt.buffer, stride, stmt.index - constant), {})
                 group[stmt.buffer, stmt.index] = None
         return {p: None for (_, stride, _), group in groups.items() if 2 * len(group) >= stride for p in group}

@@ -26,7 +26,7 @@ from .ir import (
     index_of,
     operands,
 )
-from .sweeps import after_strips, names_after_strips
+from .sweeps import names_after_strips
 
 
 def verify(kernel: Kernel) -> Kernel:
@@ -57,13 +57,16 @@ def _verify_nest(kernel: Kernel, nest: Nest) -> None:
             known[stmt.name] = stmt.dtype
     if not any(isinstance(s, Store) for s in nest.body):
         raise InvalidKernel(f"{kernel.name}: a nest stores nothing")
+    late = names_after_strips(nest) if nest.strip else frozenset()
     for stmt in nest.body:
-        problem = _reduction_problem(nest, stmt)
+        problem = _reduction_problem(nest, stmt, late)
         if problem:
             raise InvalidKernel(f"{kernel.name}: `{format_statement(stmt)}`: {problem}")
 
 
-def _reduction_problem(nest: Nest, stmt: Stmt) -> str | None:
+def _reduction_problem(nest: Nest, stmt: Stmt, late: frozenset[str]) -> str | None:
+    """What is wrong with a reduction, a scan or what comes after a strip; ``late`` are the values that are known only
+    then."""
     if isinstance(stmt, Reduce):
         if not (nest.strip if stmt.strip else nest.reduction):
             return f"the nest has no {'strip' if stmt.strip else 'reduction'} axis"
@@ -77,11 +80,10 @@ def _reduction_problem(nest: Nest, stmt: Stmt) -> str | None:
             return _segment_problem(nest, stmt)
     if isinstance(stmt, Scan) and (not nest.reduction or stmt.strip != bool(nest.strip)):
         return "a scan goes along reduction axes, or down the columns of a strip where there are any"
-    if not nest.strip or stmt not in after_strips(nest):
+    if not (any(n in late for n in operands(stmt)) if isinstance(stmt, Store) else stmt.name in late):
         return None
     if isinstance(stmt, Reduce):
-        late = not stmt.strip or stmt.value in names_after_strips(nest)
-        return "it needs what the strip ends with" if late else None
+        return "it needs what the strip ends with" if not stmt.strip or stmt.value in late else None
     scope = nest.store_scope(stmt) if isinstance(stmt, Store) else nest.scopes[stmt.name]
     return "a column's sum is known only after the strip" if scope & {a.symbol for a in nest.strip} else None
 

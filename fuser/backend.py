@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from .collecting import no_collections
 from .compile import InputFacts, compile_graph, has_symbolic_sizes
+from .data_dependent import CutFunction, reads_sizes
 from .joint_graph import partition_joint
 from .options import Options, make_options
 from .saved_layouts import layout_of, report_strides
@@ -25,6 +26,8 @@ def _compiler(options: Options, kind: str) -> Callable[[GraphModule, Sequence[An
     """A compiler for AOTAutograd. ``kind`` is "inference", "forward" or "backward"."""
 
     def compile_one(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        if reads_sizes(gm):
+            return CutFunction(gm, lambda piece: SpecialisingFunction(piece, options, kind))
         if has_symbolic_sizes(gm):
             return SpecialisingFunction(gm, options, kind)
         facts = _input_facts(gm, kind, example_inputs)

@@ -19,6 +19,7 @@ from rooffuse.codegen.triton_kernel import TritonSource
 from rooffuse.passes import (
     CSE_PASS,
     EQUAL_EXTENTS_PASS,
+    FILLED_MEMORY_PASS,
     PIPELINE,
     RANDOM_PASS,
     Layout,
@@ -125,7 +126,7 @@ def plan_graph(gm: GraphModule, target: Target, options: Options, dump: Dump | N
               EQUAL_EXTENTS_PASS, split_variance_pass(limits), split_softmax_pass(limits), split_scans_pass(limits),
               split_reductions_pass(limits),
               CSE_PASS,  # the parts of a sum and of a scan of the same are equal
-              scatters_pass(lambda n: refusal(n) is None))
+              FILLED_MEMORY_PASS, scatters_pass(lambda n: refusal(n) is None))
     graph = run_passes(gm, passes, lint=options.verify or dump is not None,
                        observe=dump.graph if dump is not None else None)
     passes_s, clock = time.perf_counter() - clock, time.perf_counter()

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -11,11 +12,14 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from .compile import Compiled, compile_graph
+from .data_dependent import has_read_sizes
 from .options import Options
 from .targets import local_target
 
 log = logging.getLogger(__name__)
 
+#: Combinations of sizes remembered that were met once.
+MAX_MET = 1024
 #: Programs kept for one graph; further sizes run the FX graph, and a warning says so.
 MAX_SPECIALISATIONS = 16
 
@@ -67,7 +71,8 @@ def _is_number(value: Any) -> bool:
 
 
 class SpecialisingFunction:
-    """Compiles for the sizes of each call, once a combination."""
+    """Compiles for the sizes of each call, once a combination. Where some of them are read from what tensors hold
+    (``free_unbacked_symbols``), most may be met once: what is met again is compiled."""
 
     def __init__(self, gm: GraphModule, options: Options, kind: str) -> None:
         self._boxed_call = True  # of the instance: wrappers copy those attributes
@@ -75,11 +80,12 @@ class SpecialisingFunction:
         self._compiled: dict[tuple[Any, ...], Compiled] = {}
         self._lock = threading.Lock()
         self._told = False
+        self._met: dict[Any, None] | None = {} if has_read_sizes(gm) else None
 
     def __call__(self, args: list[Any]) -> Any:
         key = tuple(tuple(a.shape) + tuple(a.stride()) if isinstance(a, torch.Tensor) else a for a in args)
         compiled = self._compiled.get(key)
-        if compiled is None:
+        if compiled is None and self._is_met_again(key):
             with self._lock:
                 compiled = self._compiled.get(key)
                 if compiled is None and len(self._compiled) < MAX_SPECIALISATIONS:
@@ -89,10 +95,19 @@ class SpecialisingFunction:
                     self._compiled[key] = compiled
         if compiled is not None:
             return compiled(args)
-        if not self._told:
+        if not self._told and len(self._compiled) >= MAX_SPECIALISATIONS:
             self._told = True
             log.warning("more than %d combinations of sizes met: further ones run as FX nodes", MAX_SPECIALISATIONS)
         inputs = list(args)
         args.clear()
         with torch.no_grad():
             return self.gm(*inputs)
+
+    def _is_met_again(self, key: Hashable) -> bool:
+        """Whether a combination of sizes may come again, as far as those of calls before tell."""
+        if self._met is None or key in self._met:
+            return True
+        if len(self._met) >= MAX_MET:
+            self._met.pop(next(iter(self._met)), None)
+        self._met[key] = None
+        return False

@@ -9,6 +9,7 @@ from rooffuse.passes.channels_last import Layout, channels_last_pass
 from rooffuse.passes.complex_pairs import complex_pairs
 from rooffuse.passes.equal_extents import EQUAL_EXTENTS_PASS
 from rooffuse.passes.exclusive_scans import exclusive_scans
+from rooffuse.passes.filled_memory import FILLED_MEMORY_PASS
 from rooffuse.passes.foreach import expand_foreach
 from rooffuse.passes.graph import hazard_edges
 from rooffuse.passes.grouped_heads import grouped_heads

@@ -130,8 +130,8 @@ def reinplace(gm: GraphModule) -> GraphModule:
 
 def _reinplace_one(graph: Graph, copy: Node, uses: _Uses) -> None:
     target, new = copy.args[:2]
-    if target.op != "placeholder" or not isinstance(new, Node):
-        raise _Refused("its destination is not an input of the graph")
+    if not isinstance(new, Node) or not (target.op == "placeholder" or target.target is aten.clone.default):
+        raise _Refused("its destination is not an input of the graph, nor a copy made for it")
     before, after = tensor_meta(target), tensor_meta(new)
     if before is None or after is None or before.dtype != after.dtype or not same_sizes(before.shape, after.shape):
         raise _Refused("the sizes or dtypes of source and destination differ")
