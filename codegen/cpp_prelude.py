@@ -100,8 +100,8 @@ template <typename To, typename From> static inline To rf_same_bits(From x) {
 template <typename T> static inline T rf_max(T a, T b) { const T m = a < b ? b : a; return b != b ? b : m; }
 template <typename T> static inline T rf_min(T a, T b) { const T m = a > b ? b : a; return b != b ? b : m; }
 template <typename T> static inline T rf_chosen(bool first, T a, T b) { return first ? a : b; }
-// A distance between lanes that g++ can't know. It takes elements at constant distances in rows as long as the distance,
-// and loads all of them to pick its own: of matrices of 64 x 64 side by side 14000 vectors, in half a minute.
+// A distance between lanes that g++ can't know. Elements at constant ones it loads in rows as long as the distance,
+// and picks its own: of matrices of 64 x 64 side by side 14000 vectors, in half a minute.
 static inline int64_t rf_pitch(int64_t n) { __asm__("" : "+r"(n)); return n; }
 static inline double rf_logaddexp(double a, double b) {  // equal infinities have no distance
   return rf_max(a, b) + RF_LANE(log1p)(RF_LANE(exp)(a == b ? 0.0 : -__builtin_fabs(a - b)));

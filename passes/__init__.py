@@ -46,6 +46,7 @@ from rooffuse.passes.verify import GraphError, verify
 __all__ = [
     "CSE_PASS",
     "EQUAL_EXTENTS_PASS",
+    "FILLED_MEMORY_PASS",
     "GATHERS",
     "LIBRARY",
     "PIPELINE",
@@ -73,6 +74,7 @@ __all__ = [
     "grouped_products_pass",
     "hazard_edges",
     "interpolations_pass",
+    "joined_results_pass",
     "kept_dims",
     "large_windows_pass",
     "peak_live_bytes",

@@ -119,8 +119,8 @@ class _Join:
         return dim % self.node.meta["val"].dim()
 
     def _pays(self, parts: Sequence[_Part]) -> bool:
-        """Whether what isn't copied any more is no less than what kernels that might have made the result for themselves
-        read instead. One kernel copies the parts that are left, as it did all of them."""
+        """Whether what isn't copied any more is no less than what kernels read instead that might have made the result
+        for themselves. One kernel copies the parts that are left, as it did all of them."""
         spared = 2 * sum(_nbytes(p.node) for p in parts if p.maker is not None)
         read = any(u.name in self.kernels for u in _readers(self.node))
         return len(_left(parts)) < 2 and (not read or spared >= _nbytes(self.node))
