@@ -136,9 +136,8 @@ class _Join:
                 or not v.numel() for v in values):
             return []
         stacks = self.node.target is aten.stack.default
-        ends = [*accumulate(1 if stacks else v.shape[self._dim()] for v in values)]
-        return [self._part(n, end - (1 if stacks else v.shape[self._dim()]), end)
-                for n, v, end in zip(self.node.args[0], values, ends)]
+        sizes = [1 if stacks else n.meta["val"].shape[self._dim()] for n in self.node.args[0]]
+        return [self._part(n, end - size, end) for n, size, end in zip(self.node.args[0], sizes, accumulate(sizes))]
 
     def _part(self, node: Node, start: int, end: int) -> _Part:
         """The part with its maker if that can write where the concatenation has it."""
