@@ -51,6 +51,7 @@ class NestBuilder:
         self.body: list[Stmt] = []
         self.dtypes: dict[str, torch.dtype] = {}
         self.constants: dict[str, Number] = {}
+        self._looked_up: dict[Symbol, int] = {}  # places that are values, and what they are below
         self.mask: str | None = None
         self.eager_rounding = eager_rounding
         self._known: dict[tuple, str] = {}
@@ -172,6 +173,8 @@ class NestBuilder:
             return args[1]
         if op in COMPARISONS and len(args) == 2:
             args = self._narrowed(*args)
+        if op == "where" and dtype == torch.bool and (chosen := self._chosen_truth(*args)) is not None:
+            return chosen
         place = self._place(op, args) if len(args) == 2 and dtype in _WIDE_INTEGERS else None
         extent = bounds(place, self.ranges) if place is not None else None
         if place is not None and extent is not None and _fits(extent, dtype):
@@ -186,11 +189,22 @@ class NestBuilder:
         for name, place in zip(args, places):
             if place is None and name in self.constants:
                 place = Integer(int(self.constants[name]))
-            extent = bounds(place, self.ranges) if place is not None else None
+            extent = bounds(place, self.ranges | self._looked_up) if place is not None else None
             if extent is None or not _fits(extent, torch.int32):
                 return args
         return tuple(self.const(self.constants[n], torch.int32) if p is None else self.index(p, torch.int32)
                      for n, p in zip(args, places))
+
+    def _chosen_truth(self, condition: str, a: str, b: str) -> str | None:
+        """A choice of truth values of which one is a constant, without a choice: g++ makes no vectors of those."""
+        for known, other, holds in ((a, b, condition), (b, a, None)):
+            if known in self.constants:
+                if bool(self.constants[known]) == (holds is not None):
+                    holds = condition
+                else:
+                    holds = self.compute("not", condition)
+                return self.compute("or" if self.constants[known] else "and", holds, other)
+        return None
 
     def _place(self, op: str, args: Sequence[str]) -> Expr | None:
         """``op(args)`` as an index expression, if that is what it is of places along the axes and whole numbers: an
@@ -286,4 +300,6 @@ class NestBuilder:
             value = self.where(below, self.compute("add", value, end), value)
         if self.mask is not None and not loaded:
             value = self.where(self.mask, value, self.const(0, torch.int64))
-        return symbol(self.compute("bounded", value, end))
+        place = symbol(self.compute("bounded", value, end))
+        self._looked_up[place] = size
+        return place

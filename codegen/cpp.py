@@ -12,6 +12,7 @@ from math import prod
 import torch
 from sympy import Integer
 
+from .cpp_cuts import NATIVE_STRIDE
 from .cpp_held import held_values, hosting_stores, shared_row_values
 from .cpp_pointwise import PointwiseForm
 from .cpp_prefetch import PREFETCH_ROW
@@ -54,14 +55,15 @@ class NestPrinter(PointwiseForm):
     def _column_axis(self) -> Axis | None:
         """The parallel axis to vectorise over instead of the last reduction axis, if memory runs along it."""
         nest = self.nest
-        if not nest.reduction or not nest.parallel or nest.strip or nest.segmented or self.colliding:
+        if not nest.reduction or not nest.parallel or nest.strip or nest.segmented or any(
+                a.symbol in self.colliding for a in nest.reduction):
             return None
         if any(s.fold > 1 for s in nest.body if isinstance(s, Reduce)):
-            return nest.parallel[-1]
+            return None if self.colliding else nest.parallel[-1]
         row, along_row = self.nest.reduction[-1], 0
         votes: dict[Axis, int] = {}
         phases = self.phases[self._leading_invariant():]
-        reduced = [self.nest.scopes[s.value] for p in phases for s in p.reduces]
+        reduced = [self.nest.scopes[s.value] for p in phases for s in p.body if isinstance(s, Reduce | Scan)]
         for stmt in self.nest.body:
             if isinstance(stmt, Load | Store):
                 coefficients = affine(stmt.index)[0]
@@ -70,8 +72,9 @@ class NestPrinter(PointwiseForm):
                     along_row += elements
                 elif row.symbol in coefficients:
                     for axis in self.nest.parallel:
-                        if coefficients.get(axis.symbol) == 1 and axis.size >= 8 and any(
-                                axis.symbol in scope for scope in reduced):
+                        step = coefficients.get(axis.symbol, 0)
+                        if 1 <= step <= min(NATIVE_STRIDE, abs(coefficients[row.symbol])) and axis.size >= 8 and (
+                                axis.symbol not in self.colliding and any(axis.symbol in s for s in reduced)):
                             votes[axis] = votes.get(axis, 0) + elements
         best = max(votes, key=lambda a: votes[a], default=None)
         return best if best is not None and votes[best] > along_row else None

@@ -48,6 +48,8 @@ class ColumnForm(SegmentArrays):
             return -(-wanted // step) * step
         if self.schedule.lanes is not None:
             return self.schedule.lanes
+        if lane.size < COLUMN_LANES:
+            return -(-lane.size // COLUMN_VECTOR) * COLUMN_VECTOR
         shares = prod(a.size for a in self.nest.parallel) // WIDE_LANES
         few = sum(len(p.reduces) for p in self.phases) <= MOST_WIDE
         wide = few and lane.size >= WIDE_LANES and shares >= WIDE_SHARES * torch.get_num_threads()
@@ -57,6 +59,7 @@ class ColumnForm(SegmentArrays):
         self.lanes = self._choose_lanes(lane)
         others = [a for a in self.nest.parallel if a != lane]
         opened, chunked = self._threads(others, lane, self.lanes)
+        self.lanes = min(self.lanes, self._chunk) if chunked else self.lanes
         for axis in self._rest:
             self.open(self._loop(axis))
             opened += 1

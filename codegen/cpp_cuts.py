@@ -18,8 +18,9 @@ from .ir import Axis, Compute, Kernel, Load, Nest, Stmt, Store
 
 #: Most conditions of which both sides are printed, one within the other.
 MAX_BRANCHES = 3
-#: Longest distance between lanes of which g++ may know.
-LONGEST_STRIDE = 64
+#: Longest distance between lanes that g++ takes apart by itself, and longest of which it may know: at more they share
+#: no cache lines.
+NATIVE_STRIDE, LONGEST_STRIDE = 3, 64
 #: Fewest lanes of a piece.
 MIN_PIECE = 8
 

@@ -53,7 +53,21 @@ def held_values(nest: Nest, phases: Sequence[Phase], shared: frozenset[str] = fr
                 result[stmt.name], again[stmt.name] = row * stmt.dtype.itemsize, 0
     while sum(result.values()) > HELD_BYTES:
         result.popitem()
-    return frozenset(result) | moved_on  # a column's total has moved on once its row was added
+    # A column's total has moved on once its row was added.
+    return _read_back(sweeps, frozenset(result) | shared) & result.keys() | moved_on
+
+
+def _read_back(sweeps: Sequence[Phase], kept: frozenset[str]) -> set[str]:
+    """The values in ``kept`` that later sweeps read: not those that only others of them are made of."""
+    found: set[str] = set()
+    for k, sweep in enumerate(sweeps):
+        waiting = {s.name for p in sweeps[:k] for s in p.body if not isinstance(s, Store)} & kept
+        needed: set[str] = set()
+        for stmt in reversed(sweep.body):
+            if isinstance(stmt, Store | Reduce) or (stmt.name in needed and stmt.name not in waiting):
+                needed.update(operands(stmt))
+        found |= needed & waiting
+    return found
 
 
 def hosting_stores(kernel: Kernel, nest: Nest, phases: Sequence[Phase], held: frozenset[str],

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import prod
 
+import torch
 from sympy import Symbol
 
 from .cpp_schedule import DEFAULT_SCHEDULE, Schedule
@@ -20,6 +21,8 @@ CHUNK = 4096
 SHARED_LANES = 64
 #: Leading parallel iterations wanted, so that threads get even shares.
 SHARES = 64
+#: Shares of a thread where each goes through all places of a scatter.
+CHUNKS_A_THREAD = 2
 
 
 class LoopWriter(CppStatements):
@@ -35,6 +38,7 @@ class LoopWriter(CppStatements):
         self.work = prod(a.size for a in nest.axes) * max(len(nest.body), 1)
         self.colliding = colliding_axes(nest)
         self._rest: list[Axis] = []
+        self._chunk = CHUNK
         self.products = summed_products(nest)
 
     def add(self, text: str) -> None:
@@ -76,8 +80,10 @@ class LoopWriter(CppStatements):
             if contiguous.symbol in self.colliding:
                 contiguous = None
             elif len(free) < len(axes):
-                step = min(step, max(SHARED_LANES, contiguous.size // SHARES))
+                shares = min(SHARES, CHUNKS_A_THREAD * torch.get_num_threads())
+                step = min(step, max(SHARED_LANES, contiguous.size // shares))
         chunked = contiguous is not None and count < SHARES and contiguous.size > step
+        self._chunk = step
         opened = 0
         chunks = -(-contiguous.size // step) if chunked and contiguous else 1
         if count * chunks > 1:

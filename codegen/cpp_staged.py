@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from sympy import Expr
 
-from .cpp_cuts import LONGEST_STRIDE, CutLoops
+from .cpp_cuts import LONGEST_STRIDE, NATIVE_STRIDE, CutLoops
 from .cpp_spelling import STORAGE
 from .index import affine
 from .ir import Axis, Compute, Load, Stmt, Store, operands
@@ -19,8 +19,6 @@ from .operations import operation_cost
 
 #: Lanes whose elements are moved at a time: arrays of a few KiB.
 STAGED_LANES = 64
-#: Longest distance between lanes that g++ takes apart by itself; at more than the longest they share no cache lines.
-NATIVE_STRIDE = 3
 #: Operations of a function of a library's.
 COSTLY = 16
 

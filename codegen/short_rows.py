@@ -6,6 +6,8 @@ element of each of sixteen rows.
 """
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 from math import prod
 
@@ -24,6 +26,8 @@ SHORT_ROW, FEWEST_ROWS, MOST_STATEMENTS = 32, 64, 400
 #: Lengths that g++ takes apart by shuffles; other rows go through arrays, which costs more than a plain sum along the
 #: row does, and pays for work of so many plain operations a point or for what loops over a row keep in scalars.
 SHUFFLED, WORTH_MOVING = (2, 3, 4, 8, 16), 16
+#: Longest last axis of rows that have others, which is written out.
+LONGEST_END = 3
 #: Rows of whole vectors have none such; of those what is worth it is as much work once a row, which is scalar.
 VECTOR, WORTH_ONCE = 16, 40
 
@@ -31,30 +35,29 @@ VECTOR, WORTH_ONCE = 16, 40
 def write_out_short_rows(kernel: Kernel, fewest: int = FEWEST_ROWS) -> Kernel:
     """``kernel`` with its short rows written out, in nests of at least ``fewest`` of them; as it was if a buffer's
     values turn out not to be needed."""
-    return with_nests(kernel, tuple(_written_out(kernel, n) if _allows(n, fewest) else n for n in kernel.nests))
+    return with_nests(kernel, tuple(
+        _written_out(kernel, n, n.reduction) if _allows(n, fewest) else n for n in kernel.nests))
 
 
 def _allows(nest: Nest, fewest: int) -> bool:
     """Whether rows are few points each, which are joined by operations, and none keeps to an order with others."""
     row = prod(a.size for a in nest.reduction)
-    if not nest.reduction or nest.strip or nest.segmented or row > SHORT_ROW:
+    if not nest.reduction or row > SHORT_ROW or not _joins(nest):
         return False
-    if prod(a.size for a in nest.parallel) < fewest or sum(_copies(nest, s, row) for s in nest.body) > MOST_STATEMENTS:
-        return False
-    if any(isinstance(s, Scan) or (isinstance(s, Store) and is_scatter(s)) for s in nest.body):
+    if prod(a.size for a in nest.parallel) < fewest or (
+            sum(_copies(nest, s, nest.reduction) for s in nest.body) > MOST_STATEMENTS):
         return False
     reduces = [s for s in nest.body if isinstance(s, Reduce)]
-    if not all(s.op in COMBINED and s.fold == 1 for s in reduces):
-        return False
     once, each = _work(nest)
     if row in SHUFFLED or once >= WORTH_ONCE:
         return True
     return row % VECTOR != 0 and (each >= WORTH_MOVING or any(s.op != "sum" for s in reduces))
 
 
-def _copies(nest: Nest, stmt: Stmt, row: int) -> int:
+def _copies(nest: Nest, stmt: Stmt, along: Sequence[Axis]) -> int:
     scope = nest.store_scope(stmt) if isinstance(stmt, Store) else nest.scopes[stmt.name]
-    return row if isinstance(stmt, Reduce) or scope & {a.symbol for a in nest.reduction} else 1
+    row = prod(a.size for a in along)
+    return row if isinstance(stmt, Reduce) or scope & {a.symbol for a in along} else 1
 
 
 def _work(nest: Nest) -> tuple[int, int]:
@@ -67,22 +70,48 @@ def _work(nest: Nest) -> tuple[int, int]:
     return parts[0], parts[1]
 
 
-def _written_out(kernel: Kernel, nest: Nest) -> Nest:
-    row = {a.symbol for a in nest.reduction}
+def write_out_row_ends(kernel: Kernel, along_rows: Callable[[Nest], bool]) -> Kernel:
+    """``kernel`` with the last axis of its rows written out where that is as short as a pair, the rows have others, and
+    memory runs along them: a loop over pairs of which each half needs the other has no vectors."""
+    return with_nests(kernel, tuple(_written_out(kernel, n, n.reduction[-1:])
+                                    if _ends_shortly(n) and along_rows(n) else n for n in kernel.nests))
+
+
+def _ends_shortly(nest: Nest) -> bool:
+    rows = nest.reduction
+    return len(rows) > 1 and rows[-1].size <= LONGEST_END and rows[-2].size >= VECTOR and _joins(nest) and (
+        sum(_copies(nest, s, rows[-1:]) for s in nest.body) <= MOST_STATEMENTS)
+
+
+def _joins(nest: Nest) -> bool:
+    """Whether the points of rows are joined by operations, and keep to no order with others."""
+    return not nest.strip and not nest.segmented and not any(
+        isinstance(s, Scan) or (isinstance(s, Store) and is_scatter(s)) for s in nest.body) and all(
+        s.op in COMBINED and s.fold == 1 for s in nest.body if isinstance(s, Reduce))
+
+
+def _written_out(kernel: Kernel, nest: Nest, along: Sequence[Axis]) -> Nest:
+    """``nest`` with the points of the reduction axes ``along`` as statements."""
+    row = {a.symbol for a in along}
     varying = frozenset(n for n, scope in nest.scopes.items() if scope & row)
-    points = list(product(*[range(a.size) for a in nest.reduction]))
+    points = list(product(*[range(a.size) for a in along]))
+    whole = len(along) == len(nest.reduction)
     body: list[Stmt] = []
     for stmt in nest.body:
         if isinstance(stmt, Reduce):
-            body += _chain(stmt, [f"{stmt.value}_{k}" if stmt.value in varying else stmt.value
-                                  for k in range(len(points))])
+            values = [f"{stmt.value}_{k}" if stmt.value in varying else stmt.value for k in range(len(points))]
+            if whole:
+                body += _chain(stmt, values)
+            else:
+                part = f"{stmt.name}_part"
+                body += [*_chain(replace(stmt, name=part), values), replace(stmt, value=part)]
         elif stmt.name in varying if not isinstance(stmt, Store) else nest.store_scope(stmt) & row:
             for k, point in enumerate(points):
-                place = {a.symbol: Integer(at) for a, at in zip(nest.reduction, point)}
+                place = {a.symbol: Integer(at) for a, at in zip(along, point)}
                 body.append(moved(stmt, f"_{k}", varying, place, nest.ranges))
         else:
             body.append(stmt)
-    axes: tuple[Axis, ...] = tuple(a for a in nest.axes if not a.reduction)
+    axes: tuple[Axis, ...] = tuple(a for a in nest.axes if a not in along)
     return simplify_nest(merged(Nest(axes, tuple(body)), kernel))
 
 

@@ -22,7 +22,7 @@ from rooffuse.codegen.repeatable import check_equalities
 from rooffuse.codegen.row_factors import take_out_row_factors
 from rooffuse.codegen.scatter import check_sums
 from rooffuse.codegen.short_axes import write_out_interleaved_axes, write_out_short_axes
-from rooffuse.codegen.short_rows import write_out_short_rows
+from rooffuse.codegen.short_rows import write_out_row_ends, write_out_short_rows
 from rooffuse.codegen.sweeps import strip_reduces, strip_scans
 from rooffuse.codegen.traffic import row_bytes
 from rooffuse.codegen.triton_tiles import (
@@ -118,7 +118,7 @@ class Target:
             kernel = merge_deviations(kernel, self._sweeps_far)
         kernel = take_out_row_factors(kernel)
         if self.language == "cpp":
-            kernel = write_out_short_rows(take_groups_as_lanes(kernel))
+            kernel = write_out_row_ends(write_out_short_rows(take_groups_as_lanes(kernel)), memory_along_rows)
             kernel = jam_rows(drop_exact_roundings(kernel), lambda k, nest: memory_along_rows(nest), rows)
             return write_out_short_axes(turn_in_tiles(kernel))
         kernel = cross_in_tiles(write_out_interleaved_axes(kernel), self.programs)
