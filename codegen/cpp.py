@@ -270,7 +270,8 @@ class NestPrinter(PointwiseForm):
             for piece in pieces:
                 with self._in_piece(lane, piece):
                     self._print_apart(phase.reduces, lane, self._apart, piece, streams,
-                                      lambda parts: self._add_row(body, parts, "[l]", computed))
+                                      lambda parts: self._add_row(body, parts, "[l]", computed),
+                                      self._repeatable(phase.reduces, body))
             return
         here = [s for s in body if isinstance(s, Reduce) and not s.strip and s.name not in self._summed]
         segments = [r for r in here if self._in_lanes(r)]

@@ -54,10 +54,10 @@ def held_values(nest: Nest, phases: Sequence[Phase], shared: frozenset[str] = fr
     while sum(result.values()) > HELD_BYTES:
         result.popitem()
     # A column's total has moved on once its row was added.
-    return _read_back(sweeps, frozenset(result) | shared) & result.keys() | moved_on
+    return (_read_back(sweeps, frozenset(result) | shared) & result.keys()) | moved_on
 
 
-def _read_back(sweeps: Sequence[Phase], kept: frozenset[str]) -> set[str]:
+def _read_back(sweeps: Sequence[Phase], kept: frozenset[str]) -> frozenset[str]:
     """The values in ``kept`` that later sweeps read: not those that only others of them are made of."""
     found: set[str] = set()
     for k, sweep in enumerate(sweeps):
@@ -67,7 +67,7 @@ def _read_back(sweeps: Sequence[Phase], kept: frozenset[str]) -> set[str]:
             if isinstance(stmt, Store | Reduce) or (stmt.name in needed and stmt.name not in waiting):
                 needed.update(operands(stmt))
         found |= needed & waiting
-    return found
+    return frozenset(found)
 
 
 def hosting_stores(kernel: Kernel, nest: Nest, phases: Sequence[Phase], held: frozenset[str],

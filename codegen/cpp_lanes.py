@@ -16,10 +16,14 @@ from .ir import Axis, Load, Reduce, Scan, Stmt, Store
 #: Accumulators of each reduction: two vectors of floats, or, where single bytes are read or written, one of those.
 #: With fewer lanes than the narrowest type has in a vector, g++ takes shorter vectors for all of them.
 LANES, BYTE_LANES = 32, 64
+#: Rows in which the rest of a step counts.
+SHORT_ROW = 128
 #: Most elements between two looks at a loop's counter: as many steps as g++ unrolls.
 BLOCK = 512
 #: Reductions with accumulators by lane whatever the type, beside sums and extremes of floats.
 BY_LANE = ("argmax", "argmin", "any", "all")
+#: Reductions of which a lane may keep what it had in place of what it comes to.
+REPEATED = ("sum", "prod", "max", "min", "any", "all")
 #: Most reductions of one sweep that have lanes of their own: more of them don't fit into registers.
 MOST_REDUCES = 4
 
@@ -32,7 +36,11 @@ def lane_block(size: int, lanes: int) -> int:
 
 
 class LaneForm(Prefetching):
-    """Prints the innermost loop of a sweep whose accumulators are arrays over ``_apart`` lanes, unless that is None."""
+    """Prints the innermost loop of a sweep whose accumulators are arrays over ``_apart`` lanes, unless that is None.
+    ``held`` and ``shared_rows`` are values that later sweeps read back."""
+
+    held: frozenset[str]
+    shared_rows: frozenset[str]
 
     def _lanes_apart(self, reduces: Sequence[Reduce], body: Sequence[Stmt], lane: Axis,
                      pieces: Sequence[tuple[int, int]]) -> int | None:
@@ -48,20 +56,36 @@ class LaneForm(Prefetching):
         touched = {self.kernel.buffer(s.buffer).dtype.itemsize for s in body if isinstance(s, Load | Store)}
         lanes = BYTE_LANES if 1 in touched else LANES
         steps = [high - low for low, high in pieces if high - low >= lanes]  # a shorter piece is all rest
+        if lanes == LANES and max(steps, default=0) < SHORT_ROW and any(n % lanes > lanes // 2 for n in steps):
+            lanes //= 2  # the rest would be about as long as the row's steps take
         return lanes if steps and all(lane_block(size, lanes) for size in steps) else None
 
     def _print_apart(self, reduces: Sequence[Reduce], lane: Axis, lanes: int, piece: tuple[int, int],
-                     streams: Sequence[Stream], print_body: Callable[[bool], None]) -> None:
+                     streams: Sequence[Stream], print_body: Callable[[bool], None], again: bool = False) -> None:
         """The loops over one piece of a row: blocks of steps over the lanes, then what is left over of a step.
-        ``print_body`` prints the statements, told whether sums go to parts, as those of ``reduces`` do in long rows."""
+        ``print_body`` prints the statements, told whether sums go to parts, as those of ``reduces`` do in long rows.
+        With ``again`` they may be executed for an element once more: the rest is the end of a whole step, of which the
+        lanes that were taken before keep what they had."""
         low, high = piece
-        whole = low + (high - low) // lanes * lanes
-        if low < whole:
-            self._print_blocks(reduces, lane, lanes, (low, whole), streams, print_body)
-        if whole < high:
-            self._open_step(lane, high - whole, str(whole))
+        rest = (high - low) % lanes
+        if low < high - rest:
+            self._print_blocks(reduces, lane, lanes, (low, high - rest), streams, print_body)
+        if rest and again and high - low > lanes:
+            self._open_step(lane, lanes, str(high - lanes))
+            self._taken = lanes - rest
+            print_body(False)
+            self._taken = 0
+            self.close()
+        elif rest:
+            self._open_step(lane, rest, str(high - rest))
             print_body(False)
             self.close()
+
+    def _repeatable(self, reduces: Sequence[Reduce], body: Sequence[Stmt]) -> bool:
+        """Whether a sweep may go over elements again: it leaves nothing anywhere but in its accumulators."""
+        return all(r.op in REPEATED for r in reduces) and not any(
+            isinstance(s, Store | Scan) or s.name in self.held | self.shared_rows
+            or (isinstance(s, Reduce) and (s.strip or s.along)) for s in body)
 
     def _print_blocks(self, reduces: Sequence[Reduce], lane: Axis, lanes: int, piece: tuple[int, int],
                       streams: Sequence[Stream], print_body: Callable[[bool], None]) -> None:

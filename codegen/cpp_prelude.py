@@ -12,9 +12,9 @@ PRELUDE = r"""#include <stdint.h>
 // numbers turn into as many conditions on conditions. Rows of eight-bit floats took 1.6 times as long.
 // Partial redundancy elimination would know a NaN test's result on one side of a maximum before, and g++ vectorises no
 // choice of truth values. Straight-line strength reduction of g++ 12 is wrong: in a body with some twenty loads at
-// constant distances, each from three arrays, it made addresses that are differences of pointers. And a function whose
-// result is chosen, as a softplus' is, it would call on that one side alone, and so in no vector. Loops are printed once
-// for each side of what they can know before: more copies of them, for what is left, are slower than choices of vectors.
+// constant distances, each from three arrays, it made addresses that are differences of pointers. A function whose
+// result is chosen, as a softplus' is, it would call on that one side alone, and so in no vector. And loops are printed
+// once for each side of what is known before: its copies of them for what is left are slower than choices of vectors.
 #pragma GCC optimize("no-thread-jumps", "no-tree-pre", "no-tree-slsr", "no-tree-sink", "no-unswitch-loops")
 #endif
 #ifdef __clang__

@@ -17,10 +17,12 @@ ONLINE_BLOCK = 1024
 
 class Accumulators(ScanLoops):
     """Reductions in scalars (row form) or in arrays over a block of lanes (column form). ``_short`` says that lanes of
-    several short loops keep parts apart, ``_apart`` how many lanes of one loop do."""
+    several short loops keep parts apart, ``_apart`` how many lanes of one loop do, and ``_taken`` how many of a step's
+    have been taken before and keep what they had."""
 
     _short = False
     _apart: int | None = None
+    _taken = 0
 
     def _place_type(self) -> str:
         """The narrowest integer that holds places in a row: as many lanes as floats have."""
@@ -80,6 +82,14 @@ class Accumulators(ScanLoops):
         of it, and at index ``lane`` where each lane has its own."""
         value = value or reduce.value
         acc = acc or f"{'part' if self._short and lane else 'acc'}_{reduce.name}{lane}"
+        if self._taken and lane:
+            self.add(f"const {self._accumulator_type(reduce)} before_{reduce.name} = {acc};")
+        self._take(reduce, blocked, lane, value, acc)
+        if self._taken and lane:
+            self.add(f"{acc} = l < {self._taken} ? before_{reduce.name} : {acc};")
+
+    def _take(self, reduce: Reduce, blocked: bool, lane: str, value: str, acc: str) -> None:
+        """Print how an accumulator comes to its next value."""
         if reduce.op == "expsum":
             high = f"high_{reduce.name}"
             self.add(f"kept_{reduce.name}[{self.nest.reduction[-1].symbol} - block] = {value};")
