@@ -104,7 +104,7 @@ class Units:
 
     def _is_memory(self, node: Node) -> bool:
         """Memory that others write into: nobody makes what it holds, as nobody makes an input of the graph."""
-        return op_name(node) in lower_special.UNWRITTEN and node in self._mutated
+        return op_name(node) in lower_special.UNWRITTEN and not node.all_input_nodes and node in self._mutated
 
     def unit_of(self, node: Node) -> Node | None:
         """The unit that makes the buffer ``node``; None for inputs of the graph."""

@@ -18,6 +18,7 @@ from rooffuse.passes.graph import (
     argument,
     call_like,
     is_concrete,
+    packet_name,
     reads_first_again,
     same_layout,
     schema_of,
@@ -42,6 +43,9 @@ _SUMS = frozenset({aten.scatter_reduce.two, aten.scatter_reduce_.two})
 _EMBEDDING = aten.embedding_dense_backward.default
 _KNOWN = frozenset({*_PUTS, *_SCATTERS, *_ROWS, *_SUMS, _EMBEDDING})
 _MASKS = (torch.bool, torch.uint8)
+#: Results that hold nothing yet: what isn't written to them may be anything.
+_UNWRITTEN = frozenset({"aten.empty", "aten.empty_like", "aten.empty_strided", "aten.new_empty",
+                        "aten.new_empty_strided", "aten.empty_permuted"})
 
 
 def scatters_pass(lowers: Callable[[Node], bool]) -> Pass:
@@ -191,6 +195,10 @@ class _Rewrite:
                               pin_memory=False)
             return self.call(aten.clone.default, zeros)
         base = node.args[0]
+        if packet_name(base.target) in _UNWRITTEN and same_layout(self.value(base), self.value(node)):
+            value = self.value(base)
+            return self.call(aten.empty_strided.default, list(value.shape), list(value.stride()), dtype=value.dtype,
+                             device=value.device)
         schema = schema_of(base)
         readers = [user for user in base.users if not _only_writes(user, base)]
         fresh = (schema is not None and not schema.is_mutable and viewed_arg(base) is None and readers == [node]
