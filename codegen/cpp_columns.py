@@ -128,7 +128,7 @@ class ColumnForm(SegmentArrays):
     def _lanes_alike(self, varying: Sequence[Stmt], lane: Axis, shared: Sequence[str]) -> int:
         """How many neighbouring lanes get the same from statements: those of a group, where only its number counts and
         nothing of it is wanted lane by lane in another phase."""
-        fold = max(r.fold for p in self.phases for r in p.reduces)
+        fold = max((r.fold for p in self.phases for r in p.reduces), default=1)
         joined = {r.name for p in self.phases for r in p.reduces if r.fold == fold}
         group = FloorDiv(lane.symbol, Integer(fold))
         for stmt in varying if fold > 1 else ():

@@ -1,0 +1,231 @@
+"""Loops as g++ makes vectors of them: what is printed where its own forms of them are slow, and that it is right."""
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from rooffuse.codegen.cache import DiskCache
+from rooffuse.codegen.cpp_cuts import LONGEST_STRIDE
+from rooffuse.codegen.cpp_unit import print_function
+from rooffuse.compile import kernel_steps, step_source
+from rooffuse.targets import local_target
+from torch import Tensor
+
+from tests.fuser.graphs import planned
+
+from .kernels import CppUnit, Lowered, assert_same, lower
+
+
+def finished(fn: Callable, *args: Tensor) -> Lowered:
+    """As a graph's kernels are finished for this machine."""
+    lowered = lower(fn, *args)
+    kernel = local_target(args).finish(lowered.group.kernel)
+    return replace(lowered, group=replace(lowered.group, kernel=kernel))
+
+
+def printed(fn: Callable, *args: Tensor) -> str:
+    return print_function(finished(fn, *args).group.kernel, "kernel")
+
+
+def checked(fn: Callable, *args: Tensor, cache: DiskCache) -> None:
+    lowered = finished(fn, *args)
+    expected = fn(*[a.double() if a.is_floating_point() else a for a in args])
+    expected = [e.to(torch.float32) if e.is_floating_point() else e
+                for e in (expected if isinstance(expected, tuple) else (expected,))]
+    found = CppUnit({"kernel": lowered}, cache).run("kernel", lowered, args)
+    assert_same(found, expected)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> DiskCache:
+    return DiskCache(tmp_path_factory.mktemp("kernels"))
+
+
+# -- the rest of a row ------------------------------------------------------------------------------------------------
+
+
+def joined(x: Tensor) -> tuple[Tensor, ...]:
+    return x.sum(-1), (x * x).sum(-1), x.amax(-1), x.amin(-1)
+
+
+def truths(x: Tensor) -> tuple[Tensor, ...]:
+    return (x > 2).any(-1), (x < 2).all(-1), (x * .1 + 1).prod(-1)
+
+
+def scaled(x: Tensor) -> Tensor:
+    return x / x.square().mean(-1, keepdim=True).sqrt()
+
+
+@pytest.mark.parametrize("fn", [joined, truths, scaled])
+@pytest.mark.parametrize("size", [33, 49, 50, 63, 65, 100, 127, 129, 1000, 1023])
+def test_the_rest_of_a_row_is_a_step_that_keeps_what_was_taken(fn: Callable, size: int, cache: DiskCache) -> None:
+    x = torch.randn(70, size)
+    if fn is joined:
+        x[3, -1], x[4, 0], x[5, -40 if size > 40 else 0] = torch.nan, torch.nan, torch.inf
+    assert ("before_" in printed(fn, x)) == (size < 1000)  # 31 steps are no blocks
+    checked(fn, x, cache=cache)
+
+
+def gradients(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    return (x * g).sum(-1, keepdim=True) * x, (x * g).sum(0)
+
+
+def test_what_is_summed_along_other_axes_too_is_taken_once(cache: DiskCache) -> None:
+    """Sums down the columns would have an element twice."""
+    x, g = torch.randn(3000, 65), torch.randn(3000, 65)
+    found = torch.compile(gradients, backend="rooffuse", options={"strict": True})(x, g)
+    torch.testing.assert_close(found, gradients(x.double(), g.double()), rtol=1e-4, atol=1e-3, check_dtype=False)
+
+
+# -- pairs at the ends of rows ----------------------------------------------------------------------------------------
+
+
+def turned(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalised rows of which each pair is turned."""
+    y = x * torch.rsqrt(x.square().mean((-2, -1), keepdim=True) + 1e-5) * w
+    return torch.stack((-y[..., 1], y[..., 0]), -1), y.amax((-2, -1))
+
+
+@pytest.mark.parametrize("pair", [2, 3])
+@pytest.mark.parametrize("count", [16, 37, 64])
+def test_pairs_at_the_ends_of_rows_are_written_out(count: int, pair: int, cache: DiskCache) -> None:
+    def fn(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        y = x * torch.rsqrt(x.square().mean((-2, -1), keepdim=True) + 1e-5) * w
+        return y.flip(-1) - y, y.amax((-2, -1))
+
+    x, w = torch.randn(9, count, pair), torch.randn(count, pair)
+    assert all(a.size >= 16 for n in finished(fn, x, w).group.kernel.nests for a in n.reduction)
+    checked(fn, x, w, cache=cache)
+    if pair == 2:
+        checked(turned, x, w, cache=cache)
+
+
+# -- loads under conditions -------------------------------------------------------------------------------------------
+
+
+def one_for_a_row(x: Tensor, limit: Tensor) -> Tensor:
+    """All lanes have the same element, or none."""
+    return torch.where(limit[:, None] > x, x[:, :1], 0) + x
+
+
+def parity(x: Tensor) -> Tensor:
+    """Which of the parts holds an element is decided by its row, and its columns are neighbours in all of them."""
+    out = x.new_zeros(x.shape[0], 2 * x.shape[1], 2 * x.shape[2])
+    for k in (0, 1):
+        for j in (0, 1):
+            out = out + F.pad(x * (k + 2 * j + 1), (j * x.shape[2], (1 - j) * x.shape[2], k * x.shape[1],
+                                                    (1 - k) * x.shape[1]))
+    return out.cumsum(0)
+
+
+def rows_below(x: Tensor, limit: Tensor) -> Tensor:
+    return torch.where(limit[:, None] > 0, x.roll(1, 0), 0).sum(-1)
+
+
+@pytest.mark.parametrize("shape", [(17, 33, 33), (5, 8, 64)])
+def test_loads_under_conditions_read_where_they_may(shape: tuple[int, ...], cache: DiskCache) -> None:
+    x = torch.randn(shape)
+    checked(parity, x, cache=cache)
+    checked(rows_below, x[0], torch.randn(shape[1]), cache=cache)
+    limit = torch.randn(shape[1])
+    checked(one_for_a_row, x[0], limit, cache=cache)
+    assert "rf_chosen(" in printed(one_for_a_row, x[0], limit)
+
+
+# -- distances between lanes ------------------------------------------------------------------------------------------
+
+
+def corners(x: Tensor) -> Tensor:
+    return x[:, 3, 0] * x[:, 0, 0] + x[:, 3, 1] * x[:, 1, 0] + x[:, 3, 2]
+
+
+@pytest.mark.parametrize("size", [4, 8, 16, 64])
+def test_long_distances_between_lanes_are_not_for_the_compiler_to_know(size: int, cache: DiskCache) -> None:
+    x = torch.randn(100, size, size)
+    assert ("rf_pitch(" in printed(corners, x)) == (size * size > LONGEST_STRIDE)
+    checked(corners, x, cache=cache)
+
+
+# -- columns ----------------------------------------------------------------------------------------------------------
+
+
+def pooled_softmax(x: Tensor) -> Tensor:
+    return F.max_pool2d(x, 2).softmax(1).amax(1)
+
+
+def discounted(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    total = (x * y).cumsum(0)
+    return total / (y + 9), total + x
+
+
+def rolled_state(new: Tensor, state: Tensor, rows: Tensor) -> Tensor:
+    """Each row's states, without the oldest, are written where they were."""
+    moved = torch.cat((state[:new.shape[0], 1:], new[:, None]), 1)
+    state[rows] = moved
+    return moved.sum(1)
+
+
+def test_columns_are_lanes_where_memory_runs_along_them(cache: DiskCache) -> None:
+    """With two elements to a lane, too, in scans, and where rows are scattered."""
+    image, x, y = torch.randn(2, 48, 20, 46), torch.randn(90, 300), torch.randn(90, 300)
+    for fn, args in ((pooled_softmax, (image,)), (discounted, (x, y))):
+        assert "for (int64_t j = 0; j < end - begin; ++j)" in printed(fn, *args)
+        checked(fn, *args, cache=cache)
+
+
+def test_scattered_rows_are_columns_in_order(cache: DiskCache) -> None:
+    new, state, rows = torch.randn(9, 200), torch.randn(12, 4, 200), torch.randint(0, 12, (9,))
+    expected = [state.clone(), state.clone()]
+    run = torch.compile(rolled_state, backend="rooffuse", options={"strict": True})
+    assert_same([run(new, expected[0], rows)], [rolled_state(new, expected[1], rows)])
+    torch.testing.assert_close(*expected, rtol=0, atol=0)
+
+
+# -- choices ----------------------------------------------------------------------------------------------------------
+
+
+def chosen_few(x: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    mask = torch.zeros(x.shape, dtype=torch.bool).scatter(1, places, True)
+    weights = x * mask
+    return weights / weights.sum(-1, keepdim=True), mask.sum(0)
+
+
+def test_choices_of_truth_values_are_no_choices(cache: DiskCache) -> None:
+    """And places that are looked up are compared as numbers of 32 bits."""
+    x, places = torch.rand(40, 128) + 1, torch.stack([torch.randperm(128)[:8] for _ in range(40)])
+    plan = planned(chosen_few, x, places, device="cpu")
+    text = "".join(step_source(s, plan.target) for s in kernel_steps(plan.program))
+    assert text.count("(int32_t)") >= 8 and "? true" not in text and ": false" not in text
+    found = torch.compile(chosen_few, backend="rooffuse", options={"strict": True})(x, places)
+    torch.testing.assert_close(found, chosen_few(x, places))
+
+
+@pytest.mark.parametrize("holds", [True, False])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_constant_side_of_a_choice(holds: bool, first: bool, cache: DiskCache) -> None:
+    def fn(x: Tensor, y: Tensor) -> Tensor:
+        constant = torch.full_like(x, holds, dtype=torch.bool)
+        return torch.where(x > 0, constant, y > 0) if first else torch.where(x > 0, y > 0, constant)
+
+    checked(fn, torch.randn(5, 70), torch.randn(5, 70), cache=cache)
+
+
+def test_functions_whose_results_are_chosen_are_vectors() -> None:
+    """g++ would call them for one side of the choice alone."""
+    from rooffuse.codegen.cpp_prelude import PRELUDE
+
+    assert '"no-tree-sink"' in PRELUDE and '"no-unswitch-loops"' in PRELUDE
+
+
+def test_values_that_only_held_ones_are_made_of_are_not_held() -> None:
+    def fn(x: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.tanh(torch.exp(x.clamp(max=3)))
+        return y / y.sum(-1, keepdim=True), y.sum(-1)
+
+    text = printed(fn, torch.randn(64, 640))
+    held = set(re.findall(r"(held_\w+)\[", text))
+    assert held and all(f"= {name}[" in text for name in held)
