@@ -107,9 +107,9 @@ def test_pairs_at_the_ends_of_rows_are_written_out(count: int, pair: int, cache:
 # -- loads under conditions -------------------------------------------------------------------------------------------
 
 
-def one_for_a_row(x: Tensor, limit: Tensor) -> Tensor:
+def other_diagonal(x: Tensor, y: Tensor) -> Tensor:
     """All lanes have the same element, or none."""
-    return torch.where(limit[:, None] > x, x[:, :1], 0) + x
+    return torch.diagonal_scatter(x, y) + x
 
 
 def parity(x: Tensor) -> Tensor:
@@ -131,9 +131,9 @@ def test_loads_under_conditions_read_where_they_may(shape: tuple[int, ...], cach
     x = torch.randn(shape)
     checked(parity, x, cache=cache)
     checked(rows_below, x[0], torch.randn(shape[1]), cache=cache)
-    limit = torch.randn(shape[1])
-    checked(one_for_a_row, x[0], limit, cache=cache)
-    assert "rf_chosen(" in printed(one_for_a_row, x[0], limit)
+    square, diagonal = torch.randn(40, 40), torch.randn(40)
+    checked(other_diagonal, square, diagonal, cache=cache)
+    assert "rf_chosen(" in printed(other_diagonal, square, diagonal)
 
 
 # -- distances between lanes ------------------------------------------------------------------------------------------
@@ -178,11 +178,13 @@ def test_columns_are_lanes_where_memory_runs_along_them(cache: DiskCache) -> Non
 
 
 def test_scattered_rows_are_columns_in_order(cache: DiskCache) -> None:
-    new, state, rows = torch.randn(9, 200), torch.randn(12, 4, 200), torch.randint(0, 12, (9,))
-    expected = [state.clone(), state.clone()]
-    run = torch.compile(rolled_state, backend="rooffuse", options={"strict": True})
-    assert_same([run(new, expected[0], rows)], [rolled_state(new, expected[1], rows)])
-    torch.testing.assert_close(*expected, rtol=0, atol=0)
+    new, state, rows = torch.randn(9, 200), torch.randn(12, 4, 200), torch.randint(0, 5, (9,))
+    expected, moved = state.clone(), torch.cat((state[:9, 1:], new[:, None]), 1)
+    for row, value in zip(rows, moved):
+        expected[row] = value
+    found = torch.compile(rolled_state, backend="rooffuse", options={"strict": True})(new, state, rows)
+    assert_same([found], [moved.sum(1)])
+    torch.testing.assert_close(state, expected, rtol=0, atol=0)
 
 
 # -- choices ----------------------------------------------------------------------------------------------------------
