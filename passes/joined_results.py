@@ -198,7 +198,8 @@ class _Join:
             place = self._view(memory, *part.views)
             call_like(maker, self.mode, aten.copy_.default, place, maker)
         for user in elsewhere:
-            user.replace_input_with(maker, place)
+            with user.graph.inserting_before(user):
+                user.replace_input_with(maker, self._view(memory, *part.views))
 
 
 def _readers(node: Node) -> Iterator[Node]:
@@ -231,7 +232,7 @@ def _seen(value: torch.Tensor, views: Sequence[_View]) -> torch.Tensor | None:
     try:
         for target, args in views:
             found = target(found, *args)
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         return None
     return found
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,6 +99,18 @@ def test_rows_apart_go_through_arrays() -> None:
     moved_in, computed, moved_out = text.split("for (int64_t l = 0; l < lanes; ++l)")[1:]
     assert "i0[" in moved_in and "o0[" in moved_out
     assert "i0[" not in computed and "o0[" not in computed and "rf_exp_below" in computed
+
+
+def test_rows_that_are_looked_up_before_the_lanes_move_nothing(tmp_path: Path) -> None:
+    """An index that is read among the lanes isn't known where arrays are filled. Two of a row's elements are wanted."""
+    def fn(x: Tensor, i: Tensor) -> Tensor:
+        shifted = F.pad((x[0].gather(1, i) + x[1].gather(1, i))[:, :-1], (1, 0)) + x[2].gather(1, i)
+        return shifted[:, 3] + shifted[:, 4]
+
+    for rows in (3, 200):
+        args = torch.randn(3, rows, 6), torch.randint(0, 6, (rows, 7))
+        lowered = finished(fn, *args)
+        assert_same(CppUnit({"kernel": lowered}, DiskCache(tmp_path)).run("kernel", lowered, args), (fn(*args),))
 
 
 def test_places_that_are_looked_up_are_checked_in_vectors(unit: tuple[CppUnit, dict]) -> None:
