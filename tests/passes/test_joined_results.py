@@ -268,11 +268,10 @@ def test_other_concatenations_stay(fn: Function, device: str) -> None:
     assert with_joined_results(plain.graph, plain.grouping, True) is None
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_a_launch_more_is_worth_what_it_spares(device: str) -> None:
+def test_a_launch_more_is_worth_what_it_spares() -> None:
     """A kernel that reads the result might have made it, too. Few rows are moved in less time than a launch takes."""
     for count, moved in ((37, 0), (1 << 17, 2)):
-        found = targets(planned(mostly_products, *made(count), device=device).graph)
+        found = targets(planned(mostly_products, *made(count), device="h100").graph)
         assert sum(name.endswith("mm.out") for name in found) == moved
 
 
