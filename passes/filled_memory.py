@@ -8,7 +8,7 @@ parts before it has as many inputs, and the kernels together grow with the squar
 from __future__ import annotations
 
 from rooffuse.passes.dce import dce
-from rooffuse.passes.graph import aten, call_like, is_concrete, output_node, same_layout, tensor_meta
+from rooffuse.passes.graph import aten, call_like, is_concrete, output_node, same_layout, tensor_meta, viewed_arg
 from rooffuse.passes.pipeline import Pass
 from rooffuse.passes.reinplace import reinplace
 from torch._guards import detect_fake_mode
@@ -31,11 +31,13 @@ def filled_memory(gm: GraphModule) -> GraphModule:
     if not chains:
         return gm
     made = []
+    order = {node: k for k, node in enumerate(gm.graph.nodes)}
     for first, last in chains:
         base = first.args[0]
+        until = order[first]
         with gm.graph.inserting_before(base.next):
             memory = call_like(first, mode, aten.clone.default, base)
-        base.replace_all_uses_with(memory, lambda user, memory=memory: user is not memory)
+        base.replace_all_uses_with(memory, lambda user, until=until: order.get(user, until + 1) <= until)
         with gm.graph.inserting_before(last.next):
             written = call_like(last, mode, aten.copy_.default, memory, last)
         output_node(gm.graph).replace_input_with(last, written)
@@ -58,13 +60,23 @@ def _chains(gm: GraphModule) -> list[tuple[Node, Node]]:
             continue
         count, read, first = 1, False, last
         while first.args[0].target in _WRITES:
-            first = first.args[0]
-            count, read = count + 1, read or len(first.users) > 1
+            first, write = first.args[0], first
+            count, read = count + 1, read or _is_read(first, write)
         base, value = tensor_meta(first.args[0]), tensor_meta(last)
         if count >= LEAST_WRITES and read and base is not None and value is not None and same_layout(base, value) and (
                 is_concrete((*value.shape, *value.stride()))):
             found.append((first, last))
     return found
+
+
+def _is_read(value: Node, write: Node) -> bool:
+    """Whether anybody reads ``value`` but ``write``, and writes of a part of what it writes."""
+    for user in value.users:
+        if user is write or (user.target in _WRITES and user.args[0] is value and list(user.users) == [write]):
+            continue
+        if viewed_arg(user) is not value or _is_read(user, write):
+            return True
+    return False
 
 
 FILLED_MEMORY_PASS = Pass("filled_memory", filled_memory, filled_memory.__doc__ or "")

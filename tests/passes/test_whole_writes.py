@@ -54,8 +54,8 @@ def rows(x: Tensor, y: Tensor) -> Tensor:
 
 
 def rows_from_the_end(x: Tensor, y: Tensor) -> Tensor:
-    for k in range(1, 5):
-        x = row(x, y[k - 1], -2, -k)
+    for k in (-1, 0, 2, -3):
+        x = row(x, y[k] - k, -2, k)
     return x
 
 
@@ -129,6 +129,11 @@ def overlapping(x: Tensor, y: Tensor) -> Tensor:
     return part(part(x, y[:, :5], 1, 0, 5), y[:, 3:], 1, 3, 7)
 
 
+def within_another(x: Tensor, y: Tensor) -> Tensor:
+    """As many elements as there are."""
+    return part(part(x, y[:, 1:4], 1, 1, 4), y[:, :4], 1, 0, 4)
+
+
 def one_row_twice(x: Tensor, y: Tensor) -> Tensor:
     for k in (0, 2, 2, 1, 3):
         x = row(x, y[k] + k, 0, k)
@@ -148,11 +153,15 @@ def in_steps(x: Tensor, y: Tensor) -> Tensor:
 
 
 def along_two_dimensions(x: Tensor, y: Tensor) -> Tensor:
-    return part(part(x, y[:2], 0, 0, 2), y[:, 3:], 1, 3, 7)
+    return part(part(x, y[:3], 0, 0, 3), y[:, 3:], 1, 3, 7)
 
 
 def of_another_type(x: Tensor, y: Tensor) -> Tensor:
     return part(part(x, y[:, :3].double(), 1, 0, 3), y[:, 3:], 1, 3, 7)
+
+
+def of_a_narrower_type(x: Tensor, y: Tensor) -> Tensor:
+    return part(part(x, y[:, :3].to(torch.int64), 1, 0, 3), y[:, 3:], 1, 3, 7)
 
 
 def read_in_between(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,9 +193,9 @@ def nothing_at_all(x: Tensor, y: Tensor) -> Tensor:
     return part(part(x, y[:, :0], 1, 3, 3), y[:, :3], 1, 0, 3)
 
 
-STAY = {overlapping: 2, one_row_twice: 5, with_a_gap: 2, without_the_first: 2, in_steps: 2, along_two_dimensions: 2,
-        of_another_type: 2, read_in_between: 2, returned_in_between: 2, read_by_a_later_write: 2, written_from_two: 3,
-        not_contiguous: 2, nothing_at_all: 2}
+STAY = {overlapping: 2, within_another: 2, one_row_twice: 5, with_a_gap: 2, without_the_first: 2, in_steps: 2,
+        along_two_dimensions: 2, of_another_type: 2, of_a_narrower_type: 2, read_in_between: 2,
+        returned_in_between: 2, read_by_a_later_write: 2, written_from_two: 3, not_contiguous: 2, nothing_at_all: 2}
 
 
 @pytest.mark.parametrize(("fn", "count"), STAY.items(), ids=lambda v: getattr(v, "__name__", ""))
