@@ -17,7 +17,7 @@ from .ir import Axis, Load, Reduce, Scan, Stmt, Store
 #: With fewer lanes than the narrowest type has in a vector, g++ takes shorter vectors for all of them.
 LANES, BYTE_LANES = 32, 64
 #: Rows in which the rest of a step counts.
-SHORT_ROW = 128
+RAGGED_ROW = 128
 #: Most elements between two looks at a loop's counter: as many steps as g++ unrolls.
 BLOCK = 512
 #: Reductions with accumulators by lane whatever the type, beside sums and extremes of floats.
@@ -56,7 +56,7 @@ class LaneForm(Prefetching):
         touched = {self.kernel.buffer(s.buffer).dtype.itemsize for s in body if isinstance(s, Load | Store)}
         lanes = BYTE_LANES if 1 in touched else LANES
         steps = [high - low for low, high in pieces if high - low >= lanes]  # a shorter piece is all rest
-        if lanes == LANES and max(steps, default=0) < SHORT_ROW and any(n % lanes > lanes // 2 for n in steps):
+        if lanes == LANES and max(steps, default=0) < RAGGED_ROW and any(n % lanes > lanes // 2 for n in steps):
             lanes //= 2  # the rest would be about as long as the row's steps take
         return lanes if steps and all(lane_block(size, lanes) for size in steps) else None
 

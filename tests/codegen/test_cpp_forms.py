@@ -1,16 +1,20 @@
 """Loops as g++ makes vectors of them: what is printed where its own forms of them are slow, and that it is right."""
 from __future__ import annotations
 
+import platform
 import re
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from rooffuse.codegen.build_cpp import FLAGS, find_compiler
 from rooffuse.codegen.cache import DiskCache
 from rooffuse.codegen.cpp_cuts import LONGEST_STRIDE
-from rooffuse.codegen.cpp_unit import print_function
+from rooffuse.codegen.cpp_unit import print_function, print_unit
 from rooffuse.compile import kernel_steps, step_source
 from rooffuse.targets import local_target
 from torch import Tensor
@@ -216,11 +220,18 @@ def test_a_constant_side_of_a_choice(holds: bool, first: bool, cache: DiskCache)
     checked(fn, torch.randn(5, 70), torch.randn(5, 70), cache=cache)
 
 
-def test_functions_whose_results_are_chosen_are_vectors() -> None:
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="looks for names of x86's vector functions")
+def test_functions_whose_results_are_chosen_are_vectors(tmp_path: Path) -> None:
     """g++ would call them for one side of the choice alone."""
-    from rooffuse.codegen.cpp_prelude import PRELUDE
+    def fn(x: Tensor) -> Tensor:
+        return torch.where(x > 20, x, x.exp().log1p()) * x.sigmoid()
 
-    assert '"no-tree-sink"' in PRELUDE and '"no-unswitch-loops"' in PRELUDE
+    source, assembly = tmp_path / "kernel.cpp", tmp_path / "kernel.s"
+    source.write_text(print_unit([finished(fn, torch.randn(64, 640)).group.kernel], [(0, (0, 1))]))
+    subprocess.run([find_compiler(), *FLAGS, "-S", str(source), "-o", str(assembly)], check=True, capture_output=True)
+    # the prelude's functions call it, too: the kernel's own code is what counts
+    own = re.findall(r"^_ZL?\d+kernel_0[\w.]*:$(.*?)\.size", assembly.read_text(), re.DOTALL | re.MULTILINE)
+    assert any(re.search(r"call\s+\*?_ZGV\w+log1pf", body) for body in own)
 
 
 def test_values_that_only_held_ones_are_made_of_are_not_held() -> None:
