@@ -202,7 +202,7 @@ def _opened(target: Node, inside: set[Node], needs: RowNeeds, eager_rounding: bo
     builder = NestBuilder(axes, eager_rounding)
     known = places(start, coords, inside, builder.ranges, axes)
     strips = {}
-    if reductions and axes:
+    if reductions and axes and needs.strips:
         strips = strip_sizes(known, inside, axes, _nearest(reduction, coords, axes), once_a_row)
     if (once_a_row or choose is _first) and not strips:
         return None

@@ -7,7 +7,7 @@ nothing get a nest of their own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rooffuse.passes.extremes import compared_with_extremes, is_computed
 from torch.fx import Graph, Node
@@ -60,11 +60,12 @@ class _OpenNest:
     lowering: NestLowering
 
 
-def lower_group(graph: Graph, name: str = "fused", eager_rounding: bool = False) -> LoweredGroup:
+def lower_group(graph: Graph, name: str = "fused", eager_rounding: bool = False, strips: bool = True) -> LoweredGroup:
     """Lower a whole group to one kernel, or raise NotLowerable with the node and the reason.
 
     ``graph``'s placeholders are the input buffers, its outputs (and the destinations of its in-place writes) what the
-    kernel stores. Every node carries ``meta["val"]`` with static sizes.
+    kernel stores. Every node carries ``meta["val"]`` with static sizes. Without ``strips``, what goes along rows and
+    what goes down columns are nests of their own.
     """
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     buffers = {n: f"i{k}" for k, n in enumerate(placeholders)}
@@ -76,17 +77,28 @@ def lower_group(graph: Graph, name: str = "fused", eager_rounding: bool = False)
             targets += lower_pieces.parts_of(node, f"o{k}", buffers.__contains__)
     targets += [Part(n, "") for n in graph.nodes if lower_stores.is_store(n)]
     with deep_recursion():
-        nests = _fewest_nests(graph, targets, members, buffers, eager_rounding)
+        nests = _fewest_nests(targets, members, buffers, RowNeeds(graph, buffers, strips), eager_rounding)
         finished = tuple(simplify_nest(n.domain.builder.finish()) for n in nests)
         _refuse_twice(graph, [n.lowering.computed(nest) for n, nest in zip(nests, finished)],
                       set().union(*(n.lowering.reduced_apart(nest) for n, nest in zip(nests, finished))))
     return _assemble(name, finished, placeholders, buffers, outputs)
 
 
-def _fewest_nests(graph: Graph, targets: list[Part], members: set[Node], buffers: dict[Node, str],
+def lower_finished(graph: Graph, finish: Callable[[Kernel], Kernel], eager_rounding: bool = False) -> LoweredGroup:
+    """The same with the kernel as ``finish`` makes it; without strips where it raises NotLowerable for some."""
+    lowered = lower_group(graph, eager_rounding=eager_rounding)
+    try:
+        return replace(lowered, kernel=finish(lowered.kernel))
+    except NotLowerable:
+        if not any(nest.strip for nest in lowered.kernel.nests):
+            raise
+    lowered = lower_group(graph, eager_rounding=eager_rounding, strips=False)
+    return replace(lowered, kernel=finish(lowered.kernel))
+
+
+def _fewest_nests(targets: list[Part], members: set[Node], buffers: dict[Node, str], needs: RowNeeds,
                   eager_rounding: bool) -> list[_OpenNest]:
     """Nests that store the targets, the widest rows first."""
-    needs = RowNeeds(graph, buffers)
     targets.sort(key=lambda t: (-needs.elements(t.node), needs.across(t.node), -needs.longest(t.node),
                                 -numel_of(t.node)))
     nests = _nests(targets, members, buffers, needs, eager_rounding, _FORMS)

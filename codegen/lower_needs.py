@@ -27,10 +27,11 @@ def row_length(reduction: Reduction) -> int:
 
 class RowNeeds:
     """Of one graph, whose nodes in ``buffers`` are in memory. A group is lowered again and again while it grows, and
-    each of its targets asks for the same rows: they are found once."""
+    each of its targets asks for the same rows: they are found once. ``strips`` says whether these may be cut into
+    strips."""
 
-    def __init__(self, graph: Graph, buffers: Container[Node]) -> None:
-        self._buffers = buffers
+    def __init__(self, graph: Graph, buffers: Container[Node], strips: bool = True) -> None:
+        self._buffers, self.strips = buffers, strips
         self._rows = {n: rows for n in graph.nodes if n.op == "call_function" and n not in buffers
                       and (rows := rows_of(n)) is not None}
         self._prefixes = {n for n in self._rows if scan_prefix(n) is not None}

@@ -2,10 +2,10 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 
 import torch
@@ -16,7 +16,7 @@ from rooffuse.codegen.cpp_schedule import DEFAULT_SCHEDULE, Schedule
 from rooffuse.codegen.cpp_unit import print_unit
 from rooffuse.codegen.ir import Kernel
 from rooffuse.codegen.jam import JAMMED
-from rooffuse.codegen.lower_group import lower_group
+from rooffuse.codegen.lower_group import lower_finished
 from rooffuse.codegen.triton_dot import DotTile
 from rooffuse.codegen.triton_kernel import TritonSource, print_kernel
 from rooffuse.codegen.triton_tiles import Tile
@@ -57,8 +57,9 @@ def candidates_of(step: KernelStep, target: Target, eager_rounding: bool) -> tup
     if target.language == "triton":
         return tuple(Candidate(t.name, kernel, t.tiles) for t in tilings(kernel, target.programs))
     assert step.group.extracted is not None
-    plain = lower_group(step.group.extracted.graph, eager_rounding=eager_rounding).kernel
-    jammed = {rows: target.finish(plain, rows) for rows in OTHER_ROWS}
+    graph = step.group.extracted.graph
+    jammed = {rows: lower_finished(graph, partial(target.finish, rows=rows), eager_rounding).kernel
+              for rows in OTHER_ROWS}
     return tuple(Candidate(c.name, c.kernel, None, c.schedule) for c in cpp_candidates(kernel, jammed, step.streamed))
 
 
@@ -91,7 +92,7 @@ def load_candidates(candidates: Sequence[Candidate], target: Target, cache: Disk
                         {k: c.schedule for k, c in enumerate(candidates)})
     library = load_library(compile_library(source, cache))
     table = (ctypes.c_void_p * len(tensors))(*[t.data_ptr() for t in tensors])
-    return [functools.partial(_run_cpp, library, k, table) for k in range(len(candidates))]
+    return [partial(_run_cpp, library, k, table) for k in range(len(candidates))]
 
 
 def _run_cpp(library: ctypes.CDLL, number: int, table: ctypes.Array[ctypes.c_void_p]) -> None:
@@ -108,5 +109,5 @@ def _load_triton(candidates: Sequence[Candidate], target: Target, cache: DiskCac
     for candidate, launch in zip(candidates, loaded):
         if isinstance(launch, Exception):
             log.debug("Triton refused %r: %s", candidate.name, launch)
-        runs.append(None if isinstance(launch, Exception) else functools.partial(launch, *tensors))
+        runs.append(None if isinstance(launch, Exception) else partial(launch, *tensors))
     return runs

@@ -1,7 +1,7 @@
 """The graph of groups while merges are made."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import networkx as nx
@@ -40,6 +40,33 @@ class GroupState:
             self.groups[node].remove(k)
         return self.members.pop(k)
 
+    def put_in_order(self) -> None:
+        """Give the groups ranks in which they can run."""
+        order = list(nx.lexicographical_topological_sort(self.graph, key=self.first.__getitem__))
+        self.rank, self.at = {k: rank for rank, k in enumerate(order)}, dict(enumerate(order))
+
+    def regroup(self, groups: Collection[int], new: Sequence[int], parts: Sequence[frozenset[Node]],
+                first: Sequence[int], needs: nx.DiGraph) -> bool:
+        """Put groups ``new`` of these members, which come ``first`` so early, in the place of ``groups``; whether they
+        don't wait for each other, as ``needs`` says which units need which."""
+        for k in groups:
+            self.take(k)
+            del self.first[k]
+        self.graph.remove_nodes_from(groups)
+        for k, members, place in zip(new, parts, first):
+            self.put(k, members)
+            self.first[k] = place
+            self.owner.update(dict.fromkeys(members, k))
+        self.graph.add_nodes_from(new)
+        for k, members in zip(new, parts):
+            before = {self.owner[p] for node in members for p in needs.predecessors(node) if p not in members}
+            after = {self.owner[s] for node in members for s in needs.successors(node) if s not in members}
+            self.graph.add_edges_from([*((p, k) for p in before), *((k, s) for s in after)])
+        if not nx.is_directed_acyclic_graph(self.graph):
+            return False
+        self.put_in_order()
+        return True
+
     def replace(self, changed: Mapping[int, frozenset[Node]]) -> dict[int, frozenset[Node]]:
         """Let groups be other members, and be no more where these are none; returns what they were."""
         before = {k: self.take(k) for k in changed if k in self.members}
@@ -47,6 +74,19 @@ class GroupState:
             if members:
                 self.put(k, members)
         return before
+
+    def copy(self) -> GroupState:
+        """A state that changes by itself."""
+        return GroupState(dict(self.members), dict(self.owner), self.graph.copy(), dict(self.first), dict(self.rank),
+                          dict(self.at))
+
+    def between(self, a: int, b: int) -> list[int]:
+        """The groups on paths from ``a`` to ``b``, without these."""
+        inside = self.reachable(a, self.rank[b] - 1)
+        found = [p for p in self.graph.predecessors(b) if p in inside]
+        for k in found:
+            found += [p for p in self.graph.predecessors(k) if p in inside and p not in found]
+        return found
 
     def reachable(self, start: int, last: int) -> set[int]:
         """Groups that come after ``start`` along edges, as far as rank ``last``, without ``start`` itself."""

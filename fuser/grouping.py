@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 
 import networkx as nx
 from rooffuse.codegen.errors import NotLowerable
 from rooffuse.codegen.fxinfo import op_name
 from rooffuse.codegen.ir import Kernel
-from rooffuse.codegen.lower_group import LoweredGroup, lower_group
+from rooffuse.codegen.lower_group import LoweredGroup, lower_finished
 from rooffuse.codegen.verify import verify
 from rooffuse.passes import hazard_edges
 from rooffuse.passes.graph import is_impure
@@ -25,6 +25,7 @@ from torch.fx import GraphModule, Node
 from .extract import GroupGraph, extract
 from .group_state import GroupState
 from .merging import BETWEEN, merge_best_first
+from .parting import part_and_join
 from .pricing import GroupPricer
 from .recompute import recompute_producers
 from .side_by_side import pack_small
@@ -72,7 +73,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Grouping:
-    """Groups in an order in which they can run, and the merges that were refused."""
+    """Groups in an order in which they can run, and the merges that were refused and not made later on."""
 
     groups: tuple[Group, ...]
     refusals: tuple[Refusal, ...]
@@ -82,16 +83,14 @@ class Grouping:
 Lower = Callable[[GroupGraph], LoweredGroup]
 
 
-def memoised_lowering(eager_rounding: bool, finish: Callable[[Kernel], Kernel] | None = None) -> Lower:
+def memoised_lowering(eager_rounding: bool, finish: Callable[[Kernel], Kernel] = lambda kernel: kernel) -> Lower:
     """Lowering that does equal structures once, refusals included; ``finish`` makes a kernel fit its target."""
     known: dict[Hashable, LoweredGroup | NotLowerable] = {}
 
     def lower(group: GroupGraph) -> LoweredGroup:
         if group.key not in known:
             try:
-                lowered = lower_group(group.graph, eager_rounding=eager_rounding)
-                if finish is not None:
-                    lowered = replace(lowered, kernel=finish(lowered.kernel))
+                lowered = lower_finished(group.graph, finish, eager_rounding)
                 verify(lowered.kernel)
                 known[group.key] = lowered
             except NotLowerable as reason:
@@ -115,6 +114,8 @@ class Grouper:
         self.traffic = TrafficPrices(pricer)
         self.apart: dict[Node, set[Node]] = {}
         self.state = self._initial(gm)
+        #: Which units need which, by data or by order.
+        self.needs = nx.relabel_nodes(self.state.graph, {k: node for node, k in self.state.owner.items()})
         self._next = len(self.state.members)
 
     # -- the contracted graph -----------------------------------------------------------------------------------
@@ -146,8 +147,7 @@ class Grouper:
         ordered = [n for n in alone if n not in units.fusible and is_impure(n)]
         for a, b in zip(ordered, ordered[1:]):
             graph.add_edge(owner[a], owner[b])
-        for rank, k in enumerate(nx.lexicographical_topological_sort(graph, key=lambda k: state.first[k])):
-            state.rank[k], state.at[rank] = rank, k
+        state.put_in_order()
         return state
 
     def _needed_outside(self, constant: Node) -> bool:
@@ -340,6 +340,14 @@ class Grouper:
             state.owner[node] = k
         return k
 
+    def regroup(self, groups: Collection[int], parts: Sequence[frozenset[Node]]) -> list[int]:
+        """Put other groups of the same members in the place of some; returns these, none if they would wait for each
+        other."""
+        new = list(range(self._next, self._next + len(parts)))
+        self._next += len(parts)
+        first = [min(map(self.units.position.__getitem__, part)) for part in parts]
+        return new if self.state.regroup(groups, new, parts, first, self.needs) else []
+
     def refuse(self, a: int, b: int, seconds: float, reason: str) -> None:
         names = [min(self.state.members[k], key=self.units.position.__getitem__).name for k in (a, b)]
         key = (names[0], names[1])
@@ -361,8 +369,9 @@ class Grouper:
                 groups.append(Group(tuple(members), tuple(members), reason=NOTHING_JOINED))
             else:
                 groups.extend(self._lowered(members, self.outputs_of(k)))
-        refusals = sorted(self.refusals.values(), key=lambda r: (-r.seconds, r.first, r.second))
-        return Grouping(tuple(groups), tuple(refusals), self.units)
+        made = {(a.name, b.name) for g in groups for a in g.nodes for b in g.nodes if (a.name, b.name) in self.refusals}
+        left = [r for pair, r in self.refusals.items() if pair not in made]
+        return Grouping(tuple(groups), tuple(sorted(left, key=lambda r: (-r.seconds, r.first, r.second))), self.units)
 
     def _lowered(self, members: Sequence[Node], outputs: tuple[Node, ...]) -> list[Group]:
         if self.pricer.is_library_call(members):
@@ -382,6 +391,7 @@ def group_graph(gm: GraphModule, pricer: GroupPricer, lower: Lower) -> Grouping:
     """Fusion groups of ``gm`` in running order."""
     grouper = Grouper(gm, pricer, lower)
     merge_best_first(grouper)
+    part_and_join(grouper)
     recompute_producers(grouper)
     pack_small(grouper)
     return grouper.finish()

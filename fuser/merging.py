@@ -5,6 +5,7 @@ its members' unique ones; then the merge goes back with what it really saves.
 """
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,13 @@ CLOSE = 0.98
 BETWEEN = "another kernel has to run between them"
 
 
-def merge_best_first(grouper: Grouper) -> None:
-    """Best merge first until none saves time."""
+def merge_best_first(grouper: Grouper, starting: Collection[int] | None = None) -> None:
+    """Best merge first until none saves time; ``starting`` with those of some groups if there are any such."""
     queue = MergeQueue(grouper)
-    for k in list(grouper.state.members):
+    for k in list(grouper.state.members) if starting is None else starting:
         if grouper.fusible(k):
             for other in grouper.candidates(k):
-                if other > k:
+                if other > k or (starting is not None and other not in starting):
                     queue.push(k, other)
     for a, b, saving in queue:
         reason = grouper.why_not(a, b)

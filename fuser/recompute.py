@@ -61,7 +61,7 @@ def _move(grouper: Grouper, k: int, value: Node, mutated: Collection[Node], soug
     if not consumers or any(u not in units.fusible or u not in state.owner for u in users):
         return frozenset()
     chain, stored = _chain(grouper, k, value)
-    if not chain or chain & sought or any(r.source in mutated for n in chain for r in units.reads(n)):
+    if not chain or chain & sought or any(units.written_after(r.source, n) for n in chain for r in units.reads(n)):
         return frozenset()
     rest = _still_needed(grouper, k, value, stored)
     moving, before = _bytes(grouper, (*consumers, k)), sum(grouper.time_of(g) for g in (*consumers, k))
@@ -84,6 +84,7 @@ def _move(grouper: Grouper, k: int, value: Node, mutated: Collection[Node], soug
                 source = units.unit_of(read.source)
                 if source is not None and source not in changed[c] and state.owner.get(source, c) != c:
                     state.graph.add_edge(state.owner[source], c)
+        state.graph.add_edges_from((p, c) for p in list(state.graph.predecessors(k)) if p != c)  # what wrote it before
     grouper.times.pop(k, None)
     if not rest:
         state.graph.remove_node(k)

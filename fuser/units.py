@@ -19,6 +19,7 @@ from rooffuse.passes.graph import (
     rounding_marks,
     storage_roots,
     tensor_meta,
+    written_args,
 )
 from torch.fx import Graph, Node
 
@@ -125,6 +126,15 @@ class Units:
     def _mutated(self) -> frozenset[Node]:
         """Storages that the graph writes: made anew, they would be as they were before."""
         return frozenset(mutated_roots(self.graph))
+
+    @cached_property
+    def _last_writes(self) -> dict[Node, int]:
+        """The position of the last write into each storage that the graph writes."""
+        return {self.roots[a]: k for k, n in enumerate(self.graph.nodes) for a in written_args(n)}
+
+    def written_after(self, source: Node, reader: Node) -> bool:
+        """Whether memory that ``reader`` reads is another later on: read again, it may not be what it was."""
+        return self._last_writes.get(self.roots[source], -1) > self.position[reader]
 
     def source(self, node: Node) -> Node:
         """The buffer behind a chain of views; a constant is its own."""

@@ -18,8 +18,12 @@ from torch.fx import GraphModule, Node
 
 #: Shortest rows whose reduction is cut into parts: a shorter one takes less time than a second launch.
 LONG_ROW = 32768
-#: Reductions that are cut into parts.
+#: Shortest reductions down columns that are split: one program has a strip of columns and so more bytes for each
+#: reduced element than along rows.
+LONG_COLUMN = 2048
+#: Reductions that are cut into parts, and those of them that are sums.
 REDUCED = frozenset({"aten.sum", "aten.mean", "aten.amax", "aten.amin"})
+SUMS = frozenset({"aten.sum", "aten.mean"})
 #: How many times fewer elements a value has than the reduced one for it to count as a part of that.
 SMALLER = 16
 #: Operators between what lies in memory and what is reduced, at most.

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -22,8 +21,25 @@ from typing import Any
 import torch
 from rooffuse.passes.graph import argument, call_like, is_concrete, packet_name, tensor_meta
 from rooffuse.passes.pipeline import Pass
-from rooffuse.passes.row_limits import LONG_ROW, RowLimits, Rows, innermost, padded, reduced_dims, whole_rows
+from rooffuse.passes.row_limits import (
+    LONG_COLUMN,
+    LONG_ROW,
+    RowLimits,
+    Rows,
+    innermost,
+    padded,
+    reduced_dims,
+    whole_rows,
+)
 from rooffuse.passes.scan_totals import TOTALS
+from rooffuse.passes.strip_cuts import (
+    Split,
+    dims_of_rows_in,
+    results_together,
+    rows_together,
+    short_rows,
+    strips_of,
+)
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
@@ -31,46 +47,17 @@ from torch.fx import GraphModule, Node
 log = logging.getLogger(__name__)
 aten = torch.ops.aten
 
-#: Shortest reductions down columns that are split: one program has a strip of columns and so more bytes for each
-#: reduced element than along rows.
-LONG_COLUMN = 2048
 #: Fewest elements that one program reduces after the split, along rows and down columns.
 ROW_SHARE, COLUMN_SHARE = 2048, 64
 #: Columns that one program takes side by side.
 STRIP = 64
 #: Part of the programs that keep a device busy with which it is busy enough not to cut: parts are a launch more.
 BUSY = 0.65
-#: Programs of two reductions at once that a processor runs side by side, of the number that keep it busy otherwise.
-RUNNING = 2
-#: Fewest rows of a strip, so that its column sums are small beside what it reads, and most, so that sums keep float32's
-#: precision.
-SHORTEST_STRIP, LONGEST_STRIP = 8, 512
-#: Operators between a mean and the variance that needs it, at most.
-MOST_STEPS = 6
-#: Fewest short rows whose results are summed together, and how long those are at most: of longer ones what there is one
-#: of for each is little beside them.
-FEWEST_ROWS, LONGEST_SHORT_ROW = 64, 512
-#: Programs for each that runs at once, of those that go through such rows: each has but a few elements under way.
-MANY = 4
 #: Longest rows, with room for powers of two, of which segments are reduced on the way: a few values of each element are
 #: kept in registers.
 SEGMENTED_ROW = 8192
 _OPS = {"aten.sum": aten.sum.dim_IntList, "aten.mean": aten.sum.dim_IntList, "aten.amax": aten.amax.default,
         "aten.amin": aten.amin.default}
-_SUMS = frozenset({"aten.sum", "aten.mean"})
-
-
-@dataclass(frozen=True)
-class Split:
-    """Cut dimension ``dim`` (padded to ``parts * share``) of the reduced ``dims`` into ``parts`` pieces; ``together``,
-    these, which are neighbours, as if they were one."""
-
-    dims: tuple[int, ...]
-    dim: int
-    parts: int
-    share: int
-    padding: int
-    together: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +80,7 @@ def split_reductions(gm: GraphModule, limits: RowLimits) -> GraphModule:
     strides of every value; sums accumulate in float32 between the stages where the input is narrower.
     """
     meeting, wide = rows_reduced(gm)
-    whole, short, dims_of_rows = whole_rows(gm, limits), _short_rows(gm), _dims_of_rows(gm)
+    whole, short, dims_of_rows = whole_rows(gm, limits), short_rows(gm), dims_of_rows_in(gm)
     mode = detect_fake_mode([node.meta.get("val") for node in gm.graph.nodes])
     if mode is None:
         return gm
@@ -104,8 +91,8 @@ def split_reductions(gm: GraphModule, limits: RowLimits) -> GraphModule:
         if name not in _OPS or _scanned(node):
             continue
         node = _in_segments(node, limits, meeting, mode) or node
-        plan = (strips_of(node, limits, meeting) or _rows_first(node, meeting, wide) or _rows_together(
-            node, limits, short) or _results_together(node, limits, dims_of_rows) or split_of(node, limits, whole))
+        plan = (strips_of(node, limits, meeting) or _rows_first(node, meeting, wide) or rows_together(
+            node, limits, short) or results_together(node, limits, dims_of_rows) or split_of(node, limits, whole))
         if plan is not None:
             stages = _rewrite(gm, node, name, plan, mode)
             count += 1
@@ -141,31 +128,6 @@ def rows_reduced(gm: GraphModule) -> tuple[Rows, Rows]:
     return frozenset(rows), frozenset(wide)
 
 
-def strips_of(node: Node, limits: RowLimits, meeting: Rows) -> Split | None:
-    """The cut of a reduction down columns whose rows are reduced, too; None for any other, where no number of strips
-    near that of programs divides the rows, and where a row and its columns' results don't stay on chip."""
-    source, result = tensor_meta(node.args[0]), tensor_meta(node)
-    if source is None or result is None or not is_concrete((*source.shape, *source.stride())) or source.dim() < 2:
-        return None
-    dims, rows = reduced_dims(node, source.dim()), prod(source.shape[:-1])
-    if not dims or dims != tuple(range(dims[0], dims[-1] + 1)) or dims[-1] == source.dim() - 1:
-        return None
-    if (rows, source.shape[-1]) not in meeting or not rows or source.stride(-1) != 1 or (
-            dims[0] > 0 and _in_two_sweeps(node)):
-        return None
-    if not limits.keeps_strips(source.shape[-1], packet_name(node.target) in _SUMS):
-        return None
-    dim = max(dims, key=lambda d: source.shape[d])
-    size = source.shape[dim]
-    programs = limits.programs
-    wanted = max(programs // RUNNING, rows // LONGEST_STRIP)
-    sums = prod(n for d, n in enumerate(source.shape[:-1]) if d not in dims)
-    parts = max((p for p in range(1, min(-(-wanted // sums), size) + 1) if size % p == 0), default=1)
-    if parts < 2 or sums * parts < wanted // 2 or rows // (sums * parts) < SHORTEST_STRIP:
-        return None
-    return Split(dims, dim, parts, size // parts, 0)
-
-
 def _in_segments(node: Node, limits: RowLimits, meeting: Rows, mode: FakeTensorMode) -> Node | None:
     """A reduction down columns of whose rows segments are reduced, as groups of channels are normalised, by segment,
     put in the place of ``node``; None where it couldn't be cut into strips then."""
@@ -190,26 +152,6 @@ def _in_segments(node: Node, limits: RowLimits, meeting: Rows, mode: FakeTensorM
     return made
 
 
-def _in_two_sweeps(node: Node) -> bool:
-    """Whether a sum needs another one of the same shape first, as a variance its mean, or one of what there is one of
-    for each row, as attention's sums of values a softmax, or such a one needs it: a strip gives only a part of both."""
-    shape, dims = node.args[0].meta["val"].shape, reduced_dims(node, node.args[0].meta["val"].dim())  # type: ignore
-
-    def meets(begin: Node, neighbours: Callable[[Node], Iterable[Node]]) -> bool:
-        near, seen = [begin], {begin}
-        for _ in range(MOST_STEPS):
-            near = [n for m in near for n in neighbours(m) if n not in seen]
-            seen.update(near)
-            for n in near:
-                source = tensor_meta(n.args[0]) if packet_name(n.target) in _OPS else None
-                if source is not None and source.shape in (shape, shape[:-1]) and reduced_dims(
-                        n, source.dim()) == dims:
-                    return True
-        return False
-
-    return meets(node, lambda n: n.users) or meets(node, lambda n: n.all_input_nodes)
-
-
 def _rows_first(node: Node, meeting: Rows, wide: Rows) -> _RowsFirst | None:
     """The order for a reduction of rows, and of what is left of each, where the graph reduces such rows or such ones of
     which these are segments, as channels are of a normalised group."""
@@ -232,68 +174,6 @@ def _rows_first(node: Node, meeting: Rows, wide: Rows) -> _RowsFirst | None:
     whole = any(rows * row == source.numel() and row % segment == 0 and row > segment
                 and padded(row // segment) * padded(segment) <= SEGMENTED_ROW for rows, row in meeting | wide)
     return _RowsFirst(dims, along) if whole and along < len(dims) and source.is_contiguous() else None
-
-
-def _short_rows(gm: GraphModule) -> dict[int, int]:
-    """By number of rows, how many elements the longest have that the graph reduces, wherever they lie."""
-    found: dict[int, int] = {}
-    for node in gm.graph.nodes:
-        source = tensor_meta(node.args[0]) if packet_name(node.target) in _OPS else None
-        if source is not None and is_concrete(source.shape) and source.numel():
-            row = prod(source.shape[d] for d in reduced_dims(node, source.dim()))
-            found[source.numel() // row] = max(row, found.get(source.numel() // row, 1))
-    return found
-
-
-def _dims_of_rows(gm: GraphModule) -> frozenset[tuple[int, int, int]]:
-    """Elements of the values of which the graph reduces single dimensions, and these dimensions' sizes and strides."""
-    found = set()
-    for node in gm.graph.nodes:
-        source = tensor_meta(node.args[0]) if packet_name(node.target) in _OPS else None
-        if source is not None and is_concrete((*source.shape, *source.stride())) and source.dim():
-            dims = reduced_dims(node, source.dim())
-            if len(dims) == 1:
-                found.add((source.numel(), source.shape[dims[0]], source.stride(dims[0])))
-    return frozenset(found)
-
-
-def _rows_together(node: Node, limits: RowLimits, short: dict[int, int]) -> Split | None:
-    """The cut of a reduction of everything that there is one of for each of many short rows, as a loss has: into strips
-    whose rows a program goes through, so that nothing of each row goes to memory. A CPU, whose strips have no limit,
-    has few programs: it goes through all rows first."""
-    source, result = tensor_meta(node.args[0]), tensor_meta(node)
-    if source is None or result is None or not limits.strip_elements or not is_concrete(source.shape):
-        return None
-    rows = source.numel()
-    if result.numel() != 1 or source.is_complex() or rows < LONG_ROW or short.get(rows, 1) == 1:
-        return None
-    share = LONGEST_STRIP
-    while share > FEWEST_ROWS and (rows % share or rows // share < MANY * limits.programs):
-        share //= 2
-    if rows % share or not limits.programs <= rows // share <= LONG_ROW or short[rows] > LONGEST_SHORT_ROW:
-        return None
-    return Split(tuple(range(source.dim())), 0, rows // share, share, 0, together=True)
-
-
-def _results_together(node: Node, limits: RowLimits, dims_of_rows: Set[tuple[int, int, int]]) -> Split | None:
-    """The same cut of a reduction over all short rows of an image to as many results as they have elements, as each
-    class's share of the pixels' probabilities: where images are too few for a program each."""
-    source = tensor_meta(node.args[0])
-    if source is None or not limits.strip_elements or not is_concrete((*source.shape, *source.stride())):
-        return None
-    if source.is_complex() or _in_two_sweeps(node):
-        return None
-    dims = reduced_dims(node, source.dim())
-    size = prod(source.shape[d] for d in dims)
-    rows = next((source.numel() // n for d, n in enumerate(source.shape) if d not in dims
-                 and 1 < n <= LONGEST_SHORT_ROW and (source.numel(), n, source.stride(d)) in dims_of_rows), 0)
-    if size < LONG_COLUMN or not 0 < rows < size * limits.programs:
-        return None
-    wanted = min(-(-MANY * limits.programs * size // rows), size // FEWEST_ROWS)
-    parts = next((p for p in range(wanted, size // FEWEST_ROWS + 1) if size % p == 0 and size // p <= LONGEST_STRIP), 0)
-    if parts * rows < limits.programs * size or dims[-1] - dims[0] >= len(dims):
-        return None
-    return Split(dims, dims[0], parts, size // parts, 0, together=True)
 
 
 def _trailing(dims: tuple[int, ...], rank: int) -> int:
@@ -359,7 +239,8 @@ def _rewrite(gm: GraphModule, node: Node, name: str, plan: Split | _RowsFirst, m
             shape = [*value.shape[:plan.dim], plan.parts, plan.share, *value.shape[beyond:]]
             current = call(aten.reshape.default, current, shape)
             first = [plan.dim + 1] if plan.together else [d if d < plan.dim else d + 1 for d in plan.dims]
-            second = [plan.dim - sum(d < plan.dim for d in plan.dims)]
+            earlier = [d for d in plan.dims if d < plan.dim]
+            second = [*earlier, plan.dim] if plan.together else [plan.dim - len(earlier)]
         if name in ("aten.sum", "aten.mean"):
             wide = accumulation_type(value.dtype, result.dtype)
             stage = call(aten.sum.dim_IntList, current, first, dtype=wide)

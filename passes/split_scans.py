@@ -19,8 +19,9 @@ import torch
 from rooffuse.passes.graph import argument, call_like, is_concrete, packet_name, tensor_meta
 from rooffuse.passes.op_sets import POINTWISE
 from rooffuse.passes.pipeline import Pass
-from rooffuse.passes.row_limits import LONG_ROW, RowLimits
-from rooffuse.passes.split_reductions import LONG_COLUMN, ROW_SHARE, RUNNING
+from rooffuse.passes.row_limits import LONG_COLUMN, LONG_ROW, RowLimits
+from rooffuse.passes.split_reductions import ROW_SHARE
+from rooffuse.passes.strip_cuts import RUNNING
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node

@@ -22,7 +22,8 @@ import torch
 from rooffuse.passes.graph import call_like, packet_name, tensor_meta
 from rooffuse.passes.pipeline import Pass
 from rooffuse.passes.row_limits import RowLimits, reduced_dims, whole_rows
-from rooffuse.passes.split_reductions import Split, rows_reduced, split_of, strips_of
+from rooffuse.passes.split_reductions import rows_reduced, split_of
+from rooffuse.passes.strip_cuts import Split, strips_of
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node

@@ -20,6 +20,15 @@ def norm_over_channels(x: Tensor, weight: Tensor) -> Tensor:
     return (x - mean) * torch.rsqrt((x - mean).square().mean(1, keepdim=True) + 1e-6) * weight[:, None, None]
 
 
+def norm_over_channels_backward(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """What a root-mean-square norm of each pixel's channels gives to its input and to the channels' weights."""
+    wide, n = x.float(), x.shape[1]
+    rstd = torch.rsqrt(wide.square().mean(1, keepdim=True) + 1e-6)
+    inner = grad.float() * weight.view(-1, *[1] * (x.dim() - 2))
+    given = rstd * inner - wide * rstd ** 3 * (inner * wide).sum(1, keepdim=True) / n
+    return given.to(x.dtype), (grad.float() * wide * rstd).sum((0, *range(2, x.dim()))).to(x.dtype)
+
+
 def divergence(a: Tensor, b: Tensor) -> Tensor:
     return F.kl_div(F.log_softmax(a.float(), -1), F.log_softmax(b.float(), -1), log_target=True, reduction="batchmean")
 
@@ -149,6 +158,8 @@ def normalised_step(p: Tensor, g: Tensor, m: Tensor) -> None:
 
 @pytest.mark.parametrize("fn, shapes, launches", [
     (norm_over_channels, [(16, 192, 56, 56), (192,)], 1),
+    (norm_over_channels_backward, [(16, 96, 56, 56), (96,), (16, 96, 56, 56)], 2),
+    (norm_over_channels_backward, [(4, 512, 16384), (512,), (4, 512, 16384)], 2),
     (divergence, [(512, 32000), (512, 32000)], 2),
     (router, [(16384, 64)], 1),
     (shifted_windows, [(16, 56, 56, 96)], 1),
@@ -176,7 +187,8 @@ def normalised_step(p: Tensor, g: Tensor, m: Tensor) -> None:
     (overlap_of_classes, [(8, 4, 512, 512)] * 2, 2),
     (areas_and_entropy, [(32, 19, 256, 256)], 2),
     (partly_rotated, [(4, 2048, 32, 128), (128,), (4, 2048, 1, 32), (4, 2048, 1, 32)], 1),
-], ids=["channels", "divergence", "router", "windows", "heads", "moments", "loss", "decay", "gated", "vocabulary",
+], ids=["channels", "channels of images", "channels of few images", "divergence", "router",
+        "windows", "heads", "moments", "loss", "decay", "gated", "vocabulary",
         "vocabularies", "long rows", "images", "groups", "scan and total", "few rows", "words of few rows",
         "few long rows", "few images", "few sums", "overlap", "one of each row", "classes", "pixels", "similarity",
         "overlap of classes", "areas", "partly rotated"])

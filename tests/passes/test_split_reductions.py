@@ -201,11 +201,13 @@ def shares(x, dim):
     ((32, 5, 64, 256), (32, 5, 64, 256)),
     ((32, 2, 512, 64), (32, 2, 64, 512)),
     ((2, 3, 128, 1024), (2, 3, 1024, 128)),
+    ((8, 96, 56, 56), (8, 96, 28, 112)),
 ])
 @pytest.mark.parametrize("total", [torch.sum, torch.mean, torch.amax])
-def test_what_is_found_of_short_rows_is_reduced_so_many_rows_together(shape, parts, total):
+@pytest.mark.parametrize("images", [(), (0,)], ids=["each image", "all images"])
+def test_what_is_found_of_short_rows_is_reduced_so_many_rows_together(shape, parts, total, images):
     def fn(x):
-        return total(shares(x, 1), (2, 3))
+        return total(shares(x, 1), (*images, 2, 3))
 
     x = torch.randn(shape)
     gm = split_reductions(traced(fn, x), RowLimits(264, strip_elements=40960))
