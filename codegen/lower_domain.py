@@ -201,18 +201,18 @@ def _opened(target: Node, inside: set[Node], needs: RowNeeds, eager_rounding: bo
         axes, coords = _axes(shape_of(start), ())
     builder = NestBuilder(axes, eager_rounding)
     known = places(start, coords, inside, builder.ranges, axes)
+    order = [n for n in target.graph.nodes if n in inside]
     strips = {}
     if reductions and axes and needs.strips:
-        strips = strip_sizes(known, inside, axes, _nearest(reduction, coords, axes), once_a_row)
+        strips = strip_sizes(known, order, axes, _nearest(reduction, coords, axes), once_a_row)
     if (once_a_row or choose is _first) and not strips:
         return None
     for _ in range(1 if strips else MOST_CUTS):
-        cut, replaced = cut_strips(axes, strips) if strips else cut_segments(known, inside, axes)
+        cut, replaced = cut_strips(axes, strips) if strips else cut_segments(known, order, axes)
         if cut == axes:
             break
         axes, coords = cut, tuple(c.xreplace(replaced) for c in coords)
         builder = NestBuilder(axes, eager_rounding)
         known = places(start, coords, inside, builder.ranges, axes)
-    order = [n for n in target.graph.nodes if n in inside]
     return Domain(builder, known, follow_slices(known, order, builder.ranges),
                   follow_cutouts(known, order, builder.ranges) if reductions else {})
