@@ -81,14 +81,14 @@ class Domain:
         return unravel(ravel([a.symbol for a in axes], sizes), shape_of(node), self.builder.ranges)
 
     def alike(self, node: Node) -> Coords | None:
-        """The elements of ``node`` along the axes, if those are the dimensions of ``node`` and nothing is reduced, or
-        were laid out for a node of that shape."""
+        """The elements of ``node`` along the axes, or one for each row, if those are the dimensions of ``node`` or were
+        laid out for a node of that shape."""
         if self.own is not None and self.own[0] == shape_of(node):
             return self.own[1]
-        sizes = [a.size for a in self.builder.axes]
-        if any(a.kind != "parallel" for a in self.builder.axes) or sizes != [n for n in shape_of(node) if n != 1]:
+        axes = [a for a in self.builder.axes if not a.reduction]
+        if any(a.strip for a in axes) or [a.size for a in axes] != [n for n in shape_of(node) if n != 1]:
             return None
-        symbols = iter([a.symbol for a in self.builder.axes])
+        symbols = iter([a.symbol for a in axes])
         return tuple(next(symbols) if n != 1 else Integer(0) for n in shape_of(node))
 
 
@@ -161,7 +161,8 @@ def own_domain(target: Node, inside: set[Node], needs: RowNeeds, eager_rounding:
         return None
     widest = max(reductions, key=width)
     if widest.count <= MOST_SLICES:
-        if numel_of(target) > MOST_SPREAD * (prod(widest.shape) // widest.count):
+        few = all(prod(r.shape) <= MOST_SLICES for r in reductions)  # next to nothing, however often it is computed
+        if numel_of(target) > MOST_SPREAD * (prod(widest.shape) // widest.count) and not few:
             return None
         axes, coords = _axes(shape, ())
     else:

@@ -142,6 +142,9 @@ def _place(target: Part, nests: list[_OpenNest], members: set[Node], buffers: di
     visited = lower_stores.iterated(node) if target.in_place else node
     source = lower_stores.written_value(node) if target.in_place else node
     start = source if numel_of(source) == numel_of(visited) else visited
+    if target.in_place and not needs.rows(start):  # places that are found in rows, as the likeliest class of each
+        reduced = (n for n in lower_stores.positions(node) if needs.rows(n) and numel_of(n) == numel_of(visited))
+        start = next(reduced, start)
     reason = NotLowerable(f"{node.name}: no axes visit each of its elements once")
     for form in (None, *forms):
         domain = form(start, members, needs, eager_rounding) if form is not None else None

@@ -1,7 +1,7 @@
 """Operators that write into memory that is there already: as stores of a kernel, at the places that they name."""
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from sympy import Expr
@@ -43,6 +43,13 @@ def iterated(node: Node) -> Node:
     return node if op_name(node) == "copy_" else written_value(node)
 
 
+def positions(node: Node) -> list[Node]:
+    """What says where a store writes; nothing for copies."""
+    if op_name(node) == "index_put_":
+        return [n for n in node.args[1] if n is not None]
+    return [] if op_name(node) == "copy_" else [node.args[2]]
+
+
 def refusal(node: Node) -> str | None:
     """Why a store can't be part of a kernel, or None."""
     name, value = op_name(node), written_value(node)
@@ -52,7 +59,7 @@ def refusal(node: Node) -> str | None:
         return f"{node.name} writes through an expanded tensor"
     if accumulates(node) and dtype_of(node) not in _ADDED:
         return f"{node.name} adds up numbers of type {dtype_of(node)}"
-    indices: list[Any] = [n for n in node.args[1] if n is not None] if name == "index_put_" else [node.args[2]]
+    indices = positions(node)
     for index in indices:
         if dtype_of(index) not in (torch.int32, torch.int64):
             return f"{node.name} has positions of type {dtype_of(index)}"

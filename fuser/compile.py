@@ -27,6 +27,7 @@ from rooffuse.passes import (
     grouped_products_pass,
     interpolations_pass,
     large_windows_pass,
+    padded_results_pass,
     quick_types_pass,
     run_passes,
     scatters_pass,
@@ -125,6 +126,7 @@ def plan_graph(gm: GraphModule, target: Target, options: Options, dump: Dump | N
               vector_products_pass(target.language == "cpp"), quick_types_pass(target.device),
               EQUAL_EXTENTS_PASS, split_variance_pass(limits), split_softmax_pass(limits), split_scans_pass(limits),
               split_reductions_pass(limits),
+              padded_results_pass(lambda n: refusal(n) is None),
               CSE_PASS,  # the parts of a sum and of a scan of the same are equal
               FILLED_MEMORY_PASS, scatters_pass(lambda n: refusal(n) is None))
     graph = run_passes(gm, passes, lint=options.verify or dump is not None,

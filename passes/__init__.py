@@ -27,6 +27,7 @@ from rooffuse.passes.memory_plan import (
     plan_memory,
 )
 from rooffuse.passes.op_sets import GATHERS, LIBRARY, POINTWISE, PRIMITIVES, REDUCTIONS, VIEWS, aot_decompositions
+from rooffuse.passes.padded_results import padded_results_pass
 from rooffuse.passes.pipeline import CSE_PASS, PIPELINE, Pass, run_passes
 from rooffuse.passes.pooled_places import pooled_places
 from rooffuse.passes.quick_types import quick_types_pass
@@ -77,6 +78,7 @@ __all__ = [
     "joined_results_pass",
     "kept_dims",
     "large_windows_pass",
+    "padded_results_pass",
     "peak_live_bytes",
     "plan_memory",
     "pooled_places",

@@ -145,7 +145,8 @@ def results_together(node: Node, limits: RowLimits, dims_of_rows: Set[tuple[int,
     rows, row = next(((source.numel() // n, n) for d, n in enumerate(source.shape) if d not in dims
                       and 1 < n <= LONGEST_SHORT_ROW and (source.numel(), n, source.stride(d)) in dims_of_rows), (0, 0))
     least = limits.programs // (RUNNING if row >= FEWEST_ROWS else 1)
-    if size < FEWEST_ROWS or rows < LONG_COLUMN or not 0 < rows < size * limits.programs:
+    if size < FEWEST_ROWS or prod(source.shape[d] for d in dims) < LONG_COLUMN or (
+            not 0 < rows < size * limits.programs):
         return None
     cuts = [p for p in range(1, size // FEWEST_ROWS + 1) if size % p == 0 and size // p <= LONGEST_STRIP
             and size // p % ACROSS == 0 and _whole_axes(size // p, [source.shape[d] for d in pixels])]
