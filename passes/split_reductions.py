@@ -35,6 +35,7 @@ from rooffuse.passes.scan_totals import TOTALS
 from rooffuse.passes.strip_cuts import (
     Split,
     dims_of_rows_in,
+    in_two_sweeps,
     results_together,
     rows_together,
     short_rows,
@@ -163,7 +164,7 @@ def _rows_first(node: Node, meeting: Rows, wide: Rows) -> _RowsFirst | None:
     dims, last = reduced_dims(node, source.dim()), source.dim() - 1
     if last not in dims or prod(source.shape[d] for d in dims[:-1]) == 1 or source.stride(-1) != 1:
         return None
-    if (prod(source.shape[:-1]), source.shape[-1]) in meeting:
+    if (prod(source.shape[:-1]), source.shape[-1]) in meeting and not in_two_sweeps(node):
         return _RowsFirst(dims, 1)
     for along in range(2, len(dims)):
         row = prod(source.shape[-along:])

@@ -53,7 +53,7 @@ def strips_of(node: Node, limits: RowLimits, meeting: Rows) -> Split | None:
     if not dims or dims != tuple(range(dims[0], dims[-1] + 1)) or dims[-1] == source.dim() - 1:
         return None
     if (rows, source.shape[-1]) not in meeting or not rows or source.stride(-1) != 1 or (
-            dims[0] > 0 and _in_two_sweeps(node)):
+            dims[0] > 0 and in_two_sweeps(node)):
         return None
     if not limits.keeps_strips(source.shape[-1], packet_name(node.target) in SUMS):
         return None
@@ -68,7 +68,7 @@ def strips_of(node: Node, limits: RowLimits, meeting: Rows) -> Split | None:
     return Split(dims, dim, parts, size // parts, 0)
 
 
-def _in_two_sweeps(node: Node) -> bool:
+def in_two_sweeps(node: Node) -> bool:
     """Whether a sum needs another one of the same shape first, as a variance its mean, or one of what there is one of
     for each row, as attention's sums of values a softmax, or such a one needs it: a strip gives only a part of both."""
     shape, dims = node.args[0].meta["val"].shape, reduced_dims(node, node.args[0].meta["val"].dim())  # type: ignore
@@ -136,7 +136,7 @@ def results_together(node: Node, limits: RowLimits, dims_of_rows: Set[tuple[int,
     source = tensor_meta(node.args[0])
     if source is None or not limits.strip_elements or not is_concrete((*source.shape, *source.stride())):
         return None
-    if source.is_complex() or _in_two_sweeps(node):
+    if source.is_complex() or in_two_sweeps(node):
         return None
     dims = reduced_dims(node, source.dim())
     first = next((d for d, after in zip(dims[-2::-1], dims[:0:-1]) if after - d > 1), None)
