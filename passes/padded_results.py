@@ -10,8 +10,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from rooffuse.passes.graph import argument, aten, call_like, is_concrete, packet_name, same_layout, tensor_meta
+from rooffuse.passes.graph import aten, call_like, packet_name, same_layout, tensor_meta
 from rooffuse.passes.op_sets import POINTWISE, REDUCTIONS
+from rooffuse.passes.padding import padding_of
 from rooffuse.passes.pipeline import Pass
 from torch._guards import detect_fake_mode
 from torch.fx import GraphModule, Node
@@ -20,9 +21,8 @@ from torch.fx import GraphModule, Node
 _PASSING = frozenset({"aten.clone", "aten._to_copy", "aten.view", "aten.reshape", "aten._unsafe_view", "aten.permute",
                       "aten.transpose", "aten.t", "aten.unsqueeze", "aten.squeeze", "aten.alias", "aten.detach"})
 _REDUCING = REDUCTIONS | {"aten.cumsum", "aten.cumprod", "aten.logcumsumexp"}
-#: Most operators from the padded tensor back to what is reduced, and most dimensions that are padded: each gives two
-#: loops of constants.
-MOST_STEPS, MOST_DIMS = 64, 2
+#: Most operators from the padded tensor back to what is reduced.
+MOST_STEPS = 64
 
 
 def padded_results_pass(lowers: Callable[[Node], bool]) -> Pass:
@@ -40,7 +40,7 @@ def padded_results(gm: GraphModule, lowers: Callable[[Node], bool]) -> GraphModu
     if mode is None:
         return gm
     for node in list(gm.graph.nodes):
-        found = _padding(node)
+        found = padding_of(node) if node.target is not aten.cat.default else None
         if found is None or not _goes_to_memory(node, lowers):
             continue
         source, pads, fill = found
@@ -54,30 +54,6 @@ def padded_results(gm: GraphModule, lowers: Callable[[Node], bool]) -> GraphModu
             node.replace_all_uses_with(current)
     gm.graph.eliminate_dead_code()
     return gm
-
-
-def _padding(node: Node) -> tuple[Node, list[tuple[int, int]], Any] | None:
-    """What is padded, by how many elements before and after along each dimension, and with what."""
-    value = tensor_meta(node)
-    if value is None or not value.is_contiguous() or not is_concrete(value.shape):
-        return None
-    pads = [(0, 0)] * value.dim()
-    if node.target is aten.constant_pad_nd.default:
-        sizes = list(node.args[1])
-        for k in range(len(sizes) // 2):
-            pads[-1 - k] = sizes[2 * k], sizes[2 * k + 1]
-        if min(sizes) < 0 or sum(pad != (0, 0) for pad in pads) > MOST_DIMS:
-            return None
-        return node.args[0], pads, argument(node, "value")
-    if node.target is not aten.slice_scatter.default or argument(node, "step") != 1:
-        return None
-    base, source = node.args[:2]
-    if base.target is not aten.full.default or source.meta["val"].dtype != value.dtype:
-        return None
-    dim = argument(node, "dim") % value.dim()
-    start, stop, _ = slice(argument(node, "start"), argument(node, "end")).indices(value.shape[dim])
-    pads[dim] = start, value.shape[dim] - stop
-    return source, pads, base.args[1]
 
 
 def _goes_to_memory(node: Node, lowers: Callable[[Node], bool]) -> bool:

@@ -18,6 +18,7 @@ from rooffuse.passes.decompose import decompose
 from rooffuse.passes.exclusive_scans import exclusive_scans
 from rooffuse.passes.foreach import expand_foreach
 from rooffuse.passes.grouped_heads import grouped_heads
+from rooffuse.passes.joined_pads import joined_pads
 from rooffuse.passes.kept_dims import kept_dims
 from rooffuse.passes.negated_views import negated_views
 from rooffuse.passes.one_device import one_device
@@ -60,7 +61,7 @@ def _pass(function: GraphPass) -> Pass:
 PIPELINE: tuple[Pass, ...] = tuple(
     map(_pass, (negated_views, strided_places, expand_foreach, pooled_places, decompose, complex_pairs, dce,
                 constant_fold, one_device, redundant, grouped_heads, exclusive_scans, scan_totals, whole_writes,
-                reduced_pieces, cse, kept_dims, redundant, dce, added_scatters, reinplace, dce))
+                joined_pads, reduced_pieces, cse, kept_dims, redundant, dce, added_scatters, reinplace, dce))
 )
 
 
