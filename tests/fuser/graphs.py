@@ -11,12 +11,14 @@ from rooffuse.cost_model import get_device
 from rooffuse.grouping import Grouping, group_graph, memoised_lowering
 from rooffuse.options import Options
 from rooffuse.pricing import GroupPricer
+from rooffuse.program import CallStep, KernelStep
+from rooffuse.step_prices import step_price
 from rooffuse.targets import target_for
 from rooffuse.units import Units
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-__all__ = ["grouped", "groups_of", "lower_group", "planned", "trace"]
+__all__ = ["floor_and_steps", "grouped", "groups_of", "lower_group", "planned", "trace"]
 
 
 def trace(fn: Callable[..., Any], *args: torch.Tensor) -> GraphModule:
@@ -37,3 +39,11 @@ def groups_of(grouping: Grouping) -> list[list[str]]:
 
 def planned(fn: Callable[..., Any], *args: torch.Tensor, device: str = "h100", **options: Any) -> Plan:
     return plan_graph(trace(fn, *args), target_for(get_device(device)), Options(verify=True, **options))
+
+
+def floor_and_steps(fn: Callable[..., Any], *args: torch.Tensor, written: int) -> tuple[float, int]:
+    """Bytes of all launches on a GPU over those of the arguments and the ``written`` ones, and how many launches."""
+    target = target_for(get_device("h100"))
+    steps = [s for s in planned(fn, *args).program.steps if isinstance(s, KernelStep | CallStep)]
+    moved = sum(int(step_price(s, target).cost.bytes) for s in steps)
+    return moved / (sum(a.nbytes for a in args) + written), len(steps)

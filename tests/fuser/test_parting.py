@@ -6,15 +6,11 @@ from collections.abc import Callable
 import networkx as nx
 import pytest
 import torch
-from rooffuse.cost_model import get_device
 from rooffuse.group_state import GroupState
-from rooffuse.program import CallStep, KernelStep
-from rooffuse.step_prices import step_price
-from rooffuse.targets import target_for
 from torch import Tensor
 from torch.fx import Graph
 
-from .graphs import planned
+from .graphs import floor_and_steps
 
 
 def response_norm_gradients(x: Tensor, w: Tensor, d: Tensor) -> tuple[Tensor, ...]:
@@ -44,14 +40,6 @@ def segment_norm(x: Tensor, at: Tensor) -> Tensor:
     y = x - mean[at]
     variance = torch.zeros(32, x.shape[1], device=x.device).index_add(0, at, y * y) / count
     return y * (variance[at] + 1e-5).rsqrt()
-
-
-def floor_and_steps(fn: Callable[..., object], *args: Tensor, written: int) -> tuple[float, int]:
-    """Bytes of all launches over those of the arguments and the ``written`` ones, and how many launches."""
-    target = target_for(get_device("h100"))
-    steps = [s for s in planned(fn, *args).program.steps if isinstance(s, KernelStep | CallStep)]
-    moved = sum(step_price(s, target).cost.bytes for s in steps)
-    return moved / (sum(a.nbytes for a in args) + written), len(steps)
 
 
 def test_sums_that_no_statistic_is_needed_for_are_had_with_it() -> None:
