@@ -122,6 +122,11 @@ case("concat_then_softmax", lambda x, y: F.softmax(torch.cat([x, y], -1), -1), (
 case("stack", lambda x, y: torch.stack([x, y, x + y], 1), (5, 3), (5, 3))
 case("stack_sums", lambda x, y: torch.stack([x.sum(-1), (x * y).sum(-1), y.amax(-1)]), (5, 33), (5, 33))
 case("stack_interleaved", lambda x, y: torch.stack([x * y, x + y], -1).flatten(-2), (5, 6), (5, 6))
+case("stack_of_products", lambda x: torch.stack(  # of the numbers of a normalised row, as spherical harmonics are
+    [(n := F.normalize(x, dim=-1)).select(-1, 0) * n.select(-1, 1), n.select(-1, 1) * n.select(-1, 2)], -1), (2, 50, 3))
+case("concat_row_and_products", lambda x: torch.cat(
+    [n := F.normalize(x, dim=-1), (n[:, 0] * n[:, 1])[:, None], (n[:, 0] * n[:, 2])[:, None]], -1), (70, 5))
+case("stack_of_different_rows", lambda x, y: torch.stack([x.sum(-1), y.amax(-1)], -1), (50, 3), (50, 5))
 case("stack_of_steps", recurrence, (2, 12, 5, 3), (2, 12, 5, 3), (2, 12, 3))
 case("stack_of_concats", lambda x, y: torch.stack([torch.cat([x, y]), torch.cat([y * 2, x])], 1), (5, 3), (2, 3))
 case("concat_first", lambda x, y: torch.cat([x, y * 2, x + 1], 0), (5, 3, 2), (1, 3, 2))

@@ -27,11 +27,14 @@ def conditions(kernel: Kernel) -> int:
     ("concat", 3, 2, 1),
     ("concat_middle", 3, 2, 2),
     ("concat_with_itself", 3, 1, 1),
-    ("concat_own_nests", 3, 3, 3),
+    ("concat_own_nests", 3, 3, 2),
     ("concat_permuted", 2, 2, 2),
     ("stack_interleaved", 2, 2, 1),
     ("stack_of_concats", 4, 2, 2),
     ("stack_sums", 3, 2, 1),
+    ("stack_of_products", 2, 4, 1),
+    ("concat_row_and_products", 3, 4, 1),
+    ("stack_of_different_rows", 2, 4, 1),
 ])
 def test_each_piece_is_stored_once_without_conditions(name: str, stores: int, loads: int, nests: int) -> None:
     kernel = kernel_of(BY_NAME[name].fn, *BY_NAME[name].inputs())

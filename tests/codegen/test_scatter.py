@@ -88,6 +88,10 @@ WRITES: dict[str, tuple[Callable[..., Any], Callable[[], list[Tensor]]]] = {
                                                   torch.randn(2, 3, 7, 64)]),
     "reduced_rows_added": (lambda x, i, v: x.index_add_(0, i, v.exp().sum(-1)),
                            lambda: [torch.randn(6), integers(6, 40), torch.randn(40, 33)]),
+    "counts_of_the_largest": (lambda h, x: h.scatter_add_(0, x.argmax(1).flatten(), torch.ones(3 * 13 * 5)),
+                              lambda: [torch.randn(7), torch.randn(3, 7, 13, 5)]),
+    "added_at_the_largest": (lambda h, x, v: aten.index_put_(h, [x.argmax(-1), x.argmin(-1)], v.exp(), True),
+                             lambda: [torch.randn(19, 19), torch.randn(40, 19), torch.randn(40)]),
 }
 
 
@@ -119,6 +123,12 @@ def test_all_targets_write_what_eager_writes(name: str, kernels: dict[str, Lower
         mine = [t.clone() for t in inputs]
         run(kernels[name], mine)
         assert_same(mine, expected)
+
+
+@pytest.mark.parametrize("name", ["counts_of_the_largest", "added_at_the_largest"])
+def test_places_are_found_in_rows_where_something_is_written(name: str, kernels: dict[str, Lowered]) -> None:
+    nest, = kernels[name].group.kernel.nests
+    assert len(nest.reduction) == 1 and nest.parallel
 
 
 @pytest.mark.parametrize("name", ["rows_added", "elements_added", "put_apart", "integers_added", "reduced_rows_added"])
