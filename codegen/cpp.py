@@ -269,17 +269,19 @@ class NestPrinter(PointwiseForm):
         if self._apart is not None:
             for piece in pieces:
                 with self._in_piece(lane, piece):
-                    self._print_apart(phase.reduces, lane, self._apart, piece, streams,
-                                      lambda parts: self._add_row(body, parts, "[l]", computed),
-                                      self._repeatable(phase.reduces, body))
+                    for _ in self._settled(body, lane):
+                        self._print_apart(phase.reduces, lane, self._apart, piece, streams,
+                                          lambda parts: self._add_row(body, parts, "[l]", computed),
+                                          self._repeatable(phase.reduces, body))
             return
         here = [s for s in body if isinstance(s, Reduce) and not s.strip and s.name not in self._summed]
         segments = [r for r in here if self._in_lanes(r)]
         lanes = self._lanes_apart(segments, body, lane, pieces) if segments == here and len(pieces) == 1 else None
         if lanes is not None:
             self._open_lanes(segments, lanes)
-            self._print_apart((), lane, lanes, pieces[0], streams,
-                              lambda _: self._add_row(body, False, "[l]", computed))
+            for _ in self._settled(body, lane):
+                self._print_apart((), lane, lanes, pieces[0], streams,
+                                  lambda _: self._add_row(body, False, "[l]", computed))
             self._close_lanes(segments, lanes)
             return
         online = [r for r in here if r.op == "expsum"]
@@ -305,16 +307,11 @@ class NestPrinter(PointwiseForm):
             if blocked:
                 low, high = "block", f"RF_MIN(block + {blocked}, INT64_C({lane.size}))"
             with self._in_piece(lane, (first, last)):
-                known = self._conditions_before(body, lane, {})
-                for holds in (True, False) if known else (True,):  # one that all share makes g++ add one by one
-                    if known:
-                        self.open(f"if ({' & '.join(known)})" if holds else "else")
-                        self._settle(known, holds)
+                for _ in self._settled(body, lane):
                     if self._scans_in_blocks(body):
                         self._print_scan_blocks(
                             body, lane, (low, high), lambda reduces: self._clauses(reduces, parts),
                             lambda stage: self._add_row(stage, parts, "", computed))
-                        self.close(bool(known))
                         continue
                     streamed = [] if clauses is None else self._streamed(lane, body, first)
                     with self._lane_blocks(lane, low, high, streamed) as (control, start):
@@ -325,7 +322,6 @@ class NestPrinter(PointwiseForm):
                             self.add(start)
                         self._add_row(body, parts or self._short, f"[{lane.symbol}]" if self._short else "", computed)
                         self.close()
-                    self.close(bool(known))
         self._close_online(online, f"RF_MIN(INT64_C({blocked}), {lane.size} - block)")
         self._close_lanes(segments)
         self._close_parts(blocks)

@@ -117,10 +117,24 @@ class CutLoops(ColumnForm):
         return any(s == axis.symbol or (s not in self.nest.ranges and axis.symbol in self.nest.scopes[s.name])
                    for s in index.free_symbols)
 
-    def _settle(self, conditions: Sequence[str], hold: bool) -> None:
-        """Where all of ``conditions`` hold, or not all: then a single one doesn't."""
-        if hold or len(conditions) == 1:
-            self.add("const bool " + ", ".join(f"{name} = {str(hold).lower()}" for name in conditions) + ";")
+    def _settled(self, body: Sequence[Stmt], lane: Axis) -> Iterator[None]:
+        """A loop for each outcome of the conditions that are known before it: the sides of a concatenation, or whether
+        all hold. One condition that all lanes share makes g++ add one by one."""
+        conditions = self._conditions_before(body, lane, {})
+        sides = self._opposites(conditions)
+        for holds in (True, False) if conditions else ():
+            if sides is not None:
+                now = self._following({sides[0]: holds, sides[1]: not holds}, conditions)
+            else:  # where not all of several hold, any of them may
+                now = dict.fromkeys(conditions, holds) if holds or len(conditions) == 1 else {}
+            asked = [sides[0]] if sides is not None else conditions
+            self.open(f"if ({' & '.join(asked)})" if holds else "else")
+            if now:
+                self.add("const bool " + ", ".join(f"{n} = {str(t).lower()}" for n, t in now.items()) + ";")
+            yield
+            self.close()
+        if not conditions:
+            yield
 
     def _opposites(self, conditions: Sequence[str]) -> tuple[str, str] | None:
         """Two of ``conditions`` of which always exactly one holds: the sides of a concatenation."""
