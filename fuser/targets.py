@@ -111,6 +111,8 @@ class Target:
                 self._check_scans(kernel, nest)
             if self.language == "cpp" and contraction_of(nest) is None and crosses(kernel, nest, CPU_ROW_BYTES):
                 raise NotLowerable("it would read and write along different axes while it reduces")
+            if self.language == "cpp" and nest.segmented and not memory_along_rows(nest):
+                raise NotLowerable("segments of rows would be reduced across memory")
             if self.language == "cpp" and (times := _reduced_again(nest)) >= MOST_TIMES:
                 raise NotLowerable(f"the same rows would be reduced {times} times")
         kernel = merge_online(kernel, lambda k, nest: memory_along_rows(nest) and self._sweeps_far(k, nest))
