@@ -37,8 +37,6 @@ PRELUDE = r"""#include <stdint.h>
 extern "C" {
 float lgammaf(float) noexcept;
 double lgamma(double) noexcept;
-float fmodf(float, float) noexcept;
-double fmod(double, double) noexcept;
 }
 typedef uint16_t rf_bf16;
 typedef uint16_t rf_fp16;

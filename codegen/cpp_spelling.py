@@ -115,7 +115,7 @@ CPP_OPS: dict[str, Spelling] = {
     "exp": _exp, "tanh": _inline("tanh"), "erf": _inline("erf"),
     **{name: _builtin(name) for name in ("sqrt", "floor", "ceil", "trunc")},
     "round": _builtin("rint"), "abs": _by_kind(_builtin("fabs"), "({0} < 0 ? -{0} : {0})"), "neg": "-{0}",
-    "lgamma": _math("lgamma"), "fmod": _by_kind(_math("fmod"), "rf_mod({0}, {1})"), "rsqrt": _rsqrt,
+    "lgamma": _math("lgamma"), "fmod": _by_kind(_lane("fmod"), "rf_mod({0}, {1})"), "rsqrt": _rsqrt,
     "sigmoid": _sigmoid, "cast": _cast, "round_to": _round_to, "bits": _bits, "from_bits": _from_bits,
     "isnan": "{0} != {0}",
     "isinf": "__builtin_isinf({0}) != 0", "not": "!{0}", "invert": "~{0}",
