@@ -15,6 +15,7 @@ from rooffuse.codegen.build_cpp import FLAGS, find_compiler
 from rooffuse.codegen.cache import DiskCache
 from rooffuse.codegen.cpp_cuts import LONGEST_STRIDE
 from rooffuse.codegen.cpp_unit import print_function, print_unit
+from rooffuse.codegen.triton_tiles import memory_along_rows
 from rooffuse.compile import kernel_steps, step_source
 from rooffuse.targets import local_target
 from torch import Tensor
@@ -242,3 +243,25 @@ def test_values_that_only_held_ones_are_made_of_are_not_held() -> None:
     text = printed(fn, torch.randn(64, 640))
     held = set(re.findall(r"(held_\w+)\[", text))
     assert held and all(f"= {name}[" in text for name in held)
+
+
+def test_rows_of_what_is_concatenated_along_other_axes_are_printed_for_each_piece(cache: DiskCache) -> None:
+    """As the channels of a skip connection are before a group norm, or a token before the others."""
+    def fn(x: Tensor, y: Tensor) -> Tensor:
+        return F.group_norm(torch.cat([x, y], 1), 3)
+
+    x, y = torch.randn(2, 7, 9, 20), torch.randn(2, 5, 9, 20)
+    text = printed(fn, x, y)
+    assert re.search(r"if \(v\d+\)", text) and not re.search(r"if \(v\d+ & v\d+\)", text)
+    checked(fn, x, y, cache=cache)
+
+
+def test_segments_of_rows_across_memory_are_reduced_by_themselves(cache: DiskCache) -> None:
+    """Their loops would read one element of each line of memory."""
+    def fn(x: Tensor) -> Tensor:
+        return (x - x.mean(0)) / (x.std(0) + 1e-5)
+
+    plan = planned(fn, torch.empty(8192, 4096, dtype=torch.bfloat16), device="cpu")
+    nests = [n for s in kernel_steps(plan.program) for n in s.group.lowered.kernel.nests]
+    assert nests and not any(n.segmented and not memory_along_rows(n) for n in nests)
+    checked(fn, torch.randn(300, 33), cache=cache)

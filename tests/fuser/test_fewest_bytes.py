@@ -12,7 +12,7 @@ from rooffuse.step_prices import step_price
 from rooffuse.targets import target_for
 from torch import Tensor
 
-from .graphs import planned
+from .graphs import floor_and_steps, planned
 
 
 def norm_over_channels(x: Tensor, weight: Tensor) -> Tensor:
@@ -281,3 +281,13 @@ def test_both_factors_of_a_gram_matrix_are_read_once() -> None:
     moved = [step_price(s, target_for(get_device("h100"))).cost.bytes for s in plan.program.steps
              if isinstance(s, CallStep)]
     assert moved == [x.nbytes + 2 * 512 * 512, 3 * 2 * 512 * 512]
+
+
+@pytest.mark.parametrize("reduced", [lambda y: y.amax(-1), lambda y: y.mean((2, 3))], ids=["neighbours", "images"])
+def test_batch_statistics_take_one_sweep_whatever_is_reduced_of_the_normalised(reduced: Callable) -> None:
+    def fn(x: Tensor) -> Tensor:
+        return reduced(F.batch_norm(x, None, None, training=True).relu())
+
+    x = torch.empty(64, 256, 28, 28, dtype=torch.bfloat16)
+    moved, launches = floor_and_steps(fn, x, written=0)
+    assert moved < 2.1 and launches == 2
