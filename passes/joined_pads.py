@@ -19,16 +19,19 @@ from torch.fx import GraphModule, Node
 
 #: Most terms of one sum.
 MOST_TERMS = 64
+_WRITES = frozenset({aten.slice_scatter.default, aten.select_scatter.default})
 
 
 @dataclass(frozen=True)
 class _Padded:
-    """``source`` at places ``start`` to ``stop`` of dimension ``dim``, zero elsewhere; ``picked``, without ``dim``."""
+    """``source`` at places ``start`` to ``stop`` of dimension ``dim``, zero elsewhere; ``picked``, without ``dim``. The
+    dimensions are those of ``shape``, in which every so many places of one are a dimension of their own."""
 
     dim: int
     start: int
     stop: int
     source: Node
+    shape: tuple[int, ...]
     picked: bool = False
 
 
@@ -69,33 +72,36 @@ def _terms(node: Node) -> list[Node]:
 
 def _join(node: Node, mode: Any) -> None:
     terms = _terms(node)
-    found: dict[tuple[int, int, int], list[_Padded]] = {}
+    found: dict[tuple[int, int], list[_Padded]] = {}
+    spaces: set[tuple[int, tuple[int, ...]]] = set()
     others: list[Node] = []
     for term in terms:
         part = _padded(term) if len(term.users) == 1 else None
         if part is not None:
-            found.setdefault((part.start, part.stop, part.dim), []).append(part)
+            found.setdefault((part.start, part.stop), []).append(part)
+            spaces.add((part.dim, part.shape))
         else:
             others.append(term)
-    places, dims = sorted(found), {dim for _, _, dim in found}
-    if sum(map(len, found.values())) < 2 or len(others) > (len(places) == len(terms) - 1) or len(dims) > 1 or any(
+    places = sorted(found)
+    if sum(map(len, found.values())) < 2 or len(others) > (len(places) == len(terms) - 1) or len(spaces) > 1 or any(
             before[1] > after[0] for before, after in zip(places, places[1:])):
         return
-    value, (dim,) = node.meta["val"], dims
+    value, ((dim, shape),) = node.meta["val"], spaces
     with node.graph.inserting_before(node):
         pieces: list[Node] = []
         reached = 0
-        for start, stop, _ in [*places, (value.shape[dim],) * 3]:
+        for start, stop in [*places, (shape[dim], shape[dim])]:
             if start > reached:
-                shape = [*value.shape[:dim], start - reached, *value.shape[dim + 1:]]
-                pieces.append(call_like(node, mode, aten.full.default, shape, 0, dtype=value.dtype,
-                                        device=value.device))
+                gap = [*shape[:dim], start - reached, *shape[dim + 1:]]
+                pieces.append(call_like(node, mode, aten.full.default, gap, 0, dtype=value.dtype, device=value.device))
             parts = [call_like(node, mode, aten.unsqueeze.default, p.source, dim) if p.picked else p.source
-                     for p in found.get((start, stop, dim), ())]
+                     for p in found.get((start, stop), ())]
             if parts:
                 pieces.append(reduce(lambda a, b: call_like(node, mode, aten.add.Tensor, a, b), parts))
             reached = stop
         joined = call_like(node, mode, aten.cat.default, pieces, dim)
+        if shape != tuple(value.shape):
+            joined = call_like(node, mode, aten.reshape.default, joined, list(value.shape))
         for other in others:
             joined = call_like(node, mode, aten.add.Tensor, joined, other)
     if same_layout(joined.meta["val"], value):
@@ -103,19 +109,32 @@ def _join(node: Node, mode: Any) -> None:
 
 
 def _padded(node: Node) -> _Padded | None:
-    if node.target is aten.select_scatter.default:
+    value = tensor_meta(node)
+    if value is None:
+        return None
+    shape = tuple(value.shape)
+    if node.target in _WRITES:
         base, source = node.args[:2]
-        index, dim = argument(node, "index"), argument(node, "dim") % node.meta["val"].dim()
-        if base.target is not aten.full.default or base.args[1] != 0 or not isinstance(index, int):
+        dim = argument(node, "dim") % value.dim()
+        if base.target is not aten.full.default or base.args[1] != 0 or source.meta["val"].dtype != value.dtype:
             return None
-        at = index % node.meta["val"].shape[dim]
-        return _Padded(dim, at, at + 1, source, picked=True)
+        if node.target is aten.select_scatter.default:
+            index = argument(node, "index")
+            at = index % shape[dim] if isinstance(index, int) else 0
+            return _Padded(dim, at, at + 1, source, shape, picked=True) if isinstance(index, int) else None
+        step = argument(node, "step")
+        if step != 1:
+            start, stop, _ = slice(argument(node, "start"), argument(node, "end")).indices(shape[dim])
+            if shape[dim] % step or start >= step or len(range(start, stop, step)) != shape[dim] // step:
+                return None
+            shape = (*shape[:dim], shape[dim] // step, step, *shape[dim + 1:])
+            return _Padded(dim + 1, start, start + 1, source, shape, picked=True)
     found = padding_of(node)
     if found is None or found[2] != 0:
         return None
     source, pads, _ = found
     dims = [d for d, pad in enumerate(pads) if pad != (0, 0)]
-    if len(dims) != 1 or source.meta["val"].dtype != node.meta["val"].dtype:
+    if len(dims) != 1 or source.meta["val"].dtype != value.dtype:
         return None
     before, after = pads[dims[0]]
-    return _Padded(dims[0], before, node.meta["val"].shape[dims[0]] - after, source)
+    return _Padded(dims[0], before, shape[dims[0]] - after, source, shape)

@@ -54,6 +54,17 @@ def rows(x: Tensor, y: Tensor) -> Tensor:
     return aten.add(aten.add(row(zeros(), x[0], 0, 2), row(zeros(), y[3], 0, -1)), part(zeros(), y[:2], 0, 0, 2))
 
 
+def even_and_odd(x: Tensor, y: Tensor) -> Tensor:
+    """As gates that take turns with what they are for."""
+    wide = aten.full.default([4, 14], 0, dtype=torch.float32)
+    return aten.add(part(wide, x, 1, 0, None, 2), part(wide, y, 1, 1, 1 << 62, 2))
+
+
+def every_third(x: Tensor, y: Tensor) -> Tensor:
+    wide = aten.full.default([12, 7], 0, dtype=torch.float32)
+    return aten.add(part(wide, x, 0, 2, 12, 3), part(wide, y, 0, 0, 10, 3))
+
+
 def pads_and_another(x: Tensor, y: Tensor) -> Tensor:
     first = aten.add(aten.constant_pad_nd(x[:, 1:4], [0, 4]), y)
     return aten.add(first, aten.constant_pad_nd(x[:, 4:], [4, 0]))
@@ -64,7 +75,8 @@ def concatenations(x: Tensor, y: Tensor) -> Tensor:
     return aten.add(aten.cat([some, x[:, :5]], 1), aten.cat([y[:, 5:], aten.full.default([4, 5], 0)], 1))
 
 
-@pytest.mark.parametrize("fn", [slices, slices_from_the_end_with_a_gap, the_same_slice_twice, rows, pads_and_another,
+@pytest.mark.parametrize("fn", [slices, slices_from_the_end_with_a_gap, the_same_slice_twice, rows, even_and_odd,
+                                every_third, pads_and_another,
                                 concatenations], ids=lambda fn: fn.__name__)
 def test_sums_of_padded_tensors_are_concatenations(fn: Function) -> None:
     before = trace(fn, X, Y)
@@ -86,6 +98,15 @@ def into_ones(x: Tensor, y: Tensor) -> Tensor:
     return aten.add(part(aten.full.default([4, 7], 1.0), x[:, :4], 1, 0, 4), part(zeros(), y[:, 4:], 1, 4))
 
 
+def other_steps(x: Tensor, y: Tensor) -> Tensor:
+    wide = aten.full.default([4, 14], 0, dtype=torch.float32)
+    return aten.add(part(wide, x, 1, 0, None, 2), part(wide, y, 1, 7, 14))
+
+
+def steps_of_a_part(x: Tensor, y: Tensor) -> Tensor:
+    return aten.add(part(zeros(), x[:, :4], 1, 0, None, 2), part(zeros(), y[:, :3], 1, 1, None, 2))
+
+
 def read_by_others(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     first = part(zeros(), x[:, :4], 1, 0, 4)
     return aten.add(first, part(zeros(), y[:, 4:], 1, 4)), first
@@ -100,7 +121,8 @@ def twice_beside_another(x: Tensor, y: Tensor) -> Tensor:
     return aten.add(aten.add(y, part(zeros(), x[:, :4], 1, 0, 4)), part(zeros(), y[:, :4], 1, 0, 4))
 
 
-@pytest.mark.parametrize("fn", [overlapping, along_others, into_ones, read_by_others, beside_two, twice_beside_another],
+@pytest.mark.parametrize("fn", [overlapping, along_others, into_ones, other_steps, steps_of_a_part, read_by_others,
+                                beside_two, twice_beside_another],
                          ids=lambda fn: fn.__name__)
 def test_other_sums_stay(fn: Function) -> None:
     before = trace(fn, X, Y)
