@@ -164,7 +164,7 @@ def _rows_first(node: Node, meeting: Rows, wide: Rows) -> _RowsFirst | None:
     dims, last = reduced_dims(node, source.dim()), source.dim() - 1
     if last not in dims or prod(source.shape[d] for d in dims[:-1]) == 1 or source.stride(-1) != 1:
         return None
-    if in_two_sweeps(node):
+    if len(dims) < source.dim() and in_two_sweeps(node):  # as each channel's variance: one sweep has both by itself
         return None
     if (prod(source.shape[:-1]), source.shape[-1]) in meeting:
         return _RowsFirst(dims, 1)
