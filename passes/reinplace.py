@@ -122,23 +122,38 @@ def reinplace(gm: GraphModule) -> GraphModule:
     uses = _Uses.of(gm.graph)
     for copy in copies:
         try:
-            _reinplace_one(gm.graph, copy, uses)
+            _write_in_place(gm.graph, copy, copy.args[1], uses)  # type: ignore[arg-type]
         except _Refused as reason:
             log.debug("reinplace: %s stays a copy: %s", copy.name, reason)
+            _write_before(gm.graph, copy, uses)
     return gm
 
 
-def _reinplace_one(graph: Graph, copy: Node, uses: _Uses) -> None:
+def _write_before(graph: Graph, copy: Node, uses: _Uses) -> None:
+    """Write into an input, which ``copy`` overwrites in the end, what was written in part on the way there: its memory
+    is free until then."""
+    for written in reversed([n for n in graph.nodes if n.target in _IN_PLACE]):
+        try:
+            return _write_in_place(graph, copy, written, uses)
+        except _Refused as reason:
+            log.debug("reinplace: %s stays apart from %s: %s", written.name, copy.args[0], reason)
+
+
+def _write_in_place(graph: Graph, copy: Node, written: Node, uses: _Uses) -> None:
+    """Compute ``written``, what ``copy`` copies or what is overwritten by that, in the memory that it is copied to.
+    Raises _Refused."""
     target, new = copy.args[:2]
-    if not isinstance(new, Node) or not (target.op == "placeholder" or target.target is aten.clone.default):
+    if not isinstance(target, Node) or not isinstance(written, Node) or not (
+            target.op == "placeholder" or target.target is aten.clone.default):
         raise _Refused("its destination is not an input of the graph, nor a copy made for it")
-    before, after = tensor_meta(target), tensor_meta(new)
-    if before is None or after is None or before.dtype != after.dtype or not same_sizes(before.shape, after.shape):
+    before, after = tensor_meta(target), tensor_meta(written)
+    if before is None or after is None or before.dtype != after.dtype or (
+            written is new and not same_sizes(before.shape, after.shape)):
         raise _Refused("the sizes or dtypes of source and destination differ")
-    way = _way(new, target, before)
+    way = _way(written, target, before)
     if not way.writes:
-        raise _Refused(f"{new.name} is not a partial write of {target.name}")
-    if not _same_place(way.places[-1], before):
+        raise _Refused(f"{written.name} is not a partial write of {target.name}")
+    if written is new and not _same_place(way.places[-1], before):
         raise _Refused(f"{new.name} has the elements of {target.name} at other places")
     _check_hazards(copy, way, uses)
     _check_sources(way, uses)
@@ -146,8 +161,9 @@ def _reinplace_one(graph: Graph, copy: Node, uses: _Uses) -> None:
     for step, place in _emit(graph, way, target, uses).items():
         for user in [u for u in step.users if u not in inside and u is not copy]:
             user.replace_input_with(step, target if step is new else place)
-    copy.replace_all_uses_with(target)
-    graph.erase_node(copy)
+    if written is new:
+        copy.replace_all_uses_with(target)
+        graph.erase_node(copy)
     for step in sorted(inside, key=uses.position.__getitem__, reverse=True):
         if not step.users:
             graph.erase_node(step)
@@ -251,19 +267,23 @@ def _is_injective(value: Any) -> bool:
 
 
 def _check_hazards(copy: Node, way: _Way, uses: _Uses) -> None:
-    """Raises _Refused where the old value must outlive the first write, what one has written the next one, or where a
-    written value must be a tensor of its own."""
+    """Raises _Refused where the old value must outlive the first write, what one has written the next one or ``copy``,
+    or where a written value must be a tensor of its own."""
     target, inside = way.base, frozenset(way.all_steps())
     written = _values(way)
+    before = way.steps[-1] is not copy.args[1]  # than what is copied
     times = sorted(uses.position[n] for one in way.all_ways() for n in one.writes if n not in one.inner)
     for writer in uses.writers.get(target, ()):
         if writer is not copy:
             raise _Refused(f"{writer.name} mutates {target.name} too")
     for value in (target, *written):
-        until = next((t for t in times if value is target or t > uses.position[value]), len(uses.position))
+        end = uses.position[copy] if before else len(uses.position)
+        until = next((t for t in times if value is target or t > uses.position[value]), end)
         for reader, item in uses.readers.get(value, ()):
             if value is not target and reader in uses.writers.get(value, ()):
                 raise _Refused(f"{reader.name} mutates {item.name}")
+            if reader is copy and before and value is not target:
+                raise _Refused(f"{copy.name} has the elements of {item.name} at other places")
             if reader.op == "output":
                 if item not in (target, copy):
                     raise _Refused(f"{item.name}, which shares the storage of {value.name}, is returned")

@@ -269,6 +269,52 @@ def shared_middle(cache, row, pos):
     return out
 
 
+def scaled_after(cache, row, pos):
+    torch.ops.aten.copy_.default(cache, torch.ops.aten.index_put(cache, [None, None, pos], row, True) * 2)
+    return row + 1
+
+
+def scaled_in_view(cache, row, pos):
+    rows = torch.ops.aten.index_put(cache.view(-1, 8), [pos], row[0, 0])
+    total = rows.sum()
+    torch.ops.aten.copy_.default(cache, rows.view(2, 4, 16, 8).exp())
+    return total
+
+
+def reads_after_the_end(cache, row, pos):
+    middle = torch.ops.aten.index_copy(cache, 2, pos, row)
+    torch.ops.aten.copy_.default(cache, middle * 2)
+    return middle.sum()
+
+
+def turned_over(cache, row, pos):
+    new = torch.ops.aten.index_copy(cache, 2, pos, row)
+    torch.ops.aten.copy_.default(cache, new.view(2, 4, 8, 16).transpose(2, 3))
+    return row + 1
+
+
+def returns_middle(cache, row, pos):
+    middle = torch.ops.aten.index_copy(cache, 2, pos, row)
+    torch.ops.aten.copy_.default(cache, middle * 2)
+    return middle
+
+
+def reads_old_between(cache, row, pos):
+    middle = torch.ops.aten.index_copy(cache, 2, pos, row)
+    torch.ops.aten.copy_.default(cache, middle * cache)
+    return row + 1
+
+
+@pytest.mark.parametrize("function", (shared_middle, scaled_after, scaled_in_view))
+def test_what_is_overwritten_in_the_end_is_written_before(function):
+    inputs = (CACHE, ROW, POS)
+    before = trace(function, *inputs)
+    after = run(before)
+    assert len([t for t in targets(after) if t in ("aten.index_put_.default", "aten.index_copy_.default")]) == 1
+    assert "aten.copy_.default" in targets(after)
+    assert_same_results(before, after, inputs)
+
+
 @pytest.mark.parametrize(
     ("function", "reason"),
     (
@@ -277,7 +323,10 @@ def shared_middle(cache, row, pos):
         (writes_itself, "a view of"),
         (scatters_itself, "reads what it writes into"),
         (other_source, "not a partial write"),
-        (shared_middle, "reads the old value, through index_copy"),
+        (turned_over, "at other places"),
+        (returns_middle, "is returned"),
+        (reads_old_between, "reads the old value"),
+        (reads_after_the_end, "reads the old value"),
     ),
 )
 def test_an_unsafe_write_stays_a_copy_and_says_why(function, reason, caplog):
