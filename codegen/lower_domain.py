@@ -39,6 +39,7 @@ class Domain:
     slices: Mapping[Node, tuple[Coords, ...]]
     cutouts: Mapping[Node, Coords]
     own: tuple[tuple[int, ...], Coords] | None = None
+    folded: bool = False  # of parts of rows, to which what there is one of for each row has no way one to one
 
     def placed(self, node: Node, in_place: bool = False) -> Coords | None:
         """Coordinates at which this nest visits each element of ``node`` exactly once, or None. What is written
@@ -120,7 +121,7 @@ def folded_domain(target: Node, inside: set[Node], needs: RowNeeds, eager_roundi
         return None
     axes, coords = _axes(shape, (len(shape) - 1,))
     builder = NestBuilder(axes, eager_rounding)
-    return Domain(builder, places(target, coords, inside, builder.ranges, axes), {}, {})
+    return Domain(builder, places(target, coords, inside, builder.ranges, axes), {}, {}, folded=True)
 
 
 def _nearest(reduction: Reduction, coords: Coords, axes: tuple[Axis, ...]) -> Symbol:

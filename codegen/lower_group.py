@@ -188,7 +188,8 @@ def _places(domain: Domain, target: Part, visited: Node, own: bool) -> tuple[Coo
         coords = domain.cut_out(visited)
     if coords is None and own:
         coords = domain.counted(visited)
-    elif coords is None and target.way and len(domain.builder.body) < lower_pieces.JOINED_STATEMENTS:
+    elif coords is None and (domain.folded or domain.own or (
+            target.way and len(domain.builder.body) < lower_pieces.JOINED_STATEMENTS)):
         coords = domain.alike(visited)
     return () if coords is None else (coords,)
 

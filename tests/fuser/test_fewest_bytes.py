@@ -291,3 +291,39 @@ def test_batch_statistics_take_one_sweep_whatever_is_reduced_of_the_normalised(r
     x = torch.empty(64, 256, 28, 28, dtype=torch.bfloat16)
     moved, launches = floor_and_steps(fn, x, written=0)
     assert moved < 2.1 and launches == 2
+
+
+def in_fours(x: Tensor) -> tuple[Tensor, Tensor]:
+    scale = x.float().abs().amax(-1, keepdim=True) / 7
+    return (x / scale).round().clamp(-8, 7).to(torch.int32) + 8, scale
+
+
+def packed_pairs(x: Tensor) -> tuple[Tensor, Tensor]:
+    q, scale = in_fours(x.view(-1, 128))
+    q = q.view(x.shape)
+    return (q[:, ::2] | q[:, 1::2] << 4).to(torch.uint8), scale
+
+
+def packed_halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    q, scale = in_fours(x.view(-1, 128))
+    return (q[:, :64] | q[:, 64:] << 4).to(torch.uint8), scale
+
+
+def packed_norms(x: Tensor) -> tuple[Tensor, Tensor]:
+    q, scale = in_fours(x * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + 1e-6))
+    return (q[:, ::2] | q[:, 1::2] << 4).to(torch.uint8), scale
+
+
+@pytest.mark.parametrize(("fn", "scales"), [(packed_pairs, 32), (packed_halves, 32), (packed_norms, 1)])
+def test_quantised_rows_are_packed_where_their_scale_is_found(fn: Callable, scales: int) -> None:
+    x = torch.empty(8192, 4096, dtype=torch.bfloat16)
+    moved, launches = floor_and_steps(fn, x, written=8192 * (2048 + 4 * scales))
+    assert moved < 1.01 and launches == 1
+
+
+@pytest.mark.parametrize("fn", [packed_pairs, packed_halves, packed_norms])
+def test_packed_rows_are_those_of_eager_execution(fn: Callable) -> None:
+    x = torch.randn(33, 384, generator=torch.Generator().manual_seed(5))
+    found = torch.compile(fn, backend="rooffuse", dynamic=False, options={"strict": True})(x)
+    for ours, theirs in zip(found, fn(x)):
+        torch.testing.assert_close(ours, theirs)
