@@ -14,6 +14,7 @@ from sympy import Integer
 
 from .cpp_cuts import NATIVE_STRIDE
 from .cpp_held import held_values, hosting_stores, shared_row_values
+from .cpp_loops import CHUNK
 from .cpp_pointwise import PointwiseForm
 from .cpp_prefetch import PREFETCH_ROW
 from .cpp_reduce import ONLINE_BLOCK
@@ -21,6 +22,7 @@ from .cpp_schedule import Schedule
 from .cpp_spelling import COMPUTE, STORAGE
 from .index import affine
 from .ir import Axis, Kernel, Load, Nest, Reduce, Scan, Stmt, Store, operands
+from .scatter import is_scatter
 from .sweeps import Phase, inner_values
 
 #: Longest innermost loop of several whose sums and extremes are kept apart by lane until the whole row is done.
@@ -58,9 +60,13 @@ class NestPrinter(PointwiseForm):
         if not nest.reduction or not nest.parallel or nest.strip or nest.segmented or any(
                 a.symbol in self.colliding for a in nest.reduction):
             return None
+        if self._turned_rows:
+            return self._turned_rows.axis if self._turned_rows.lanes else None
         if any(s.fold > 1 for s in nest.body if isinstance(s, Reduce)):
             return None if self.colliding else nest.parallel[-1]
         row, along_row = self.nest.reduction[-1], 0
+        inner = {a.symbol for a in nest.reduction}
+        once = not any(is_scatter(s) and nest.store_scope(s) & inner for s in nest.body if isinstance(s, Store))
         votes: dict[Axis, int] = {}
         phases = self.phases[self._leading_invariant():]
         reduced = [self.nest.scopes[s.value] for p in phases for s in p.body if isinstance(s, Reduce | Scan)]
@@ -74,7 +80,7 @@ class NestPrinter(PointwiseForm):
                     for axis in self.nest.parallel:
                         step = coefficients.get(axis.symbol, 0)
                         if 1 <= step <= min(NATIVE_STRIDE, abs(coefficients[row.symbol])) and axis.size >= 8 and (
-                                axis.symbol not in self.colliding and any(axis.symbol in s for s in reduced)):
+                                (axis.symbol not in self.colliding or once) and any(axis.symbol in s for s in reduced)):
                             votes[axis] = votes.get(axis, 0) + elements
         best = max(votes, key=lambda a: votes[a], default=None)
         return best if best is not None and votes[best] > along_row else None
@@ -99,10 +105,13 @@ class NestPrinter(PointwiseForm):
             return self._print_pointwise(parallel)
         computed: set[str] = set()
         phases = self._print_invariant(computed)
-        opened, _ = self._threads([a for a in parallel if not a.strip])
+        shared = [a for a in parallel if not a.strip]
+        turned = shared.pop() if self._turned_rows and not self.nest.strip else None
+        opened, chunked = self._threads(shared, turned, self._turned_rows.rows if self._turned_rows else CHUNK)
         first = phases[0].body if not phases[0].sweep else ()
         strip = list(self.nest.strip)
-        levels = self._by_depth(first, [*self._rest, *strip])
+        loops = [*self._rest, *([turned] if turned else []), *strip]
+        levels = self._by_depth(first, loops)
         for name in sorted(self.held - self.hosts.keys()):
             row = prod(a.size for a in self.nest.reduction)
             self.add(f"{COMPUTE[self.dtypes[name]]} held_{name}[{row}];")
@@ -111,8 +120,15 @@ class NestPrinter(PointwiseForm):
             if k < len(self._rest):
                 self.open(self._loop(self._rest[k]))
                 opened += 1
-            elif k - len(self._rest) < len(strip):
-                self._open_strip(k - len(self._rest))
+            elif k < len(loops):
+                if strip and loops[k] is strip[0]:
+                    self._open_strip()
+                if self._turned_rows and loops[k] is loops[-1]:
+                    self._open_block(chunked)
+                    self.open(f"for (int64_t {loops[k].symbol} = begin; {loops[k].symbol} < end; "
+                              f"++{loops[k].symbol})")
+                else:
+                    self.open(self._loop(loops[k]))
         for name, store in self.hosts.items():
             start = self.spell_index(store.index.xreplace({a.symbol: Integer(0) for a in self.nest.reduction}))
             self.add(f"{STORAGE[self.dtypes[name]]}* const held_{name} = &{store.buffer}[{start}];")
@@ -121,8 +137,11 @@ class NestPrinter(PointwiseForm):
                 self._print_sweep(phase, computed)
             else:
                 self.add_all(phase.body)
+        if self._turned_rows:
+            self.close()
+            self._close_block(chunked)
         if strip:
-            self.close(len(strip))
+            self.close(len(strip) - bool(self._turned_rows))
             self._read_back -= self.hosts.keys()  # each row's waited in that row's own results
             self._print_finale()
         self.close(opened)

@@ -9,8 +9,8 @@ from sympy import Integer
 
 from .cpp_scans import STEPS
 from .cpp_schedule import COLUMN_LANES
-from .cpp_segments import SegmentArrays
 from .cpp_spelling import COMPUTE
+from .cpp_turned_rows import TurnedRowForm
 from .index import FloorDiv
 from .ir import Axis, Kernel, Nest, Reduce, Stmt, Store, index_of, operands
 from .sweeps import Phase, plan_phases
@@ -27,7 +27,7 @@ COLUMN_VECTOR = 16
 WIDE_LANES, WIDE_SHARES, MOST_WIDE = 512, 2, 4
 
 
-class ColumnForm(SegmentArrays):
+class ColumnForm(TurnedRowForm):
     """Prints a nest whose accumulators are arrays over a block of a parallel axis."""
 
     def __init__(self, kernel: Kernel, nest: Nest) -> None:
@@ -39,6 +39,8 @@ class ColumnForm(SegmentArrays):
     def _choose_lanes(self, lane: Axis) -> int:
         """Columns at a time: many, so that each row is read in long runs, as long as every thread has some shares of
         them and the arrays over them are few."""
+        if self._turned_rows:
+            return self._turned_rows.rows
         folded = max((r.fold for p in self.phases for r in p.reduces), default=1)
         if folded > 1:
             rows = prod(a.size for a in self.nest.reduction)
@@ -63,7 +65,9 @@ class ColumnForm(SegmentArrays):
         for axis in self._rest:
             self.open(self._loop(axis))
             opened += 1
-        if not chunked:
+        if self._turned_rows:
+            self._open_block(chunked)
+        elif not chunked:
             step = min(self.lanes, lane.size)
             self.open(f"for (int64_t begin = 0; begin < {lane.size}; begin += {step})")
             opened += 1
@@ -72,13 +76,19 @@ class ColumnForm(SegmentArrays):
         for name in shared:
             # Places as narrow as they were found: g++ 12 fails to widen them beside truth values.
             place = any(r.name == name and r.op.startswith("arg") for r in self.nest.body if isinstance(r, Reduce))
-            self.add(f"{self._place_type() if place else COMPUTE[self.dtypes[name]]} lanes_{name}[{self.lanes}];")
+            self.add(f"{self._place_type() if place else self._lane_type(name)} lanes_{name}[{self.lanes}];")
         for phase in self.phases:
             if phase.sweep:
                 self._print_column_sweep(phase, lane, shared)
             else:
                 self._print_lanes(phase.body, lane, shared, inside_sweep=False)
+        if self._turned_rows:
+            self._close_block(chunked)
         self.close(opened)
+
+    def _lane_type(self, name: str) -> str:
+        """Of what waits in an array: truth values that are read from bytes aren't vectorised beside floats."""
+        return "int32_t" if self.dtypes[name] == torch.bool else COMPUTE[self.dtypes[name]]
 
     def _shared_between_phases(self, lane: Axis) -> list[str]:
         """Per-lane values made once a row and used in another phase."""
@@ -108,14 +118,16 @@ class ColumnForm(SegmentArrays):
     def _print_block(self, varying: Sequence[Stmt], lane: Axis, shared: list[str], step: int, inside_sweep: bool
                      ) -> None:
         """The loop over the block of lanes, in steps of lanes that get the same."""
-        if step == 1:
+        one_by_one = lane.symbol in self.colliding and any(isinstance(s, Store) for s in varying)
+        if step == 1 and not one_by_one:
             self.add("#pragma omp simd")
         self.open(f"for (int64_t j = 0; j < end - begin; {'++j' if step == 1 else f'j += {step}'})")
         self.add(f"const int64_t {lane.symbol} = begin + j;")
         here = {s.name for s in varying if not isinstance(s, Store | Reduce)}
         for name in shared:
             if name not in here and any(name in operands(s) for s in varying):
-                self.add(f"const {COMPUTE[self.dtypes[name]]} {name} = lanes_{name}[j];")
+                truth = " != 0" if self.dtypes[name] == torch.bool else ""
+                self.add(f"const {COMPUTE[self.dtypes[name]]} {name} = lanes_{name}[j]{truth};")
         for stmt in varying:
             if isinstance(stmt, Reduce):
                 self._accumulate(stmt, self._blocked, "[j]")

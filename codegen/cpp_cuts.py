@@ -136,6 +136,11 @@ class CutLoops(ColumnForm):
         if not conditions:
             yield
 
+    def _print_block(self, varying: Sequence[Stmt], lane: Axis, shared: list[str], step: int, inside_sweep: bool
+                     ) -> None:
+        for _ in self._settled(varying, lane):
+            super()._print_block(varying, lane, shared, step, inside_sweep)
+
     def _opposites(self, conditions: Sequence[str]) -> tuple[str, str] | None:
         """Two of ``conditions`` of which always exactly one holds: the sides of a concatenation."""
         made = values_of(self.nest)

@@ -28,11 +28,14 @@ REPEATED = ("sum", "prod", "max", "min", "any", "all")
 MOST_REDUCES = 4
 
 
-def lane_block(size: int, lanes: int) -> int:
-    """Elements, in whole steps of ``lanes``, that a row of ``size`` is gone through at a time; 0 where too few fit."""
-    steps = size // lanes
-    most = max((n for n in range(1, BLOCK // lanes + 1) if steps and steps % n == 0), default=0)
-    return most * lanes if most == steps or most * lanes >= BLOCK // 4 else 0
+def lane_blocks(size: int, lanes: int) -> list[tuple[int, int, int]]:
+    """How a row of ``size`` is gone through in whole steps of ``lanes``: where runs of blocks begin and end, and their
+    blocks' elements. Two runs where no block that is long enough divides the steps."""
+    steps, longest = size // lanes, BLOCK // lanes
+    even = max((n for n in range(1, longest + 1) if steps and steps % n == 0), default=0)
+    block = even if even == steps or even * lanes >= BLOCK // 4 else longest
+    ends = sorted({0, steps - steps % block, steps}) if block else []
+    return [(low * lanes, high * lanes, min(block, high - low) * lanes) for low, high in zip(ends, ends[1:])]
 
 
 class LaneForm(Prefetching):
@@ -58,7 +61,7 @@ class LaneForm(Prefetching):
         steps = [high - low for low, high in pieces if high - low >= lanes]  # a shorter piece is all rest
         if lanes == LANES and max(steps, default=0) < RAGGED_ROW and any(n % lanes > lanes // 2 for n in steps):
             lanes //= 2  # the rest would be about as long as the row's steps take
-        return lanes if steps and all(lane_block(size, lanes) for size in steps) else None
+        return lanes if steps else None
 
     def _print_apart(self, reduces: Sequence[Reduce], lane: Axis, lanes: int, piece: tuple[int, int],
                      streams: Sequence[Stream], print_body: Callable[[bool], None], again: bool = False) -> None:
@@ -68,8 +71,8 @@ class LaneForm(Prefetching):
         lanes that were taken before keep what they had."""
         low, high = piece
         rest = (high - low) % lanes
-        if low < high - rest:
-            self._print_blocks(reduces, lane, lanes, (low, high - rest), streams, print_body)
+        for first, last, block in lane_blocks(high - low, lanes):
+            self._print_blocks(reduces, lane, lanes, (low + first, low + last, block), streams, print_body)
         if rest and again and high - low > lanes:
             self._open_step(lane, lanes, str(high - lanes))
             self._taken = lanes - rest
@@ -87,11 +90,10 @@ class LaneForm(Prefetching):
             isinstance(s, Store | Scan) or s.name in self.held | self.shared_rows
             or (isinstance(s, Reduce) and (s.strip or s.along)) for s in body)
 
-    def _print_blocks(self, reduces: Sequence[Reduce], lane: Axis, lanes: int, piece: tuple[int, int],
+    def _print_blocks(self, reduces: Sequence[Reduce], lane: Axis, lanes: int, run: tuple[int, int, int],
                       streams: Sequence[Stream], print_body: Callable[[bool], None]) -> None:
-        """The loops over whole steps of a row."""
-        low, whole = piece
-        block = lane_block(whole - low, lanes)
+        """The loops over a run of blocks."""
+        low, whole, block = run
         blocks = [r for r in reduces if whole - low > block and r.op in ("sum", "prod")]
         first, last = str(low), str(whole)
         if whole - low > block:

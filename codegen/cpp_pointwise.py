@@ -1,8 +1,9 @@
-"""Loops of pointwise work, and before them what all of their outer steps share.
+"""Loops of pointwise work, and before them what all of their outer steps share, or all lanes of one.
 
 An index that is computed from positions, a mask or a table of weights often varies only along the last axes of a nest.
 Values like these, if they take more than a few operations, are computed once into arrays that stay in the second-level
-cache, with the checks of what is looked up, instead of once for every step of the loops around those axes.
+cache, with the checks of what is looked up, instead of once for every step of the loops around those axes. So are those
+that are the same for all of a short row, such as a gate: in loops of their own they are vectors, too.
 """
 from __future__ import annotations
 
@@ -24,14 +25,16 @@ from .operations import operation_cost
 WORTH_AN_ARRAY = 16
 #: What it takes to look an element up, or to check an index: lanes go one by one.
 LOOKUP = 8
+#: Longest row in front of which a function of a library's is worth a loop over all rows.
+SHORT_ROW = 256
 #: Most arrays of a nest.
 MOST_ARRAYS = 4
 
 
 @dataclass(frozen=True)
 class SharedPoints:
-    """Values ``names`` that vary along ``axes``, the last ones of a nest, and not along those before; with all that
-    makes them they take ``cost`` operations a point."""
+    """Values ``names`` that vary along ``axes``, the last ones of a nest, or some before the last, and not along
+    others; with all that makes them they take ``cost`` operations a point."""
 
     axes: tuple[Axis, ...]
     names: tuple[str, ...]
@@ -39,8 +42,11 @@ class SharedPoints:
 
 
 def shared_points(kernel: Kernel, nest: Nest) -> tuple[SharedPoints, ...]:
-    """What steps of outer loops share in a nest without reductions, of the costliest values as many as ``HELD_BYTES``
-    hold; those that vary along fewest axes come first, as others may be made of them."""
+    """What steps of outer loops share in a nest without reductions, or the lanes of short rows, of the costliest values
+    as many as ``HELD_BYTES`` hold; those that vary along fewest axes come first, as others may be made of them."""
+    if not nest.parallel:
+        return ()
+    lane = nest.parallel[-1]
     place = {a.symbol: k for k, a in enumerate(nest.parallel)}
     first: dict[str, int] = {}  # from which axis on a value varies
     cost: dict[str, int] = {}
@@ -54,18 +60,21 @@ def shared_points(kernel: Kernel, nest: Nest) -> tuple[SharedPoints, ...]:
             continue  # it needs what is written
         first[stmt.name] = min((place[s] for s in nest.scopes[stmt.name]), default=len(place))
         cost[stmt.name] = _own_cost(stmt, nest) + sum(cost[n] for n in set(below))
-    taken: dict[int, list[str]] = {}
+    taken: dict[tuple[int, int], list[str]] = {}
     room = HELD_BYTES
-    for name in sorted(_frontier(nest, first), key=lambda n: -cost[n]):
+    for name in sorted(_frontier(nest, first) | _rows_frontier(nest, first), key=lambda n: -cost[n]):
+        varies = lane.symbol in nest.scopes[name]
         k, dtype = first[name], kept_as[name]
-        size = prod(a.size for a in nest.parallel[k:]) * dtype.itemsize
-        varies = nest.parallel[-1].symbol in nest.scopes[name] if nest.parallel else False
-        if (varies and prod(a.size for a in nest.parallel[:k]) >= SHARING_ROWS and cost[name] >= WORTH_AN_ARRAY
-                and dtype != torch.bool and size <= room and sum(map(len, taken.values())) < MOST_ARRAYS):
-            taken.setdefault(k, []).append(name)
+        end = max((place[s] for s in nest.scopes[name]), default=-1) + 1
+        size = prod(a.size for a in nest.parallel[k:end]) * dtype.itemsize
+        again = prod(a.size for a in (nest.parallel[:k] if varies else nest.parallel[end:]))
+        worth = again >= SHARING_ROWS if varies else again <= SHORT_ROW and k < end
+        if (worth and cost[name] >= WORTH_AN_ARRAY and dtype != torch.bool and size <= room
+                and sum(map(len, taken.values())) < MOST_ARRAYS):
+            taken.setdefault((k, end), []).append(name)
             room -= size
-    return tuple(SharedPoints(nest.parallel[k:], tuple(names), sum(cost[n] for n in names))
-                 for k, names in sorted(taken.items(), reverse=True))
+    return tuple(SharedPoints(nest.parallel[k:end], tuple(names), sum(cost[n] for n in names))
+                 for (k, end), names in sorted(taken.items(), key=lambda t: (-t[0][0], t[0][1])))
 
 
 def _is_plain_load(stmt: Stmt) -> TypeGuard[Load]:
@@ -87,6 +96,13 @@ def _frontier(nest: Nest, first: Mapping[str, int]) -> set[str]:
         here = 0 if isinstance(stmt, Store) else first.get(stmt.name, 0)
         found |= {n for n in operands(stmt) if first.get(n, 0) > here}
     return found
+
+
+def _rows_frontier(nest: Nest, known: Mapping[str, int]) -> set[str]:
+    """The values, the same for all lanes but not for all rows, that something which varies over lanes takes."""
+    lane = nest.parallel[-1].symbol
+    inside = [s for s in nest.body if lane in (nest.store_scope(s) if isinstance(s, Store) else nest.scopes[s.name])]
+    return {n for s in inside for n in operands(s) if n in known and nest.scopes[n] and lane not in nest.scopes[n]}
 
 
 class PointwiseForm(ScanBlocks):

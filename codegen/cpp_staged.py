@@ -6,8 +6,7 @@ is what lanes look up for themselves in a table of elements that are too narrow 
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 
 from sympy import Expr
 
@@ -16,20 +15,16 @@ from .cpp_spelling import STORAGE
 from .index import affine
 from .ir import Axis, Compute, Load, Stmt, Store, operands
 from .operations import operation_cost
+from .turned_rows import Place
 
 #: Lanes whose elements are moved at a time: arrays of a few KiB.
 STAGED_LANES = 64
 #: Operations of a function of a library's.
 COSTLY = 16
 
-Place = tuple[str, Expr]
-_NONE: Mapping[Place, str] = MappingProxyType({})
-
 
 class StagedLoops(CutLoops):
     """Prints the loop over a lane axis; ``_staged`` has the elements that it finds in an array, with their names."""
-
-    _staged = _NONE
 
     def _print_loop(self, lane: Axis, first: str, last: str, body: Sequence[Stmt]) -> None:
         loaded = [s for s in body if isinstance(s, Load) and s.name not in self._arrays]
@@ -110,13 +105,3 @@ class StagedLoops(CutLoops):
         for line in lines:
             self.add(line)
         self.close()
-
-    def element(self, stmt: Load) -> str:
-        staged = self._staged.get((stmt.buffer, stmt.index)) if stmt.mask is None else None
-        return super().element(stmt) if staged is None else staged
-
-    def spell_store(self, stmt: Store) -> str:
-        staged = self._staged.get((stmt.buffer, stmt.index)) if stmt.mask is None else None
-        if staged is None:
-            return super().spell_store(stmt)
-        return f"{staged} = {self.narrow(stmt.value, stmt.value, self.kernel.buffer(stmt.buffer).dtype)};"

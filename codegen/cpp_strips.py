@@ -13,19 +13,18 @@ from .sweeps import finale, strip_holder, strip_reduces, strip_scans
 class StripForm(TurnedTiles):
     """Declares, fills and stores what the columns of a nest with strip axes come to."""
 
-    def _open_strip(self, k: int) -> None:
-        """The loop over the strip's axis ``k``, outside of the first of which what the columns come to begins."""
+    def _open_strip(self) -> None:
+        """What the columns come to begins, outside of the loops over a strip's rows."""
         row = prod(a.size for a in self.nest.reduction)
         arrays = [(f"strip_{r.name}", r, self._start(r)) for r in strip_reduces(self.nest)
                   if not strip_holder(self.nest, r)]
         arrays += [(f"top_{r.name}", r, literal(float("-inf"), r.dtype)) for _, r, _ in arrays if r.op == "expsum"]
-        for name, reduce, start in arrays if k == 0 else ():
+        for name, reduce, start in arrays:
             self.add(f"{COMPUTE[reduce.dtype]} {name}[{row}];")
             self.add(f"for (int64_t l = 0; l < {row}; ++l) {name}[l] = {start};")
-        for scan in strip_scans(self.nest) if k == 0 else ():
+        for scan in strip_scans(self.nest):
             self.add(f"{self._total_type(scan)} strip_{scan.name}[{row}];")
             self.add(f"for (int64_t l = 0; l < {row}; ++l) strip_{scan.name}[l] = {self._start(scan)};")
-        self.open(self._loop(self.nest.strip[k]))
 
     def _add_to_strip(self, reduce: Reduce) -> None:
         place = f"[{self._row_position()}]"

@@ -11,14 +11,12 @@ from collections.abc import Iterable
 from sympy import Integer
 
 from .cpp_spelling import STORAGE
-from .cpp_staged import Place, StagedLoops
+from .cpp_staged import StagedLoops
 from .cpp_streams import LINE_BYTES
 from .index import affine
 from .ir import Axis, Load, Store
-from .turned import LONGEST_SIDE
-
-#: Bytes from line to line from which on, as powers of two, few sets of the first-level cache hold all of a tile.
-FAR_LINES = 2048
+from .turned import FAR_LINES, LONGEST_SIDE
+from .turned_rows import Place
 
 
 class TurnedTiles(StagedLoops):
@@ -37,10 +35,10 @@ class TurnedTiles(StagedLoops):
             coefficients, _, others = affine(stmt.index)
             plain = not others and coefficients.keys() <= self.nest.ranges.keys()
             if isinstance(stmt, Load):
-                for axis, found in loads.items():
-                    if coefficients.get(axis.symbol) == 1:
-                        whole = plain and stmt.mask is None and across.symbol in coefficients
-                        found[stmt.buffer, stmt.index] = whole and last.symbol in coefficients
+                for axis, other in ((across, last), (last, across)):
+                    # What is the same along a side is one line of a tile, and costs nothing whichever way it lies.
+                    if coefficients.get(axis.symbol) == 1 and (other.symbol in coefficients or not plain):
+                        loads[axis][stmt.buffer, stmt.index] = plain and stmt.mask is None
             elif not plain or stmt.accumulate or stmt.mask is not None or coefficients.get(
                     last.symbol) != 1 or across.symbol not in coefficients:
                 return None

@@ -20,9 +20,11 @@ def is_scatter(store: Store) -> bool:
 def colliding_axes(nest: Nest) -> frozenset[Symbol]:
     """Axes along which the scatters of ``nest`` may write an element more than once."""
     found: set[Symbol] = set()
+    row = {a.symbol for a in nest.reduction}
     for stmt in nest.body:
         if isinstance(stmt, Store) and is_scatter(stmt):
-            found |= set(nest.ranges) - _told_apart(nest, stmt)
+            once = row if not nest.store_scope(stmt) & row else set[Symbol]()  # what a row comes to is stored once
+            found |= set(nest.ranges) - once - _told_apart(nest, stmt)
     return frozenset(found)
 
 

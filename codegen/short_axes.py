@@ -17,7 +17,7 @@ from .jam import copied
 from .scatter import is_scatter
 
 #: Longest axis that is written out, and most statements that it may become.
-SHORT, MOST_STATEMENTS = 4, 256
+SHORT, MOST_STATEMENTS = 4, 400
 
 #: Each comparison as ``a < b + n``: which operands ``a`` and ``b`` are, and ``n``.
 _COMPARISONS = {"lt": (0, 1, 0), "le": (0, 1, 1), "gt": (1, 0, 0), "ge": (1, 0, 1)}

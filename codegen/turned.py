@@ -15,6 +15,8 @@ from .simplify import substitute_axes
 
 #: Elements of a block's side, a cache line of float32; of a tile's side where they are narrower, and the most of them.
 SIDE, NARROW_SIDE, LONGEST_SIDE = 16, 32, 64
+#: Bytes from line to line from which on, as powers of two, few sets of the first-level cache hold all of a tile.
+FAR_LINES = 2048
 #: Bytes of which the nearest cache of any processor holds several, and how often what they are of is read again.
 NEAR_BYTES, AGAIN = 1 << 13, 4
 

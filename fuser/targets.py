@@ -22,7 +22,7 @@ from rooffuse.codegen.repeatable import check_equalities
 from rooffuse.codegen.row_factors import take_out_row_factors
 from rooffuse.codegen.scatter import check_sums
 from rooffuse.codegen.short_axes import write_out_interleaved_axes, write_out_short_axes
-from rooffuse.codegen.short_rows import write_out_row_ends, write_out_short_rows
+from rooffuse.codegen.short_rows import strip_of_short_rows, write_out_row_ends, write_out_short_rows
 from rooffuse.codegen.sweeps import strip_reduces, strip_scans
 from rooffuse.codegen.traffic import row_bytes
 from rooffuse.codegen.triton_tiles import (
@@ -35,6 +35,7 @@ from rooffuse.codegen.triton_tiles import (
     row_tile,
 )
 from rooffuse.codegen.turned import crosses, turn_in_tiles
+from rooffuse.codegen.turned_rows import turned_rows
 from rooffuse.cost_model import Device, local_device
 from rooffuse.passes import RowLimits
 from sympy import Symbol
@@ -60,6 +61,11 @@ def _reduced_again(nest: Nest) -> int:
     stored = [{s for s in nest.store_scope(store) if s in parallel} for store in nest.body if isinstance(store, Store)]
     everywhere = set[Symbol]().union(*varying, *stored) - beside
     return max((prod(parallel[s] for s in everywhere - own) for own in varying if own), default=1)
+
+
+def _along_rows(kernel: Kernel, nest: Nest) -> bool:
+    """Whether all of memory that counts runs along rows as it lies."""
+    return memory_along_rows(nest) and turned_rows(kernel, nest) is None
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,8 @@ class Target:
                 raise NotLowerable("rows of which segments are reduced don't fit in registers")
             if any(isinstance(s, Scan) and not s.strip for s in nest.body):
                 self._check_scans(kernel, nest)
-            if self.language == "cpp" and contraction_of(nest) is None and crosses(kernel, nest, CPU_ROW_BYTES):
+            if (self.language == "cpp" and contraction_of(nest) is None and crosses(kernel, nest, CPU_ROW_BYTES)
+                    and not turned_rows(kernel, nest) and not strip_of_short_rows(nest)):
                 raise NotLowerable("it would read and write along different axes while it reduces")
             if self.language == "cpp" and nest.segmented and not memory_along_rows(nest):
                 raise NotLowerable("segments of rows would be reduced across memory")
@@ -121,7 +128,7 @@ class Target:
         kernel = take_out_row_factors(kernel)
         if self.language == "cpp":
             kernel = write_out_row_ends(write_out_short_rows(take_groups_as_lanes(kernel)), memory_along_rows)
-            kernel = jam_rows(drop_exact_roundings(kernel), lambda k, nest: memory_along_rows(nest), rows)
+            kernel = jam_rows(drop_exact_roundings(kernel), _along_rows, rows)
             return write_out_short_axes(turn_in_tiles(kernel))
         kernel = cross_in_tiles(write_out_interleaved_axes(kernel), self.programs)
         return go_along_invariant_axes(kernel, self.programs, self.kept_bytes)
@@ -148,7 +155,7 @@ class Target:
             row = {a.symbol for a in nest.reduction}
             if not all(nest.scopes[s.value] & row for s in strip_reduces(nest)):
                 raise NotLowerable("what there is one of for each row would be summed on the way")
-            if not memory_along_rows(nest):
+            if not (memory_along_rows(nest) or turned_rows(kernel, nest) or strip_of_short_rows(nest)):
                 raise NotLowerable("loops along rows would leap in memory, where strips go along it")
         else:
             fits = choose_tile(kernel, nest, self.programs).persistent

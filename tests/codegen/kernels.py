@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,13 +13,14 @@ from rooffuse.codegen.build_cpp import compile_library, load_library
 from rooffuse.codegen.build_triton import load_launcher
 from rooffuse.codegen.cache import DiskCache
 from rooffuse.codegen.cpp_schedule import Schedule
-from rooffuse.codegen.cpp_unit import print_unit
+from rooffuse.codegen.cpp_unit import print_function, print_unit
 from rooffuse.codegen.interpret import interpret
 from rooffuse.codegen.ir import Buffer
 from rooffuse.codegen.lower_group import LoweredGroup, lower_group
 from rooffuse.codegen.triton_kernel import print_kernel
 from rooffuse.codegen.verify import verify
 from rooffuse.passes import PIPELINE, aot_decompositions, interpolations_pass, run_passes
+from rooffuse.targets import local_target
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -162,3 +163,25 @@ def assert_same(ours: Any, reference: Any, scale: float = 1) -> None:
     for mine, theirs in zip(ours, reference):
         rtol, atol = TOLERANCE.get(theirs.dtype, (0.0, 0.0))
         torch.testing.assert_close(mine, theirs, rtol=scale * rtol, atol=scale * atol, equal_nan=True)
+
+
+def finished(fn: Callable[..., Any], *args: Tensor) -> Lowered:
+    """As a graph's kernels are finished for this machine."""
+    lowered = lower(fn, *args)
+    kernel = local_target(args).finish(lowered.group.kernel)
+    return replace(lowered, group=replace(lowered.group, kernel=kernel))
+
+
+def printed(fn: Callable[..., Any], *args: Tensor) -> str:
+    """The C++ function of the finished kernel."""
+    return print_function(finished(fn, *args).group.kernel, "kernel")
+
+
+def checked(fn: Callable[..., Any], *args: Tensor, cache: DiskCache) -> None:
+    """The finished kernel of ``fn``, compiled, does what eager does in double precision."""
+    lowered = finished(fn, *args)
+    expected = fn(*[a.double() if a.is_floating_point() else a for a in args])
+    expected = [e.to(torch.float32) if e.is_floating_point() else e
+                for e in (expected if isinstance(expected, tuple) else (expected,))]
+    found = CppUnit({"kernel": lowered}, cache).run("kernel", lowered, args)
+    assert_same(found, expected)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from rooffuse.codegen.build_cpp import FLAGS, find_compiler
 from rooffuse.codegen.cache import DiskCache
-from rooffuse.codegen.cpp_lanes import BLOCK, BYTE_LANES, LANES, lane_block
+from rooffuse.codegen.cpp_lanes import BLOCK, BYTE_LANES, LANES, lane_blocks
 from rooffuse.codegen.cpp_unit import print_function, print_unit
 from torch import Tensor
 
@@ -81,18 +81,24 @@ def test_rows_of_any_length(unit: tuple[CppUnit, dict], what: str) -> None:
 
 
 @pytest.mark.parametrize("lanes", [LANES, BYTE_LANES])
-def test_blocks_divide_the_steps(lanes: int) -> None:
+def test_blocks_go_over_all_steps(lanes: int) -> None:
     for size in range(1, 5000, 7):
-        block = lane_block(size, lanes)
-        assert block <= BLOCK and block % lanes == 0
-        assert not block or (size // lanes * lanes) % block == 0
+        runs = lane_blocks(size, lanes)
+        assert [at for first, last, block in runs for at in range(first, last, block)] == sorted(
+            {at for first, last, block in runs for at in range(first, last, block)})
+        assert sum(last - first for first, last, _ in runs) == size // lanes * lanes and len(runs) <= 2
+        for (_, before, _), (after, _, _) in zip(runs, runs[1:]):
+            assert before == after
+        for first, last, block in runs:
+            assert block <= BLOCK and block % lanes == 0 and (last - first) % block == 0
+        assert size // lanes <= 4 or max(block for _, _, block in runs) >= min(BLOCK // 4, size // lanes * lanes)
 
 
 def test_lanes_are_as_many_as_the_narrowest_type_has() -> None:
     x = torch.randn(4, 512)
     assert f"[{LANES}]" in print_function(lower(moments, x).group.kernel, "kernel")
     assert f"[{BYTE_LANES}]" in print_function(lower(masked, x, x > 0).group.kernel, "kernel")
-    assert "_of<" not in print_function(lower(moments, torch.randn(4, 1000)).group.kernel, "kernel")
+    assert "_of<" not in print_function(lower(moments, torch.randn(4, LANES - 1)).group.kernel, "kernel")
 
 
 def test_places_of_extremes_are_found_by_lane() -> None:

@@ -56,11 +56,12 @@ def test_loops_that_compute_for_long_ask_memory_ahead() -> None:
 
 def test_rows_ask_for_the_next_one_in_their_heaviest_sweep() -> None:
     text = print_function(kernel(lambda x: x.softmax(-1), torch.randn(64, 1500)), "f")
-    assert text.count("__builtin_prefetch") == 1
-    before, after = text.split("__builtin_prefetch")
-    assert "+ 1500 + l], 0, 2);" in after.split("\n")[0]
+    before, *steps = text.split("__builtin_prefetch")
+    assert len(steps) == 4  # lines of 32 floats in each of two runs of blocks
+    assert all(f"+ base) + {1500 + 16 * (k % 2)}], 0, 2);" in s.split("\n")[0] for k, s in enumerate(steps))
     assert "rf_exp" not in before
-    assert "rf_exp" in after
+    assert "rf_exp" in steps[1]
+    assert "rf_exp" in steps[3]
 
 
 def test_sweeps_that_only_read_ask_step_by_step_for_the_next_rows() -> None:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,17 +12,9 @@ from rooffuse.codegen.cpp_prelude import PRELUDE
 from rooffuse.codegen.cpp_unit import print_function
 from rooffuse.codegen.short_rows import SHORT_ROW, write_out_short_rows
 from rooffuse.codegen.verify import verify
-from rooffuse.targets import local_target
 from torch import Tensor
 
-from .kernels import CppUnit, Lowered, assert_same, lower
-
-
-def finished(fn: Callable, *args: Tensor) -> Lowered:
-    """As a graph's kernels are finished for this machine."""
-    lowered = lower(fn, *args)
-    kernel = local_target(args).finish(lowered.group.kernel)
-    return replace(lowered, group=replace(lowered.group, kernel=kernel))
+from .kernels import CppUnit, assert_same, finished, lower
 
 
 def softmax(x: Tensor) -> Tensor:
