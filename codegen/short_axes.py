@@ -16,8 +16,9 @@ from .ir import Compute, Const, Index, Kernel, Load, Nest, Stmt, Store, index_of
 from .jam import copied
 from .scatter import is_scatter
 
-#: Longest axis that is written out, and most statements that it may become.
-SHORT, MOST_STATEMENTS = 4, 400
+#: Longest axis that is written out, and most statements that it may become, more where its lanes are three,
+#: which are no vector.
+SHORT, MOST_STATEMENTS, MOST_OF_THREE = 4, 256, 400
 
 #: Each comparison as ``a < b + n``: which operands ``a`` and ``b`` are, and ``n``.
 _COMPARISONS = {"lt": (0, 1, 0), "le": (0, 1, 1), "gt": (1, 0, 0), "ge": (1, 0, 1)}
@@ -64,7 +65,8 @@ def _written_out(kernel: Kernel, nest: Nest) -> Nest:
     if nest.reduction or nest.strip or len(nest.axes) < 2 or nest.axes[-1].size > SHORT:
         return nest
     last = nest.axes[-1]
-    if len(nest.body) * last.size > MOST_STATEMENTS or any(isinstance(s, Store) and is_scatter(s) for s in nest.body):
+    most = MOST_OF_THREE if last.size == 3 else MOST_STATEMENTS
+    if len(nest.body) * last.size > most or any(isinstance(s, Store) and is_scatter(s) for s in nest.body):
         return nest  # scatters keep to the order of the points
     return merged(copied(nest, last, 1, last.size), kernel)
 

@@ -128,13 +128,17 @@ class Units:
         return frozenset(mutated_roots(self.graph))
 
     @cached_property
-    def _last_writes(self) -> dict[Node, int]:
-        """The position of the last write into each storage that the graph writes."""
-        return {self.roots[a]: k for k, n in enumerate(self.graph.nodes) for a in written_args(n)}
+    def _writes(self) -> dict[Node, list[Node]]:
+        """What writes into each storage that the graph writes, in order."""
+        found: dict[Node, list[Node]] = {}
+        for node in self.graph.nodes:
+            for argument in written_args(node):
+                found.setdefault(self.roots[argument], []).append(node)
+        return found
 
-    def written_after(self, source: Node, reader: Node) -> bool:
-        """Whether memory that ``reader`` reads is another later on: read again, it may not be what it was."""
-        return self._last_writes.get(self.roots[source], -1) > self.position[reader]
+    def writes_after(self, source: Node, reader: Node) -> list[Node]:
+        """What writes into memory that ``reader`` reads later on: read again after that, it may not be what it was."""
+        return [w for w in self._writes.get(self.roots[source], ()) if self.position[w] > self.position[reader]]
 
     def source(self, node: Node) -> Node:
         """The buffer behind a chain of views; a constant is its own."""

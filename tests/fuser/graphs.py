@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from rooffuse.codegen.lower_group import lower_group
 from rooffuse.compile import Plan, plan_graph
-from rooffuse.cost_model import get_device
+from rooffuse.cost_model import Device, get_device
+from rooffuse.cost_model.detect import describe_cpu
 from rooffuse.grouping import Grouping, group_graph, memoised_lowering
 from rooffuse.options import Options
 from rooffuse.pricing import GroupPricer
@@ -20,6 +21,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 __all__ = ["floor_and_steps", "grouped", "groups_of", "lower_group", "planned", "trace"]
 
+#: What is planned for a CPU is the same whatever the machine's clock and caches are.
+CPU = describe_cpu({"flags": "avx512f avx512_bf16", "cpu MHz": "3000", "model name": "two cores"}, 2, 1 << 24, 24 << 30)
+
+
+def _device(name: str) -> Device:
+    return CPU if name == "cpu" else get_device(name)
+
 
 def trace(fn: Callable[..., Any], *args: torch.Tensor) -> GraphModule:
     """The functional ATen graph of ``fn``, input mutations as trailing copies."""
@@ -29,7 +37,7 @@ def trace(fn: Callable[..., Any], *args: torch.Tensor) -> GraphModule:
 
 def grouped(fn: Callable[..., Any], *args: torch.Tensor, device: str = "h100") -> Grouping:
     gm = trace(fn, *args)
-    return group_graph(gm, GroupPricer(Units(gm.graph), get_device(device)), memoised_lowering(False))
+    return group_graph(gm, GroupPricer(Units(gm.graph), _device(device)), memoised_lowering(False))
 
 
 def groups_of(grouping: Grouping) -> list[list[str]]:
@@ -38,7 +46,7 @@ def groups_of(grouping: Grouping) -> list[list[str]]:
 
 
 def planned(fn: Callable[..., Any], *args: torch.Tensor, device: str = "h100", **options: Any) -> Plan:
-    return plan_graph(trace(fn, *args), target_for(get_device(device)), Options(verify=True, **options))
+    return plan_graph(trace(fn, *args), target_for(_device(device)), Options(verify=True, **options))
 
 
 def floor_and_steps(fn: Callable[..., Any], *args: torch.Tensor, written: int) -> tuple[float, int]:

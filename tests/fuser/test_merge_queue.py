@@ -49,7 +49,6 @@ def lowered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-@pytest.mark.usefixtures("two_threads")  # more is worth merging on one
 @pytest.mark.parametrize("device", ["cpu", "h100"])
 def test_a_large_group_is_not_lowered_anew_with_each_of_its_neighbours(device: str, lowered: list[int]) -> None:
     plan = planned(turned, torch.empty(4096, 3), device=device)
