@@ -14,7 +14,7 @@ from .index import Ranges, ravel, unravel
 from .ir import Axis
 from .lower_pieces import CONCATENATIONS, pieces
 from .lower_reductions import Reduction, is_reduction, reduction_of, source_coords
-from .lower_scans import is_scan
+from .lower_scans import is_scan, rows_of
 from .lower_slices import follow_slices
 
 Coords = tuple[Expr, ...]
@@ -88,9 +88,9 @@ class _Places:
 
     def _assume(self, start: Node) -> bool:
         """Once nothing follows any more, find what is computed from slices in one place, and then put what is found
-        nowhere yet where the nest might as well have it: what is reduced along an axis of as many elements, or along
-        all of a row; and where ``start`` is, what spreads a row's results over as many elements, or puts parts of rows
-        in another order. Returns whether there was any.
+        nowhere yet where the nest might as well have it: what is reduced or scanned along an axis of as many elements,
+        or along all of a row; and where ``start`` is, what spreads a row's results over as many elements, or puts parts
+        of rows in another order. Returns whether there was any.
         """
         sliced = follow_slices(self.known, self.order, self.ranges)
         for node, slices in sliced.items():
@@ -99,12 +99,10 @@ class _Places:
         if self.work:
             return True
         for node in self.order:
-            if node.op == "placeholder" or not is_reduction(node):
+            reduction = rows_of(node) if node.op != "placeholder" else None
+            if reduction is None or reduction.source in self.known or reduction.source in sliced:
                 continue
-            reduction = reduction_of(node)
-            if reduction.source in self.known or reduction.source in sliced:
-                continue
-            here = self.known.get(node) or self._row(reduction)
+            here = (self.known.get(node) if is_reduction(node) else None) or self._row(reduction)
             along: tuple[Axis, ...] = next(((a,) for a in self.rows if a.size == reduction.count), ())
             if tuple(a.size for a in self.rows) == tuple(n for n in reduction.sizes if n != 1):
                 along = self.rows

@@ -106,6 +106,20 @@ class GroupState:
         inside = self.reachable(a, self.rank[b] - 1)
         return any(p in inside for p in self.graph.predecessors(b))
 
+    def path_outside(self, groups: Collection[int]) -> bool:
+        """Whether one of ``groups`` is reached from one of them through a group that isn't."""
+        last, work = max(map(self.rank.__getitem__, groups)), [*groups]
+        seen = set(groups)
+        while work:
+            k = work.pop()
+            for s in self.graph.successors(k):
+                if s in groups and k not in groups:
+                    return True
+                if s not in seen and self.rank[s] <= last:
+                    seen.add(s)
+                    work.append(s)
+        return False
+
     def rank_merged(self, a: int, b: int, k: int) -> None:
         """Give ``k``, which replaces ``a`` and ``b``, a rank: what follows the earlier one moves behind it."""
         if self.rank[a] > self.rank[b]:

@@ -270,7 +270,7 @@ class Grouper:
         if self.apart and any(x in a and y in b for a, b in combinations(members, 2)
                               for x in a if x in self.apart for y in self.apart[x]):
             return "one reads what the other has overwritten"
-        if len(groups) == 2 and (self.state.path_between(*groups) or self.state.path_between(*reversed(groups))):
+        if self.state.path_outside(groups):
             return BETWEEN
         sources = {r.source for n in union for r in self.units.reads(n) if r.source not in union}
         if len(outputs) + len(sources) > MAX_BUFFERS:

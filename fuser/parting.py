@@ -8,7 +8,7 @@ the other lead through a part of the kernel between, that part joins them.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -99,8 +99,13 @@ def _partings(grouper: Grouper, a: int, b: int) -> Iterator[_Parting]:
                 on_path.add(node)
         joining = frozenset(path & on_path & inside)
         if joining and joining < inside:
-            left = [state.members[k] - joining for k in between]
+            left = [part for k in between for part in _apart(state.members[k] - joining, path)]
             yield _Parting((a, b, *between), (first, joining, second), tuple(part for part in left if part))
+
+
+def _apart(members: Members, path: Collection[Node]) -> tuple[Members, Members]:
+    """Those of ``members`` that wait for what is on ``path`` and those that don't: others may wait for these."""
+    return members.intersection(path), members.difference(path)
 
 
 def _promises(grouper: Grouper, parting: _Parting) -> bool:

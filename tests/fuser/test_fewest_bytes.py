@@ -327,3 +327,16 @@ def test_packed_rows_are_those_of_eager_execution(fn: Callable) -> None:
     found = torch.compile(fn, backend="rooffuse", dynamic=False, options={"strict": True})(x)
     for ours, theirs in zip(found, fn(x)):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_scans_of_rows_that_are_padded_apart_share_a_sweep() -> None:
+    def fn(x: Tensor) -> tuple[Tensor, Tensor]:
+        return F.pad(x.cumsum(-1), (1, 0)), F.pad((x * x).cumsum(-1), (1, 0))
+
+    x = torch.empty(4096, 2048)
+    moved, launches = floor_and_steps(fn, x, written=2 * 4096 * 2049 * 4)
+    assert moved < 1.001 and launches == 1
+    x = torch.randn(5, 37)
+    found = torch.compile(fn, backend="rooffuse", dynamic=False, options={"strict": True})(x)
+    for ours, theirs in zip(found, fn(x.double())):
+        torch.testing.assert_close(ours, theirs.float(), rtol=1e-5, atol=1e-5)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import networkx as nx
 import pytest
 import torch
+import torch.nn.functional as F
 from rooffuse.group_state import GroupState
 from torch import Tensor
 from torch.fx import Graph
@@ -22,6 +23,11 @@ def response_norm_gradients(x: Tensor, w: Tensor, d: Tensor) -> tuple[Tensor, ..
     dn = (d * x * w[:, None, None]).sum((2, 3), keepdim=True)
     dg = dn / mean - (dn * g).mean(1, keepdim=True) / mean.square()
     return d * n * w[:, None, None] + dg * x / g, dw
+
+
+def entropy_gradients(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """How many labels count is needed by the gradient and by the loss, and its kernel would join both."""
+    return torch.func.grad_and_value(lambda x: F.cross_entropy(x.float(), y))(x)
 
 
 def mixture_gradients(p: Tensor, m: Tensor, s: Tensor, y: Tensor) -> tuple[Tensor, ...]:
@@ -64,6 +70,7 @@ def test_what_written_memory_holds_is_read_again_once_nobody_writes_there_any_mo
     (response_norm_gradients, (torch.randn(3, 24, 9, 7), torch.randn(24), torch.randn(3, 24, 9, 7))),
     (mixture_gradients, (torch.randn(65, 5), torch.randn(65, 5, 9), torch.randn(65, 5, 9), torch.randn(65, 9))),
     (segment_norm, (torch.randn(500, 12), torch.randint(0, 32, (500,)))),
+    (entropy_gradients, (torch.randn(256, 2000), torch.randint(0, 2000, (256,)))),
 ], ids=lambda value: getattr(value, "__name__", ""))
 def test_results_are_those_of_eager_execution(fn: Callable[..., object], args: tuple[Tensor, ...]) -> None:
     compiled = torch.compile(fn, backend="rooffuse", dynamic=False, options={"strict": True, "verify": True})
@@ -82,6 +89,7 @@ def test_groups_that_would_wait_for_each_other_are_not_made() -> None:
         return made
 
     before = state()
+    assert before.path_outside([0, 2]) and not before.path_outside([0, 1]) and not before.path_outside([0, 1, 2])
     after = before.copy()
     assert not after.regroup([0, 2], [3], [frozenset([a, c])], [0], needs)
     assert before.members == state().members and before.owner == state().owner and before.rank == state().rank
