@@ -54,8 +54,8 @@ def wraps(body: Iterable[Stmt], axis: Axis) -> set[int]:
 
 def decided(nest: Nest) -> frozenset[str]:
     """Conditions on positions that the innermost loop nearly never tests: those that change once along it, where it is
-    cut, those that are known before it and mostly hold, as they do away from the border of what is padded, and what is
-    made of such."""
+    cut, those that are known before it and mostly the same, as they are away from the border of what is padded, and
+    what is made of such."""
     if not nest.axes:
         return frozenset()
     lane, made = nest.axes[-1], values_of(nest)
@@ -71,7 +71,7 @@ def decided(nest: Nest) -> frozenset[str]:
             known = cut and stmt.name in once
         else:
             part = holding_part(nest, made, stmt)
-            known = part is not None and part >= MOSTLY
+            known = part is not None and not 1 - MOSTLY < part < MOSTLY
         if known:
             found.add(stmt.name)
     return frozenset(found)

@@ -17,7 +17,7 @@ from .options import Options, make_options
 from .saved_layouts import layout_of, report_strides
 from .specialise import SpecialisingFunction
 from .targets import local_target
-from .whole_operators import whole_interpolations
+from .whole_operators import whole_operators
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def compile_ahead(gm: GraphModule, example_inputs: Sequence[Any], compiler: Call
     if any(isinstance(x, list | tuple | dict) for x in example_inputs):
         from torch._dynamo.backends.common import aot_autograd
 
-        with whole_interpolations():
+        with whole_operators():
             return aot_autograd(**parts)(gm, example_inputs)
     from torch._functorch.aot_autograd import aot_module_simplified
 
@@ -87,5 +87,5 @@ def compile_ahead(gm: GraphModule, example_inputs: Sequence[Any], compiler: Call
 
     backward = parts["bw_compiler"]
     parts["bw_compiler"] = lambda *graph: untraced(untraced(backward)(*graph))
-    with whole_interpolations():
+    with whole_operators():
         return untraced(aot_module_simplified(gm, example_inputs, **parts))
