@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from .errors import NotLowerable
 from .float8 import FLOAT8
-from .index import bounds, floordiv, joined, mod, symbol
+from .index import bounds, extent_of, floordiv, joined, mod, symbol
 from .ir import Axis, Compute, Const, Index, Load, Nest, Reduce, Scan, Stmt, Store, compute_dtype, needed_statements
 from .positions import quotient
 from .simplify import split_axes
@@ -58,6 +58,7 @@ class NestBuilder:
         self._loads: dict[str, Load] = {}
         self._unrounded: dict[str, tuple[str, torch.dtype]] = {}
         self._positions: dict[str, Expr] = {}  # values that are index expressions with known bounds
+        self._extents: dict[str, tuple[int, int]] = {}  # the least and the most of whole numbers made of such
 
     def _emit(self, kind: type, dtype: torch.dtype, *fields) -> str:
         key = (kind, dtype, *((type(f), f) if isinstance(f, bool | float | int) else f for f in fields))
@@ -133,7 +134,7 @@ class NestBuilder:
                 return self.index(place, wanted)
         if wanted == torch.bool:
             return self.compute("ne", value, self.const(0, self.dtypes[value]))
-        return self._emit(Compute, wanted, "cast", (value,), None)
+        return self._within(self._emit(Compute, wanted, "cast", (value,), None), "cast", (value,))
 
     def rounded(self, value: str, dtype: torch.dtype) -> str:
         """``value`` rounded to storage type ``dtype`` but kept in its compute type, if eager rounding is asked for."""
@@ -179,7 +180,21 @@ class NestBuilder:
         extent = bounds(place, self.ranges) if place is not None else None
         if place is not None and extent is not None and _fits(extent, dtype):
             return self.index(place, dtype)
-        return self._emit(Compute, dtype, op, tuple(args), None)
+        return self._within(self._emit(Compute, dtype, op, tuple(args), None), op, args)
+
+    def _within(self, name: str, op: str, args: Sequence[str]) -> str:
+        """``name``, which is ``op(args)``, with what is known of its bounds."""
+        known = [self._extent(a) for a in args[op == "where":]] if self.dtypes[name] in _WIDE_INTEGERS else [None]
+        extent = extent_of(op, [e for e in known if e is not None]) if None not in known else None
+        if extent is not None and _fits(extent, self.dtypes[name]):
+            self._extents[name] = extent
+        return name
+
+    def _extent(self, value: str) -> tuple[int, int] | None:
+        """The least and the most that a whole number made of places along the axes may be, if that is known."""
+        if value in self.constants and isinstance(self.constants[value], int):
+            return int(self.constants[value]), int(self.constants[value])
+        return bounds(self._positions[value], self.ranges) if value in self._positions else self._extents.get(value)
 
     def _narrowed(self, *args: str) -> tuple[str, ...]:
         """Places along the axes that are compared, as int32 where they fit: twice as many lanes of a vector."""
@@ -287,15 +302,18 @@ class NestBuilder:
         The value goes through "bounded", which reports an index outside of ``[0, size)`` where the target can. Where a
         mask doesn't hold the index is none of the program's: it is 0, as what a masked load gives is.
         """
-        extent = bounds(self._positions[value], self.ranges) if value in self._positions else None
-        if extent is not None and extent[0] >= 0 and extent[1] < size:
+        low, high = self._extent(value) or (-1, size)
+        if low >= 0 and high < size and value in self._positions:
             return self._positions[value]
         loaded = value in self._loads and self._loads[value].mask == self.mask and self._loads[value].other == 0
         value = self.cast(value, torch.int64)
         if value in self.constants and -size <= self.constants[value] < size:
             return Integer(int(self.constants[value]) % size)
         end = self.const(size, torch.int64)
-        if negative:
+        if low >= 0 and high < size:
+            self._looked_up[symbol(value)] = size
+            return symbol(value)
+        if negative and low < 0:
             below = self.compute("lt", value, self.const(0, torch.int64))
             value = self.where(below, self.compute("add", value, end), value)
         if self.mask is not None and not loaded:

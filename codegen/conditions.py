@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import product
 
-from sympy import Integer
+from sympy import Expr, Integer
 
 from .index import FloorDiv, Mod, affine, bounds
 from .ir import Axis, Compute, Const, Index, Nest, Stmt, Store, index_of
@@ -12,6 +13,8 @@ from .ir import Axis, Compute, Const, Index, Nest, Stmt, Store, index_of
 MAX_CUTS = 4
 #: The part of all places at which a condition holds mostly.
 MOSTLY = 0.75
+#: Operations on whole numbers of which a place in pieces is made.
+_BENDING = frozenset({"cast", "neg", "abs", "add", "sub", "max", "min"})
 
 
 def values_of(nest: Nest) -> dict[str, Stmt]:
@@ -35,6 +38,43 @@ def thresholds(nest: Nest, axis: Axis) -> dict[str, tuple[int, bool]]:
             at = -(-(int(limit.value) - constant + (stmt.op in ("le", "gt"))) // step)
             found[stmt.name] = (at, stmt.op in ("lt", "le"))
     return found
+
+
+def bent_places(nest: Nest, axis: Axis) -> dict[str, list[tuple[int, int, Expr]]]:
+    """Whole numbers that are one expression of ``axis`` in each of a few pieces of it, as a place that is kept within
+    an image or mirrored at its edge: name to (begin, end, expression)."""
+    found: dict[str, list[tuple[int, int, Expr]]] = {}
+    for stmt in nest.body:
+        if isinstance(stmt, Index) and stmt.expr.free_symbols == {axis.symbol} and not stmt.expr.has(FloorDiv, Mod):
+            found[stmt.name] = [(0, axis.size, stmt.expr)]
+        elif isinstance(stmt, Const) and type(stmt.value) is int:
+            found[stmt.name] = [(0, axis.size, Integer(stmt.value))]
+        elif isinstance(stmt, Compute) and stmt.op in _BENDING and all(a in found for a in stmt.args):
+            pieces = _bent(stmt.op, [found[a] for a in stmt.args], axis)
+            if len(pieces) <= MAX_CUTS + 1:
+                found[stmt.name] = pieces
+    return {n: pieces for n, pieces in found.items() if len(pieces) > 1}
+
+
+def _bent(op: str, args: list[list[tuple[int, int, Expr]]], axis: Axis) -> list[tuple[int, int, Expr]]:
+    """``op`` of whole numbers in pieces, in as many more as it takes."""
+    pieces: list[tuple[int, int, Expr]] = []
+    for a, b in product(args[0], args[-1]):
+        low, high = max(a[0], b[0]), min(a[1], b[1])
+        if low >= high:
+            continue
+        first, second = (a[2], -a[2]) if op == "abs" else (a[2], b[2])
+        if op in ("cast", "neg", "add", "sub"):
+            change = {"cast": first, "neg": -first, "add": first + second, "sub": first - second}[op]
+            pieces.append((low, high, change))
+            continue
+        # The first is chosen where it is the larger one, or the smaller one: on one side of where they meet.
+        coefficients, constant, _ = affine(first - second if op in ("max", "abs") else second - first)
+        step = coefficients.get(axis.symbol, 0)
+        at = low if step == 0 else min(max(-(constant // step) if step > 0 else -constant // step + 1, low), high)
+        before, after = (second, first) if step > 0 or (step == 0 and constant >= 0) else (first, second)
+        pieces += [piece for piece in ((low, at, before), (at, high, after)) if piece[0] < piece[1]]
+    return sorted(pieces, key=lambda piece: piece[0])
 
 
 def wraps(body: Iterable[Stmt], axis: Axis) -> set[int]:

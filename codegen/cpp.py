@@ -332,7 +332,7 @@ class NestPrinter(PointwiseForm):
                             body, lane, (low, high), lambda reduces: self._clauses(reduces, parts),
                             lambda stage: self._add_row(stage, parts, "", computed))
                         continue
-                    streamed = [] if clauses is None else self._streamed(lane, body, first)
+                    streamed = [] if clauses is None else self._streamed(lane, body, first, last)
                     with self._lane_blocks(lane, low, high, streamed) as (control, start):
                         if clauses is not None:
                             self.add(f"#pragma omp simd{clauses}{self._asked}")

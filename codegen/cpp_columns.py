@@ -111,7 +111,7 @@ class ColumnForm(TurnedRowForm):
         if not varying:
             return
         step = 1 if inside_sweep else self._lanes_alike(varying, lane, shared)
-        streamed = self._streamed(lane, varying, 0) if step == 1 else []
+        streamed = self._streamed(lane, varying, 0, lane.size) if step == 1 else []
         with self._in_blocks(lane, streamed, self.lanes, "j", "begin", "end - begin"):
             self._print_block(varying, lane, shared, step, inside_sweep)
 

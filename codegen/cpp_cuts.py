@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from sympy import Expr, Symbol
 
-from .conditions import MAX_CUTS, thresholds, values_of, wraps
+from .conditions import MAX_CUTS, bent_places, thresholds, values_of, wraps
 from .cpp_columns import ColumnForm
 from .cpp_spelling import literal
 from .index import FloorDiv, Mod, affine, bounds, rewrite, symbol
@@ -41,6 +41,7 @@ class CutLoops(ColumnForm):
         super().__init__(kernel, nest)
         self._decided: dict[str, bool] = {}
         self._inside: dict[Symbol, tuple[int, int]] = {}  # the pieces of cut axes that are being printed
+        self._straight: dict[Symbol, Expr] = {}  # what is looked up for in these, as it is in one of them
 
     def line(self, stmt: Stmt) -> str:
         if not isinstance(stmt, Store) and stmt.name in self._decided:
@@ -52,6 +53,8 @@ class CutLoops(ColumnForm):
         least ``smallest`` long but for its borders; one piece if that can't be."""
         asked = {s.name for s in body if not isinstance(s, Store)}
         changes = {at for n, (at, _) in thresholds(self.nest, lane).items() if n in asked and 0 < at < lane.size}
+        places = {s.name for stmt in body if isinstance(stmt, Load) for s in stmt.index.free_symbols}
+        changes |= {low for n, bent in bent_places(self.nest, lane).items() if n in places for low, _, _ in bent[1:]}
         for cuts in (changes | wraps(body, lane), changes):
             pieces = list(pairwise([0, *sorted(cuts), lane.size]))
             sizes = [b - a for a, b in pieces]
@@ -190,8 +193,8 @@ class CutLoops(ColumnForm):
         self.close(bool(conditions))
 
     def _print_loop(self, lane: Axis, first: str, last: str, body: Sequence[Stmt]) -> None:
-        low = self._inside.get(lane.symbol, (0, lane.size))[0]
-        with self._lane_blocks(lane, first, last, self._streamed(lane, body, low)) as (control, start):
+        piece = self._inside.get(lane.symbol, (0, lane.size))
+        with self._lane_blocks(lane, first, last, self._streamed(lane, body, *piece)) as (control, start):
             self._print_lane_loop(lane, control, body, start)
 
     def _print_lane_loop(self, lane: Axis, control: str, body: Sequence[Stmt], start: str = "") -> None:
@@ -245,15 +248,19 @@ class CutLoops(ColumnForm):
     @contextmanager
     def _in_piece(self, axis: Axis, piece: tuple[int, int]) -> Iterator[None]:
         """What holds throughout a piece of an axis: conditions as constants, indices without what doesn't step."""
-        decided, inside = dict(self._decided), dict(self._inside)
+        decided, inside, straight = dict(self._decided), dict(self._inside), dict(self._straight)
         low, high = piece
         if high - low < axis.size:
             self._inside[axis.symbol] = piece
             self._decided.update((n, before == (low < at)) for n, (at, before) in thresholds(self.nest, axis).items())
+            self._straight.update((symbol(n), place) for n, bent in bent_places(self.nest, axis).items()
+                                  for begin, end, place in bent if begin <= low and high <= end)
         yield
-        self._decided, self._inside = decided, inside
+        self._decided, self._inside, self._straight = decided, inside, straight
 
     def spell_index(self, expr: Expr) -> str:
+        if self._straight and not self._straight.keys().isdisjoint(expr.free_symbols):
+            expr = expr.xreplace(self._straight)
         for axis, (low, high) in self._inside.items() if expr.has(FloorDiv, Mod) else ():
             if axis in expr.free_symbols:
                 offset = symbol(f"{axis.name}o")

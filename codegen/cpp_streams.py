@@ -31,9 +31,9 @@ class StreamedStores(LoopWriter):
         super().__init__(*args)  # type: ignore[arg-type]
         self._blocks: dict[tuple[str, Expr], str] = {}
 
-    def _streamed(self, lane: Axis, body: Sequence[Stmt], start: int) -> list[Store]:
-        """The stores of whole lines, one after the other along ``lane``, from ``start`` on."""
-        if lane.symbol in self.colliding or lane.size < STREAMED_LANES:
+    def _streamed(self, lane: Axis, body: Sequence[Stmt], start: int, end: int) -> list[Store]:
+        """The stores of whole lines, one after the other along ``lane``, from ``start`` to ``end``."""
+        if lane.symbol in self.colliding or lane.size < STREAMED_LANES or end - start < LINE_BYTES:
             return []
         found = [s for s in body if isinstance(s, Store) and self._fills_lines(s, lane, start)]
         others = {s.buffer for s in self.nest.body if isinstance(s, Store) and all(s is not f for f in found)}

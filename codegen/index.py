@@ -85,6 +85,25 @@ def bounds(expr: Expr, ranges: Ranges) -> Bounds:
     return None
 
 
+def extent_of(op: str, args: Sequence[tuple[int, int]]) -> Bounds:
+    """The same of an operation on whole numbers within bounds, of a choice of two on both; None for other operations
+    than those of the arithmetic of places."""
+    (low, high), (least, most) = args[0], args[-1]
+    if op == "abs":
+        return max(low, -high, 0), max(-low, high)
+    if op in ("cast", "neg"):
+        return (low, high) if op == "cast" else (-high, -low)
+    if op in ("add", "sub"):
+        return (low + least, high + most) if op == "add" else (low - most, high - least)
+    if op == "mul":
+        corners = [a * b for a in (low, high) for b in (least, most)]
+        return min(corners), max(corners)
+    if op in ("max", "min"):
+        choose = max if op == "max" else min
+        return choose(low, least), choose(high, most)
+    return (min(low, least), max(high, most)) if op == "where" else None
+
+
 def _split(expr: Expr, n: int) -> tuple[Expr, Expr]:
     """``expr = quotient * n + rest`` with every term that ``n`` divides moved into the quotient."""
     quotient, rest = [], []
