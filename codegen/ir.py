@@ -27,14 +27,17 @@ so many neighbours along the last parallel axis, too, and each of those has the 
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from sympy import Expr, Symbol
 
 from .float8 import FLOAT8
+
+T = TypeVar("T")
 
 WIDENED = dict.fromkeys((torch.bfloat16, torch.float16, *FLOAT8), torch.float32)
 
@@ -93,22 +96,30 @@ class Buffer:
     size: int
 
 
+class _Reading:
+    """What all statements have: their `operands`, which are asked for again and again, found once."""
+
+    @cached_property
+    def read(self) -> tuple[str, ...]:
+        return _operands(self)  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
-class Const:
+class Const(_Reading):
     name: str
     dtype: torch.dtype
     value: int | float | bool
 
 
 @dataclass(frozen=True)
-class Index:
+class Index(_Reading):
     name: str
     dtype: torch.dtype
     expr: Expr
 
 
 @dataclass(frozen=True)
-class Load:
+class Load(_Reading):
     name: str
     dtype: torch.dtype
     buffer: str
@@ -118,7 +129,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Compute:
+class Compute(_Reading):
     name: str
     dtype: torch.dtype
     op: str
@@ -127,7 +138,7 @@ class Compute:
 
 
 @dataclass(frozen=True)
-class Reduce:
+class Reduce(_Reading):
     name: str
     dtype: torch.dtype
     op: str
@@ -138,7 +149,7 @@ class Reduce:
 
 
 @dataclass(frozen=True)
-class Scan:
+class Scan(_Reading):
     name: str
     dtype: torch.dtype
     op: str
@@ -147,7 +158,7 @@ class Scan:
 
 
 @dataclass(frozen=True)
-class Store:
+class Store(_Reading):
     buffer: str
     index: Expr
     value: str
@@ -160,6 +171,10 @@ Stmt = Const | Index | Load | Compute | Reduce | Scan | Store
 
 def operands(stmt: Stmt) -> tuple[str, ...]:
     """Names of the SSA values that ``stmt`` reads, those inside of its index included."""
+    return stmt.read
+
+
+def _operands(stmt: Stmt) -> tuple[str, ...]:
     names: list[str] = []
     if isinstance(stmt, Compute):
         names.extend(stmt.args)
@@ -197,6 +212,14 @@ class Nest:
 
     axes: tuple[Axis, ...]
     body: tuple[Stmt, ...]
+
+    def once(self, find: Callable[[Nest], T]) -> T:
+        """``find`` of this nest, found once: of equal nests zeros may have other signs."""
+        known = self.__dict__.setdefault("_known", {})
+        if find not in known:
+            known[find] = find(self)
+        found: T = known[find]
+        return found
 
     @cached_property
     def parallel(self) -> tuple[Axis, ...]:

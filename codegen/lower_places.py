@@ -14,7 +14,7 @@ from .index import Ranges, ravel, unravel
 from .ir import Axis
 from .lower_pieces import CONCATENATIONS, pieces
 from .lower_reductions import Reduction, is_reduction, reduction_of, source_coords
-from .lower_scans import is_scan, rows_of
+from .lower_scans import is_scan, scanned_rows
 from .lower_slices import follow_slices
 
 Coords = tuple[Expr, ...]
@@ -99,10 +99,13 @@ class _Places:
         if self.work:
             return True
         for node in self.order:
-            reduction = rows_of(node) if node.op != "placeholder" else None
-            if reduction is None or reduction.source in self.known or reduction.source in sliced:
+            scanned = is_scan(node)
+            if node.op == "placeholder" or not (scanned or is_reduction(node)):
                 continue
-            here = (self.known.get(node) if is_reduction(node) else None) or self._row(reduction)
+            reduction = scanned_rows(node) if scanned else reduction_of(node)
+            if reduction.source in self.known or reduction.source in sliced:
+                continue
+            here = (None if scanned else self.known.get(node)) or self._row(reduction)
             along: tuple[Axis, ...] = next(((a,) for a in self.rows if a.size == reduction.count), ())
             if tuple(a.size for a in self.rows) == tuple(n for n in reduction.sizes if n != 1):
                 along = self.rows

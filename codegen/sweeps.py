@@ -132,6 +132,10 @@ def _without(nest: Nest, left_out: tuple[Stmt, ...]) -> Nest:
 
 def plan_phases(nest: Nest) -> tuple[Phase, ...]:
     """Phases in order; without reduction axes there is one, that runs at every point."""
+    return nest.once(_planned)
+
+
+def _planned(nest: Nest) -> tuple[Phase, ...]:
     if not nest.reduction:
         return (Phase(False, nest.body),)
     nest = _without(nest, tuple(s for s in after_strips(nest) if not isinstance(s, Reduce)))
