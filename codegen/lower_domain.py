@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+import torch
 from sympy import Expr, Integer, Symbol
 from torch.fx import Node
 
@@ -24,8 +25,11 @@ Coords = tuple[Expr, ...]
 
 #: How often axes are cut in two for the shorter reductions of a group.
 MOST_CUTS = 3
-#: Elements for each result of a few elements' reduction, at most, that each reduce these elements anew.
-MOST_SPREAD = 2
+#: Longest row of which the columns are values of their own.
+MOST_COLUMNS = 4
+#: Elements for each result of a few elements' reduction, at most, that each reduce these elements anew; and for each
+#: one of those, where they lie in such rows.
+MOST_SPREAD, IN_COLUMNS = 2, 4
 
 
 @dataclass
@@ -163,7 +167,10 @@ def own_domain(target: Node, inside: set[Node], needs: RowNeeds, eager_rounding:
     widest = max(reductions, key=width)
     if widest.count <= MOST_SLICES:
         few = all(prod(r.shape) <= MOST_SLICES for r in reductions)  # next to nothing, however often it is computed
-        if numel_of(target) > MOST_SPREAD * (prod(widest.shape) // widest.count) and not few:
+        elements = prod(widest.shape)
+        short = bool(shape) and 1 < shape[-1] <= MOST_COLUMNS
+        most = IN_COLUMNS * elements if short else MOST_SPREAD * (elements // widest.count)
+        if numel_of(target) > most and not few:
             return None
         axes, coords = _axes(shape, ())
     else:
@@ -177,6 +184,19 @@ def own_domain(target: Node, inside: set[Node], needs: RowNeeds, eager_rounding:
         coords = unravel(ravel(along, (*rows, row)), shape, ranges)
     builder = NestBuilder(axes, eager_rounding)
     return Domain(builder, places(target, coords, inside, builder.ranges, axes), {}, {}, (shape, coords))
+
+
+def column_domain(target: Node, inside: set[Node], needs: RowNeeds, eager_rounding: bool) -> Domain | None:
+    """A domain of the rows of ``target`` where these are few numbers, as a box or a point is: its columns are values of
+    their own, under no conditions, and so are those of others of its shape. None where rows are long or reduced."""
+    shape = shape_of(target)
+    if len(shape) < 2 or not 1 < shape[-1] <= MOST_COLUMNS or needs.rows(target):
+        return None
+    axes, coords = _axes(shape[:-1], ())
+    alone = [n for n in inside if isinstance(value_of(n), torch.Tensor) and not needs.rows(n)]
+    columns = tuple((*coords, Integer(k)) for k in range(shape[-1]))
+    rows = {n: coords for n in alone if shape_of(n) == shape[:-1]}
+    return Domain(NestBuilder(axes, eager_rounding), rows, {n: columns for n in alone if shape_of(n) == shape}, {})
 
 
 def _widest(reductions: Sequence[Reduction]) -> Reduction:

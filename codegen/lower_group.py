@@ -21,6 +21,7 @@ from .lower import Coords, NestLowering
 from .lower_cutouts import inside
 from .lower_domain import (
     Domain,
+    column_domain,
     first_domain,
     folded_domain,
     open_domain,
@@ -51,7 +52,7 @@ Form = Callable[[Node, set[Node], RowNeeds, bool], Domain | None]
 
 
 #: In which order a nest of a target's own is tried.
-_FORMS: tuple[Form, ...] = (folded_domain, open_domain, strip_domain, first_domain, own_domain)
+_FORMS: tuple[Form, ...] = (folded_domain, open_domain, strip_domain, first_domain, own_domain, column_domain)
 
 
 @dataclass

@@ -65,10 +65,11 @@ def _written_out(kernel: Kernel, nest: Nest) -> Nest:
     if nest.reduction or nest.strip or len(nest.axes) < 2 or nest.axes[-1].size > SHORT:
         return nest
     last = nest.axes[-1]
-    most = MOST_OF_THREE if last.size == 3 else MOST_STATEMENTS
-    if len(nest.body) * last.size > most or any(isinstance(s, Store) and is_scatter(s) for s in nest.body):
+    if any(isinstance(s, Store) and is_scatter(s) for s in nest.body):
         return nest  # scatters keep to the order of the points
-    return merged(copied(nest, last, 1, last.size), kernel)
+    most = MOST_OF_THREE if last.size == 3 else MOST_STATEMENTS
+    written = merged(copied(nest, last, 1, last.size), kernel)
+    return written if len(written.body) <= max(most, len(nest.body)) else nest
 
 
 def merged(nest: Nest, kernel: Kernel) -> Nest:

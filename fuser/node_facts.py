@@ -8,13 +8,14 @@ from math import prod
 import torch
 from rooffuse.codegen.fxinfo import op_name
 from rooffuse.codegen.lower_contractions import is_matrix_product
+from rooffuse.codegen.lower_domain import MOST_COLUMNS
 from rooffuse.codegen.lower_pieces import PASSED_ON
 from rooffuse.codegen.lower_reductions import Reduction, is_reduction, reduction_of
 from rooffuse.codegen.lower_scans import is_scan
 from rooffuse.codegen.lower_stores import accumulates, is_store, iterated
 from rooffuse.codegen.operations import operation_cost
 from rooffuse.cost_model import Device, Price, price
-from rooffuse.passes.graph import is_concrete, tensor_meta, viewed_arg
+from rooffuse.passes.graph import argument, is_concrete, tensor_meta, viewed_arg
 from torch.fx import Node
 from torch.fx.node import map_arg
 
@@ -50,6 +51,16 @@ def _read_again(node: Node) -> int:
         sizes.setdefault(root, []).append(distinct_bytes(operand))
     return sum(sum(found) - min(sum(found), max(*found, distinct_bytes(root)))
                for root, found in sizes.items() if len(found) > 1)
+
+
+def _of_columns(node: Node) -> bool:
+    """Whether a concatenation is of the few columns of short rows, each of which a kernel has as a value of its own."""
+    last = node.meta["val"].dim() - 1
+    if op_name(node) == "constant_pad_nd":
+        along = last if not any(node.args[1][2:]) else 0
+    else:
+        along = argument(node, "dim") % (last + 1)
+    return last > 0 and along == last and node.meta["val"].shape[last] <= MOST_COLUMNS
 
 
 def distinct_bytes(node: Node) -> int:
@@ -151,7 +162,13 @@ class NodeFacts:
     @cached_property
     def readers(self) -> tuple[tuple[Node, bool], ...]:
         """Units that read it and don't reduce, and whether they do so piece by piece."""
-        return tuple((u, op_name(u) in PIECEWISE) for u in self.units.users(self.node) if not is_reduction(u))
+        return tuple((u, op_name(u) in PIECEWISE and u not in self.column_of) for u in self.units.users(self.node)
+                     if not is_reduction(u))
+
+    @cached_property
+    def column_of(self) -> frozenset[Node]:
+        """Concatenations of columns that it is one of."""
+        return frozenset(u for u in self.units.users(self.node) if op_name(u) in PIECEWISE and _of_columns(u))
 
     @cached_property
     def spread(self) -> tuple[tuple[Node, tuple[int, ...]], ...]:

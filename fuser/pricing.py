@@ -8,6 +8,7 @@ import torch
 from rooffuse.codegen.contraction import contraction_of
 from rooffuse.codegen.invariant_axes import ACROSS, places_along
 from rooffuse.codegen.ir import Kernel, Nest
+from rooffuse.codegen.lower_domain import MOST_COLUMNS
 from rooffuse.codegen.lower_reductions import Reduction
 from rooffuse.codegen.traffic import kernel_traffic
 from rooffuse.codegen.triton_tiles import PERSISTENT_ELEMENTS, RUNNING_PROGRAMS, power_of_two, rows_beside
@@ -70,11 +71,15 @@ class GroupPricer:
         return counts
 
     def _shared(self, node: Node, user: Node, reductions: Sequence[Reduction]) -> int:
-        """How many elements of ``user`` have the same element of a value that a GPU evaluates but once for them: the
-        few neighbours that a thread takes together, and as many places along another axis as a program goes along, or
-        as it has rows of ``reductions`` side by side."""
+        """How many elements of ``user`` have the same element of a value that is evaluated but once for them: the
+        columns of short rows, on a GPU the few neighbours that a thread takes together, and as many places along
+        another axis as a program goes along, or as it has rows of ``reductions`` side by side."""
+        if user in self.facts(node).column_of:
+            return max(self.facts(user).elements // max(self.facts(node).elements, 1), 1)
         if self.device.kind == "cpu":
-            return 1
+            last = visited(user).shape[-1:]
+            seen = [shape[-1:] for u, shape in self.facts(node).spread if u is user]
+            return last[0] if last and last[0] <= MOST_COLUMNS and all(n == (1,) for n in seen) else 1
         if reductions:
             return self._sharing(node, user, reductions)
         if (node, user) not in self._known_sharing:
