@@ -157,11 +157,13 @@ def first_domain(target: Node, inside: set[Node], needs: RowNeeds, eager_roundin
     return _opened(target, inside, needs, eager_rounding, _first)
 
 
-def own_domain(target: Node, inside: set[Node], needs: RowNeeds, eager_rounding: bool) -> Domain | None:
-    """A domain of the elements of ``target`` where these aren't those that it reduces: as many to each reduced row, or
-    a few times fewer, computed from others of the row than their own (pairs that a normalised row is rotated in); or
-    what it reduces written out, if that are few elements everywhere. None where the target has no such form."""
-    reductions, shape = needs.rows(target), shape_of(target)
+def own_domain(target: Node, inside: set[Node], needs: RowNeeds, eager_rounding: bool,
+               beside: tuple[Reduction, ...] = ()) -> Domain | None:
+    """A domain of the elements of ``target`` where these aren't those that it reduces, or that others do ``beside`` it:
+    as many to each reduced row, or a few times fewer, computed from others of the row than their own (pairs that a
+    normalised row is rotated in, an image's pooling beside its mean); or what it reduces written out, if that are few
+    elements everywhere. None where the target has no such form."""
+    reductions, shape = needs.rows(target) or beside, shape_of(target)
     if not reductions or any(r.op not in COMBINED or r.source is None for r in reductions):
         return None
     widest = max(reductions, key=width)

@@ -114,8 +114,8 @@ def _fewest_nests(targets: list[Part], members: set[Node], buffers: dict[Node, s
 def _other_ways(nests: list[_OpenNest], targets: list[Part], needs: RowNeeds
                 ) -> list[tuple[list[Part], tuple[Form, ...]]]:
     """Orders of targets and of forms in which several nests may turn out fewer: what is in nests of its own may fit
-    into one with strips, pieces of rows of different lengths into one of whole rows, and what there is one of for each
-    row into one that has its rows for others."""
+    into one with strips, pieces of rows of different lengths into one of whole rows, what there is one of for each row
+    into one that has its rows for others, and what reduces rows into one of what is computed from their elements."""
     found: list[tuple[list[Part], tuple[Form, ...]]] = []
     if any(a.strip for n in nests for a in n.domain.builder.axes):
         found.append((targets, (strip_domain, folded_domain, open_domain)))
@@ -124,6 +124,12 @@ def _other_ways(nests: list[_OpenNest], targets: list[Part], needs: RowNeeds
     own = {n.domain.own[0] for n in nests if n.domain.own is not None}
     if own:
         found.append((sorted(targets, key=lambda t: shape_of(t.node) not in own), _FORMS))
+    if any(needs.rows_beside(t.node, [other.node for other in targets]) for t in targets):
+        def beside(target: Node, inside: set[Node], needs: RowNeeds, eager_rounding: bool) -> Domain | None:
+            rows = needs.rows_beside(target, [t.node for t in targets])
+            return own_domain(target, inside, needs, eager_rounding, rows) if rows else None
+
+        found.append((sorted(targets, key=lambda t: bool(needs.rows(t.node))), (beside, *_FORMS)))
     return found
 
 

@@ -1,12 +1,13 @@
 """Which rows the nodes of a group need to be reduced or scanned, and what that says of the space of a nest for them."""
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from functools import cache
 from math import prod
 
 from torch.fx import Graph, Node
 
+from .fxinfo import numel_of, op_name
 from .lower_reductions import Reduction
 from .lower_scans import rows_of, scan_prefix
 from .lower_segments import SEGMENTED_ROW
@@ -46,6 +47,21 @@ class RowNeeds:
         cut = {n.args[0] for n in found if n in self._prefixes}
         whole = {s for n in needed if n not in self._prefixes for s in n.all_input_nodes} | {node} if cut else set()
         return tuple(self._rows[n] for n in found if n not in cut or n in whole)
+
+    def rows_beside(self, node: Node, others: Iterable[Node]) -> tuple[Reduction, ...]:
+        """Rows that ``others`` reduce of the whole of what ``node`` is computed from, fewer elements, without reducing
+        any."""
+        if self.rows(node):
+            return ()
+        found = dict.fromkeys(r for other in others for r in self.rows(other) if r.source is not None)
+        read = {s for n in self._ancestors(node) for s in n.all_input_nodes} if found else set()
+        return tuple(r for r in found if numel_of(node) < prod(r.shape) and self._origin(r.source) in read)
+
+    def _origin(self, node: Node) -> Node:
+        """What ``node`` is converted from."""
+        while node not in self._buffers and op_name(node) in ("_to_copy", "clone"):
+            node = node.args[0]
+        return node
 
     def _ancestors(self, node: Node) -> list[Node]:
         """Nodes that ``node`` needs, itself first, buffers left out, nearest first."""

@@ -340,3 +340,25 @@ def test_scans_of_rows_that_are_padded_apart_share_a_sweep() -> None:
     found = torch.compile(fn, backend="rooffuse", dynamic=False, options={"strict": True})(x)
     for ours, theirs in zip(found, fn(x.double())):
         torch.testing.assert_close(ours, theirs.float(), rtol=1e-5, atol=1e-5)
+
+
+def pooled_beside_means(x: Tensor) -> tuple[Tensor, Tensor]:
+    return F.max_pool2d(x, 2) + F.avg_pool2d(x, 2), x.mean((2, 3))
+
+
+def differences_beside_variances(x: Tensor) -> tuple[Tensor, Tensor]:
+    flat = x.flatten(2)
+    return flat[..., ::2] - flat[..., 1::2], flat.float().var(-1)
+
+
+@pytest.mark.parametrize("fn", [pooled_beside_means, differences_beside_variances])
+def test_what_is_computed_from_several_elements_joins_what_reduces_them(fn: Callable) -> None:
+    x = torch.empty(64, 256, 28, 28, dtype=torch.bfloat16)
+    results = fn(x[:1, :1])
+    moved, launches = floor_and_steps(fn, x, written=64 * 256 * sum(r.nbytes for r in results))
+    assert moved < 1.01 and launches == 1
+    for shape in ((3, 5, 10, 14), (2, 1, 6, 2)):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(7))
+        found = torch.compile(fn, backend="rooffuse", dynamic=False, options={"strict": True})(x)
+        for ours, theirs in zip(found, fn(x.double())):
+            torch.testing.assert_close(ours, theirs.to(ours.dtype), rtol=1e-5, atol=1e-5)
