@@ -163,7 +163,7 @@ def own_domain(target: Node, inside: set[Node], needs: RowNeeds, eager_rounding:
     as many to each reduced row, or a few times fewer, computed from others of the row than their own (pairs that a
     normalised row is rotated in, an image's pooling beside its mean); or what it reduces written out, if that are few
     elements everywhere. None where the target has no such form."""
-    reductions, shape = needs.rows(target) or beside, shape_of(target)
+    reductions, shape = beside or needs.rows(target), shape_of(target)
     if not reductions or any(r.op not in COMBINED or r.source is None for r in reductions):
         return None
     widest = max(reductions, key=width)

@@ -124,12 +124,12 @@ def _other_ways(nests: list[_OpenNest], targets: list[Part], needs: RowNeeds
     own = {n.domain.own[0] for n in nests if n.domain.own is not None}
     if own:
         found.append((sorted(targets, key=lambda t: shape_of(t.node) not in own), _FORMS))
-    if any(needs.rows_beside(t.node, [other.node for other in targets]) for t in targets):
+    rows = {t.node: needs.rows_beside(t.node, [other.node for other in targets]) for t in targets}
+    if any(rows.values()):
         def beside(target: Node, inside: set[Node], needs: RowNeeds, eager_rounding: bool) -> Domain | None:
-            rows = needs.rows_beside(target, [t.node for t in targets])
-            return own_domain(target, inside, needs, eager_rounding, rows) if rows else None
+            return own_domain(target, inside, needs, eager_rounding, rows[target]) if rows.get(target) else None
 
-        found.append((sorted(targets, key=lambda t: bool(needs.rows(t.node))), (beside, *_FORMS)))
+        found.append((sorted(targets, key=lambda t: not rows[t.node]), (beside, *_FORMS)))
     return found
 
 

@@ -8,6 +8,7 @@ from math import prod
 from torch.fx import Graph, Node
 
 from .fxinfo import numel_of, op_name
+from .lower_pointwise import RULES
 from .lower_reductions import Reduction
 from .lower_scans import rows_of, scan_prefix
 from .lower_segments import SEGMENTED_ROW
@@ -50,17 +51,19 @@ class RowNeeds:
 
     def rows_beside(self, node: Node, others: Iterable[Node]) -> tuple[Reduction, ...]:
         """Rows that ``others`` reduce of the whole of what ``node`` is computed from, fewer elements, without reducing
-        any."""
-        if self.rows(node):
+        more than a few."""
+        if any(r.count > MOST_SLICES for r in self.rows(node)):
             return ()
-        found = dict.fromkeys(r for other in others for r in self.rows(other) if r.source is not None)
+        rows = (r for other in others for r in self.rows(other))
+        found = dict.fromkeys(r for r in rows if r.source is not None and r.count > MOST_SLICES)
         read = {s for n in self._ancestors(node) for s in n.all_input_nodes} if found else set()
         return tuple(r for r in found if numel_of(node) < prod(r.shape) and self._origin(r.source) in read)
 
     def _origin(self, node: Node) -> Node:
-        """What ``node`` is converted from."""
-        while node not in self._buffers and op_name(node) in ("_to_copy", "clone"):
-            node = node.args[0]
+        """What ``node`` is a function of, element by element."""
+        while node not in self._buffers and op_name(node) in RULES and len(node.all_input_nodes) == 1 and numel_of(
+                node) == numel_of(node.all_input_nodes[0]):
+            node = node.all_input_nodes[0]
         return node
 
     def _ancestors(self, node: Node) -> list[Node]:

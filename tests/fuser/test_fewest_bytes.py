@@ -351,11 +351,16 @@ def differences_beside_variances(x: Tensor) -> tuple[Tensor, Tensor]:
     return flat[..., ::2] - flat[..., 1::2], flat.float().var(-1)
 
 
-@pytest.mark.parametrize("fn", [pooled_beside_means, differences_beside_variances])
+def signs_beside_means(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Four to a byte, with the rows' mean sizes."""
+    bits = (x.flatten(1).unflatten(1, (-1, 4)) > 0).to(torch.uint8) << torch.arange(4, dtype=torch.uint8)
+    return bits.sum(-1, dtype=torch.uint8), x.abs().mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("fn", [pooled_beside_means, differences_beside_variances, signs_beside_means])
 def test_what_is_computed_from_several_elements_joins_what_reduces_them(fn: Callable) -> None:
-    x = torch.empty(64, 256, 28, 28, dtype=torch.bfloat16)
-    results = fn(x[:1, :1])
-    moved, launches = floor_and_steps(fn, x, written=64 * 256 * sum(r.nbytes for r in results))
+    x = torch.empty(16384, 16, 14, 14, dtype=torch.bfloat16)
+    moved, launches = floor_and_steps(fn, x, written=16384 * sum(r.nbytes for r in fn(x[:1])))
     assert moved < 1.01 and launches == 1
     for shape in ((3, 5, 10, 14), (2, 1, 6, 2)):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(7))
