@@ -184,7 +184,7 @@ class NestBuilder:
 
     def _within(self, name: str, op: str, args: Sequence[str]) -> str:
         """``name``, which is ``op(args)``, with what is known of its bounds."""
-        known = [self._extent(a) for a in args[op == "where":]] if self.dtypes[name] in _WIDE_INTEGERS else [None]
+        known = [self._extent(a) for a in args] if self.dtypes[name] in _WIDE_INTEGERS else [None]
         extent = extent_of(op, [e for e in known if e is not None]) if None not in known else None
         if extent is not None and _fits(extent, self.dtypes[name]):
             self._extents[name] = extent

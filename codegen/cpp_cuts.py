@@ -102,15 +102,16 @@ class CutLoops(ColumnForm):
         axis = self._vector
         if axis is None or stmt.mask is None or stmt.mask in self._decided:
             return None
-        step, size = affine(stmt.index)[0].get(axis.symbol, 0), self.kernel.buffer(stmt.buffer).size
+        index = stmt.index.xreplace(self._straight)
+        step, size = affine(index)[0].get(axis.symbol, 0), self.kernel.buffer(stmt.buffer).size
         if self._changes_along(stmt.mask, axis):
             if abs(step) > 1:  # of loads side by side g++ 12 gives all vectors the condition of the first
-                return f"{stmt.mask} ? {self.spell_index(stmt.index)} : 0"
+                return f"{stmt.mask} ? {self.spell_index(index)} : 0"
             # A masked load of one element for all lanes is no vector.
-            extent = None if self._depends(stmt.index, axis) else bounds(stmt.index, self.nest.ranges)
-            return self.spell_index(stmt.index) if extent and extent[0] >= 0 and extent[1] < size else None
+            extent = None if self._depends(index, axis) else bounds(index, self.nest.ranges)
+            return self.spell_index(index) if extent and extent[0] >= 0 and extent[1] < size else None
         # Nor is one under a condition that all lanes share, which is rather where all of them begin.
-        begin = stmt.index - step * axis.symbol
+        begin = index - step * axis.symbol
         if step < 1 or self._depends(begin, axis) or step * (axis.size - 1) >= size:
             return None
         return f"({stmt.mask} ? {self.spell_index(begin)} : 0) + {self.spell_index(step * axis.symbol)}"

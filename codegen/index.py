@@ -86,8 +86,8 @@ def bounds(expr: Expr, ranges: Ranges) -> Bounds:
 
 
 def extent_of(op: str, args: Sequence[tuple[int, int]]) -> Bounds:
-    """The same of an operation on whole numbers within bounds, of a choice of two on both; None for other operations
-    than those of the arithmetic of places."""
+    """The same of an operation on whole numbers within bounds; None for other operations than those of the arithmetic
+    of places. A choice by data is none: g++ takes a vector's mask for it where it isn't looked at again."""
     (low, high), (least, most) = args[0], args[-1]
     if op == "abs":
         return max(low, -high, 0), max(-low, high)
@@ -98,10 +98,10 @@ def extent_of(op: str, args: Sequence[tuple[int, int]]) -> Bounds:
     if op == "mul":
         corners = [a * b for a in (low, high) for b in (least, most)]
         return min(corners), max(corners)
-    if op in ("max", "min"):
-        choose = max if op == "max" else min
-        return choose(low, least), choose(high, most)
-    return (min(low, least), max(high, most)) if op == "where" else None
+    if op not in ("max", "min"):
+        return None
+    choose = max if op == "max" else min
+    return choose(low, least), choose(high, most)
 
 
 def _split(expr: Expr, n: int) -> tuple[Expr, Expr]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from rooffuse.codegen.cache import DiskCache
 from rooffuse.codegen.conditions import bent_places
 from rooffuse.codegen.index import extent_of, symbol
@@ -90,6 +91,18 @@ def windows_at_edges(x: Tensor) -> Tensor:
 
 def from_the_end(x: Tensor) -> Tensor:
     return x[:, torch.arange(x.shape[-1]) - 3] + 1
+
+
+def edges_of_a_border(x: Tensor) -> Tensor:
+    """Channels side by side, each read under the condition that it isn't in the border."""
+    padded = F.pad(x.permute(2, 0, 1), (1, 2))
+    at = (torch.arange(x.shape[1] + 7) - 1).clamp(0, x.shape[1] + 2)
+    return padded[:, :, at].permute(1, 2, 0) * 2
+
+
+@pytest.mark.parametrize("sizes", [(7, 6), (33, 65)])
+def test_channels_under_a_condition_have_one_each(sizes: tuple[int, int], cache: DiskCache) -> None:
+    checked(edges_of_a_border, torch.randn(*sizes, 3), cache=cache)
 
 
 @pytest.fixture(scope="module")
